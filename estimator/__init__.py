@@ -1,0 +1,1 @@
+"""The pure half: traces, memory and time. Never imports torch."""

@@ -1,0 +1,1 @@
+"""The torch half: makes traces and measurements, applies plans."""
