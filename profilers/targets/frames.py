@@ -1,0 +1,79 @@
+"""Which lines of the user's own code led to an error: a traceback without torch's, dnnmem's and the libraries' frames.
+
+    Traceback (most recent call last)                model.py:12 in forward
+      worker.py, step.py, torch/nn/module.py    ->       return self.fc(x)
+      model.py:12, torch/nn/linear.py               RuntimeError: mat1 and mat2 shapes cannot be multiplied
+    RuntimeError: mat1 and mat2 ...
+
+>>> try:
+...     _ = 1 / 0
+... except ZeroDivisionError as error:
+...     print(trim_traceback(error, ()))
+ZeroDivisionError: division by zero
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+FRAMES_SHOWN = 8
+"""Frames nearest to the error that are kept; endless recursion has a thousand."""
+
+
+def trim_traceback(exc: BaseException, user_files: Iterable[str]) -> str:
+    """The error with the frames that lie in `user_files` (files, or folders with all below them), innermost last.
+
+    Library folders inside of them, such as a virtual environment, are left out. Without any frame of the user's, the last
+    line of another library than torch and dnnmem stands in, and without that the error alone.
+    """
+    last = "".join(traceback.format_exception_only(type(exc), exc)).rstrip()
+    if isinstance(exc, SyntaxError):
+        return last
+    roots = [os.path.realpath(file) for file in user_files]
+    stack = traceback.extract_tb(exc.__traceback__)
+    frames = [frame for frame in stack if is_user_file(frame.filename, roots)]
+    if not frames:
+        frames = [frame for frame in stack if _is_other_library(frame.filename)][-1:]
+    lines = [f"... {len(frames) - FRAMES_SHOWN} more of your frames above"] if len(frames) > FRAMES_SHOWN else []
+    for frame in frames[-FRAMES_SHOWN:]:
+        lines.append(f"{_shorten(frame.filename)}:{frame.lineno} in {frame.name}")
+        lines.append(f"    {frame.line}")
+    return "\n".join([*lines, last])
+
+
+def is_user_file(filename: str, roots: Iterable[str]) -> bool:
+    """Whether a frame's file is one of `roots` or below one of them (absolute, resolved), libraries left out."""
+    if filename.startswith("<"):
+        return False
+    path = Path(os.path.realpath(filename))
+    for root in roots:
+        if str(path) == root:
+            return True
+        if path.is_relative_to(root) and not _is_library(path.relative_to(root)):
+            return True
+    return False
+
+
+def _is_library(path: Path) -> bool:
+    return any(part in {"site-packages", "dist-packages"} for part in path.parts)
+
+
+def _is_other_library(filename: str) -> bool:
+    path = Path(filename)
+    own = Path(__file__).resolve().parents[1]
+    standard = sysconfig.get_paths()["stdlib"]
+    if _is_library(path):
+        return "torch" not in path.parts
+    return not (filename.startswith(("<", standard)) or path.resolve().is_relative_to(own))
+
+
+def _shorten(filename: str) -> str:
+    try:
+        shorter = os.path.relpath(filename)
+    except ValueError:  # another drive
+        return filename
+    return shorter if not shorter.startswith("..") else filename
