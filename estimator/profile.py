@@ -140,6 +140,8 @@ class Profile:
     """What is alive at the peak, largest first."""
     timeline: Timeline
     """Bytes by kind over the step."""
+    phases: tuple[tuple[str, int], ...] = ()
+    """Phases in the order they run, each with the index of its first entry in `timeline`; empty if not known."""
     facts: Mapping[str, float | int | str] = field(default_factory=dict)
     """What else the device said."""
     notes: tuple[str, ...] = ()
