@@ -20,8 +20,17 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+from dnnmem.estimator import errors
+
 FRAMES_SHOWN = 8
 """Frames nearest to the error that are kept; endless recursion has a thousand."""
+
+_NOT_THEIRS = (
+    Path(sysconfig.get_paths()["stdlib"]).resolve(),
+    Path(__file__).resolve().parents[1],
+    Path(errors.__file__).resolve().parent,
+)
+"""The standard library, dnnmem.profilers and dnnmem.estimator: never the user's, wherever these folders lie."""
 
 
 def trim_traceback(exc: BaseException, user_files: Iterable[str]) -> str:
@@ -50,25 +59,19 @@ def is_user_file(filename: str, roots: Iterable[str]) -> bool:
     if filename.startswith("<"):
         return False
     path = Path(os.path.realpath(filename))
-    for root in roots:
-        if str(path) == root:
-            return True
-        if path.is_relative_to(root) and not _is_library(path.relative_to(root)):
-            return True
-    return False
+    if str(path) in roots:
+        return True
+    below = [path.relative_to(root) for root in roots if path.is_relative_to(root)]
+    return any(not _in_packages(rest) for rest in below) and not any(path.is_relative_to(own) for own in _NOT_THEIRS)
 
 
-def _is_library(path: Path) -> bool:
+def _in_packages(path: Path) -> bool:
     return any(part in {"site-packages", "dist-packages"} for part in path.parts)
 
 
 def _is_other_library(filename: str) -> bool:
     path = Path(filename)
-    own = Path(__file__).resolve().parents[1]
-    standard = sysconfig.get_paths()["stdlib"]
-    if _is_library(path):
-        return "torch" not in path.parts
-    return not (filename.startswith(("<", standard)) or path.resolve().is_relative_to(own))
+    return _in_packages(path) and "torch" not in path.parts and not any(path.is_relative_to(own) for own in _NOT_THEIRS)
 
 
 def _shorten(filename: str) -> str:
