@@ -1,0 +1,138 @@
+"""The command `dnnmem`: which commands there are, and how a failure becomes a message and an exit code.
+
+This is the one place that does the latter:
+
+    DnnmemError            error: what is wrong, hint: the way out      exit 1-5, as its class says
+    a wrong option         the same, from the option parser             exit 2
+    Ctrl-C                 nothing but a line end                       exit 130
+    a closed pipe          nothing: `dnnmem profile ... | head` is fine  exit 141, as the shell reports it
+    anything else          dnnmem's own fault, and it says so           exit 5
+
+Torch, pandas, pydantic and numpy load inside the commands that need them: `dnnmem --help` is quick.
+
+>>> import io
+>>> run(["--no-such-option"], stderr=(text := io.StringIO()))
+2
+>>> text.getvalue().splitlines()[0]
+'error: No such option: --no-such-option'
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, TextIO
+
+import typer
+
+from dnnmem import __version__
+from dnnmem.cli.commands.devices import devices
+from dnnmem.cli.commands.doctor import doctor
+from dnnmem.cli.commands.init import init
+from dnnmem.cli.commands.profile import profile
+from dnnmem.cli.console import wants_color
+from dnnmem.estimator.errors import DnnmemError, InternalError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT."""
+
+BROKEN_PIPE = 141
+"""Exit code when the reader of a pipe has gone: 128 + SIGPIPE."""
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+app = typer.Typer(
+    name="dnnmem",
+    help="Where every byte and second of a PyTorch training step goes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=_CONTEXT,
+)
+app.command(context_settings=_CONTEXT)(profile)
+app.command(context_settings=_CONTEXT)(init)
+app.command(context_settings=_CONTEXT)(devices)
+app.command(context_settings=_CONTEXT)(doctor)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the signature of an option's callback
+    if wanted:
+        typer.echo(f"dnnmem {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Where every byte and second of a PyTorch training step goes."""
+
+
+def main() -> None:
+    """The console entry: run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str], *, stderr: TextIO | None = None) -> int:
+    """Run the command line and return its exit code; failures are told on `stderr`."""
+    stderr = stderr or sys.stderr
+    try:
+        code = typer.main.get_command(app)(list(arguments), prog_name="dnnmem", standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        stderr.write("\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _leave_pipe()
+    except SystemExit as exit_:  # the option parser's own answer to a closed pipe is exit 1, which means "over budget" here
+        return exit_.code if isinstance(exit_.code, int) and exit_.code != 1 else _leave_pipe()
+    except Exception as error:  # noqa: BLE001 - the last line of defence: people never see a traceback they did not ask for
+        return _tell(error, stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _leave_pipe() -> int:
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - the interpreter flushes it on its way out
+    return BROKEN_PIPE
+
+
+def _tell(error: Exception, stderr: TextIO) -> int:
+    if os.environ.get("DNNMEM_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error, file=stderr)
+    known = error if isinstance(error, DnnmemError) else _as_known(error)
+    color = wants_color(stderr)
+    stderr.write(f"{_paint('error:', '1;31', color=color)} {known.message}\n")
+    first, *more = known.hint.splitlines() or [""]
+    if first:
+        stderr.write(f"{_paint('hint:', '1;36', color=color)} {first}\n")
+    stderr.writelines(f"      {line}\n" if line else "\n" for line in more)
+    return known.exit_code
+
+
+def _paint(text: str, code: str, *, color: bool) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if color else text
+
+
+class _OptionError(DnnmemError):
+    """What the option parser says."""
+
+    exit_code = 2
+
+
+def _as_known(error: Exception) -> DnnmemError:
+    if hasattr(error, "format_message"):  # click's ClickException, which typer carries under its own name since 0.26
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "dnnmem"
+        return _OptionError(error.format_message().rstrip("."), hint=f"{command} --help lists the options")
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{os.path.basename(frame.filename)}:{frame.lineno}"  # noqa: PTH119 - no pathlib for one word
+    return InternalError(
+        f"{type(error).__name__} at {place}: {error}. This is a fault of dnnmem, not of your model",
+        hint="please report it with this command line, the output of `dnnmem doctor`,\n"
+        "and the traceback that the same command prints with DNNMEM_DEBUG=1",
+    )

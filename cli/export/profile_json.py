@@ -1,0 +1,167 @@
+"""A profile as JSON, `dnnmem.profile/1`: the form that other tools read, and the only one that stays stable.
+
+Bytes are integers, times are seconds, what is not known is null. The models below are the format; the published JSON
+Schema (`dnnmem/schemas/profile-1.schema.json`) is generated from them. Keys may be added within version 1, so a reader
+ignores those it does not know; none is removed or changes its meaning.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dnnmem.estimator.profile import PARTS, Profile
+
+SCHEMA: Literal["dnnmem.profile/1"] = "dnnmem.profile/1"
+"""Name and version of the format."""
+
+POINTS = 500
+"""Most entries of the downsampled timeline."""
+
+Bytes = Annotated[int, Field(ge=0, description="bytes")]
+Flops = Annotated[int, Field(ge=0, description="floating-point operations; a multiply-add is two")]
+Seconds = Annotated[float, Field(ge=0, description="seconds")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PeakJson(_Part):
+    """The moment the step needs most."""
+
+    allocated_bytes: Bytes
+    reserved_bytes: Bytes | None
+    phase: str
+    module: str
+    op: str
+    source: str
+
+
+class PartsJson(_Part):
+    """The stack at the peak; null = not known. The known ones sum to `total_bytes`."""
+
+    param: Bytes | None
+    grad: Bytes | None
+    optimizer: Bytes | None
+    activation: Bytes | None
+    temp: Bytes | None
+    input: Bytes | None
+    buffer: Bytes | None
+    comm: Bytes | None
+    workspace: Bytes | None
+    fragmentation: Bytes | None
+    context: Bytes | None
+
+
+class LayerJson(_Part):
+    """One module's own share, without its children's."""
+
+    module: str
+    type: str
+    source: str
+    param_bytes: Bytes
+    grad_bytes: Bytes
+    optimizer_bytes: Bytes
+    activation_bytes: Bytes
+    temp_bytes: Bytes
+    peak_bytes: Bytes
+    forward_flops: Flops
+    backward_flops: Flops
+    forward_seconds: Seconds | None
+    backward_seconds: Seconds | None
+
+
+class AliveJson(_Part):
+    """A storage, or several alike, alive at the peak."""
+
+    nbytes: Bytes
+    count: Annotated[int, Field(ge=1)]
+    kind: str
+    module: str
+    name: str
+    shape: list[int]
+    dtype: str
+    source: str
+
+
+class TimelineJson(_Part):
+    """Memory over the step, thinned out: each entry is the largest moment of the allocator events it stands for."""
+
+    events: Annotated[int, Field(ge=0, description="allocator events of the whole step")]
+    index: list[int]
+    allocated_bytes: list[Bytes]
+    kinds: dict[str, list[Bytes]]
+    phases: list[tuple[str, int]]
+
+
+class ProfileJson(_Part):
+    """What one training step needs."""
+
+    schema_: Literal["dnnmem.profile/1"] = Field(alias="schema")
+    target: str
+    device: str
+    gpu: str | None
+    versions: dict[str, str]
+    batch: dict[str, int | str]
+    peak: PeakJson
+    parts: PartsJson
+    total_bytes: Bytes
+    usable_bytes: Bytes | None
+    fits: bool | None
+    step_seconds: Seconds | None
+    layers: list[LayerJson]
+    alive: list[AliveJson]
+    timeline: TimelineJson
+    facts: dict[str, float | int | str]
+    notes: list[str]
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> ProfileJson:
+        known = sum(nbytes for nbytes in self.parts.model_dump().values() if nbytes is not None)
+        if known != self.total_bytes:
+            raise ValueError(f"the known parts sum to {known}, but total_bytes is {self.total_bytes}")
+        return self
+
+
+def to_json(profile: Profile) -> str:
+    """The profile as indented JSON with a newline at its end; raises `ValueError` if it breaks the format's own rules."""
+    plain = {name: getattr(profile, name) for name in ProfileJson.model_fields if name not in {"schema_", "timeline"}}
+    plain |= {
+        "schema": SCHEMA,
+        "peak": asdict(profile.peak),
+        "parts": {name: profile.parts.get(name) for name in PARTS},
+        "layers": [asdict(layer) for layer in profile.layers],
+        "alive": [{**asdict(item), "shape": list(item.shape)} for item in profile.alive],
+        "timeline": _timeline(profile),
+        "versions": dict(profile.versions),
+        "batch": dict(profile.batch),
+        "facts": dict(profile.facts),
+        "notes": list(profile.notes),
+    }
+    return ProfileJson.model_validate(plain).model_dump_json(by_alias=True, indent=2) + "\n"
+
+
+def json_schema() -> str:
+    """The JSON Schema of the format, as the file that is published."""
+    schema: dict[str, Any] = ProfileJson.model_json_schema(by_alias=True)
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": SCHEMA}
+    return json.dumps(dialect, indent=2) + "\n"
+
+
+def _timeline(profile: Profile) -> dict[str, object]:
+    curve = profile.timeline
+    n = len(curve.allocated)
+    edges = np.unique(np.linspace(0, n, min(n, POINTS) + 1).astype(int))
+    index = [int(a + curve.allocated[a:b].argmax()) for a, b in zip(edges, edges[1:], strict=False)]
+    return {
+        "events": n,
+        "index": index,
+        "allocated_bytes": curve.allocated[index].tolist(),
+        "kinds": {kind.value: line[index].tolist() for kind, line in curve.kinds.items()},
+        "phases": list(profile.phases),
+    }
