@@ -1,15 +1,16 @@
 """One training step as data: operators in order, the storages they touch, and the allocator's list of events.
 
-A `Trace` is the only intermediate representation of dnnmem, at any granularity: an `Op` may be `aten.mm` or a whole block.
-Every technique is inserted ops, changed storages or moved frees; `check` states what stays true of all of them.
+A `Trace` is the only intermediate representation of dnnmem, at any granularity: an `Op` may be `aten.mm` or a whole
+block. Every technique is inserted ops, changed storages or moved frees; `check` states what stays true of all of them.
 
     setup (process start .. step)      op 0             op 1                 op n-1
-    +a p0  +a p1  +a exp_avg0 ...  |  +a x  +a tmp -tmp  |  +a y  -x   | ... |  -y        events, in the allocator's order
+    +a p0  +a p1  +a exp_avg0 ...  |  +a x  +a tmp -tmp  |  +a y  -x   | ... |  -y        in the allocator's order
                                       `-- op 0 owns these: its allocations and what is freed before op 1 begins
 
-The list is ordered because reserved memory depends on the order (RECORDING: a replay of it is exact). A storage that lives
-when the step starts is *pinned*; the step leaves exactly the pinned storages alive, so that the next step can follow.
-A pinned storage may be freed and allocated again within the step (a gradient under `zero_grad` at the top of the loop).
+The list is ordered because reserved memory depends on the order (RECORDING: a replay of it is exact). A storage that
+lives when the step starts is *pinned*; the step leaves exactly the pinned storages alive, so that the next step can
+follow. A pinned storage may be freed and allocated again within the step (a gradient under `zero_grad` at the top
+of the loop).
 
 >>> w = Storage(id=0, nbytes=8, kind=Kind.PARAM, shape=(2,), dtype="float32", module=("fc",), name="weight")
 >>> y = Storage(id=1, nbytes=4, kind=Kind.TEMP, shape=(1,), dtype="float32")
@@ -112,7 +113,7 @@ class Op:
     events: tuple[Event, ...] = ()
     """Allocator events from its start until the next op begins, in order."""
     flops: int = 0
-    """Floating-point operations of matrix products, convolutions and attention (a multiply-add is two); others count 0."""
+    """Floating-point operations of matrix products, convolutions and attention (a multiply-add is two); else 0."""
     moved_bytes: int = 0
     """Bytes it must read and write at least once."""
     workspace_bytes: int = 0
@@ -195,10 +196,18 @@ class Trace:
         return peak
 
     def check(self) -> None:
-        """Raise `TraceError` unless reads are live, blocks are freed once, sizes agree and only the pinned survive."""
+        """Raise `TraceError` unless reads are live, blocks are freed once, sizes agree and only the pinned survive.
+
+        A storage of 0 bytes has no block: it has no events and may be read at any time. A temporary dies with its op.
+        """
         unknown = self.pinned - self.storages.keys()
         if unknown:
-            raise TraceError(f"pinned storages {sorted(unknown)} are not among the {len(self.storages)} storages")
+            raise TraceError(f"pinned storages {sorted(unknown)[:8]} are not among the {len(self.storages)} storages")
+        for i, storage in self.storages.items():
+            if i != storage.id or i < 0 or storage.nbytes < 0:
+                raise TraceError(
+                    f"storage {i} has id {storage.id} and {storage.nbytes} bytes; ids agree, and neither is negative"
+                )
         live = {i: self.storages[i].nbytes for i in self.pinned}
         for index, op in enumerate(self.ops):
             _check_op(index, op, live, self.storages)
@@ -214,20 +223,31 @@ class Trace:
 def _check_op(index: int, op: Op, live: dict[int, int], storages: Mapping[int, Storage]) -> None:
     where = f"op {index} ({op.name})"
     for i in op.reads:
-        if i not in live:
+        if i not in live and not _is_empty(i, storages):
             raise TraceError(f"{where} reads storage {i}, which is not alive")
-    written = set(op.writes)
     for event in op.events:
-        i = event.storage
-        if event.nbytes >= 0:
-            if i in live:
-                raise TraceError(f"{where} allocates storage {i}, which is already alive")
-            if i >= 0 and (i not in storages or storages[i].nbytes != event.nbytes):
-                raise TraceError(f"{where} allocates {event.nbytes} bytes for storage {i}, which the trace does not list so")
-            live[i] = event.nbytes
-            written.discard(i)
-        elif live.pop(i, None) != -event.nbytes:
-            raise TraceError(f"{where} frees {-event.nbytes} bytes of storage {i}, which is not alive with that size")
-    missing = [i for i in written if i not in live and i not in op.frees]
+        _check_event(where, event, live, storages)
+    kept = sum(event.nbytes for event in op.events if event.storage < 0)
+    if kept:
+        raise TraceError(f"{where} leaves {kept} bytes of its temporaries alive; they die before the next op begins")
+    missing = [i for i in op.writes if i not in live and i not in op.frees and not _is_empty(i, storages)]
     if missing:
         raise TraceError(f"{where} writes storages {missing}, which are not alive")
+
+
+def _check_event(where: str, event: Event, live: dict[int, int], storages: Mapping[int, Storage]) -> None:
+    i, nbytes = event.storage, event.nbytes
+    if nbytes > 0:
+        if i in live:
+            raise TraceError(f"{where} allocates storage {i}, which is already alive")
+        if i >= 0 and (i not in storages or storages[i].nbytes != nbytes):
+            raise TraceError(f"{where} allocates {nbytes} bytes for storage {i}, which the trace does not list so")
+        live[i] = nbytes
+    elif nbytes == 0:
+        raise TraceError(f"{where} has an event of 0 bytes for storage {i}; what has no bytes has no block")
+    elif live.pop(i, None) != -nbytes:
+        raise TraceError(f"{where} frees {-nbytes} bytes of storage {i}, which is not alive with that size")
+
+
+def _is_empty(i: int, storages: Mapping[int, Storage]) -> bool:
+    return i in storages and storages[i].nbytes == 0
