@@ -1,0 +1,56 @@
+"""The `fake` device: any size of model on any machine, by FakeTensors that have shapes and no memory.
+
+The step really runs: the user's Python, autograd and the optimizer. Only kernels do not, so that peaks come from the
+recorded lives of storages. Without a GPU named, operators are those that a CPU runs; with one, `rules.py` puts in what CUDA
+would run instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+)
+
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.profile import Measurement
+from dnnmem.estimator.trace import Origin, Trace
+from dnnmem.profilers.capture import Built, capture
+from dnnmem.profilers.step import Target
+from dnnmem.profilers.tensors import map_tensors
+from dnnmem.profilers.values import SmallValues
+
+
+class DataDependent(UnsupportedError):
+    """A shape or a branch depends on values that a fake run does not have."""
+
+
+def profile_fake(
+    target: Target, *, steps: int, origin: Origin, on_step: Callable[[int], None]
+) -> tuple[Trace, Measurement]:
+    """Trace of the last of `steps` fake steps. Raises `DataDependent` naming the operator."""
+    batch = target.make_batch()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    values = SmallValues(fake)
+    try:
+        with fake, values:
+            model = target.make_model()
+            optimizer = target.make_optimizer(model.parameters())
+            built = Built(model=model, batch=map_tensors(batch, values.adopt), optimizer=optimizer)
+            trace, growth = capture(
+                target, built, device_type="cpu", fake=True, timed=False, steps=steps, origin=origin, on_step=on_step
+            )
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise DataDependent(
+            f"{error.func} depends on values that a fake run does not have",
+            hint="use --device cpu with a small batch, or --device virtual or cuda",
+        ) from error
+    except UnsupportedFakeTensorException as error:
+        raise UnsupportedError(f"this step cannot run on FakeTensors: {error}", hint="use --device cpu") from error
+    notes = tuple(f"{text} ({count} times)" for text, count in sorted(values.assumptions.items()))
+    return replace(trace, origin=replace(trace.origin, notes=(*trace.origin.notes, *notes))), Measurement(growth_bytes=growth)

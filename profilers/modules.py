@@ -1,0 +1,156 @@
+"""Where an operator belongs: phase, module path and the user's source line, for forward, recomputation, backward and update.
+
+Forward: global module hooks keep the path of the running module. Backward: autograd's sequence numbers tie a node to the
+forward operator that made it (a node is numbered just before its operator is dispatched). Outside modules the path is
+`<loss>`, in the update it is `<optimizer>`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from dnnmem.estimator.trace import Phase
+
+LOSS = ("<loss>",)
+"""Path of code outside all modules."""
+OPTIMIZER = ("<optimizer>",)
+"""Path of the update: optimizer step, gradient clipping, scaling, averaging."""
+
+_SKIPPED = tuple(os.path.dirname(p) + os.sep for p in (torch.__file__, __file__))  # noqa: PTH120 - co_filename is a str
+
+
+class Place(NamedTuple):
+    """Where an operator runs."""
+
+    phase: Phase
+    module: tuple[str, ...]
+    source: str
+    node: Any
+    """Autograd node that runs it, None outside backward."""
+
+
+class ModuleTracker:
+    """Follows which module runs; a context manager around the steps. Raises nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """`model`: the root of the paths."""
+        self._paths: dict[int, tuple[str, ...]] = {}
+        for name, module in model.named_modules():
+            self._paths[id(module)] = tuple(name.split(".")) if name else ()
+        self._stack: list[tuple[str, ...]] = []
+        self._by_sequence: dict[int, tuple[tuple[str, ...], str]] = {}
+        self._sequence = 0
+        self._updating = 0
+        self._after_backward = False
+        self._handles: list[Any] = []
+        self._is_user: dict[str, bool] = {}
+        self._lines: dict[tuple[str, int], str] = {}
+
+    def __enter__(self) -> ModuleTracker:
+        """Install the hooks."""
+        hooks = nn.modules.module
+        self._handles = [
+            hooks.register_module_forward_pre_hook(self._enter_module),
+            hooks.register_module_forward_hook(self._leave_module, always_call=True),
+            register_optimizer_step_pre_hook(self._enter_update),
+            register_optimizer_step_post_hook(self._leave_update),
+        ]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def place(self) -> Place:
+        """Where the operator that is being dispatched belongs."""
+        node = torch._C._current_autograd_node()
+        if node is not None and torch._C._current_graph_task_id() != -1:
+            self._after_backward = True
+            if not self._stack:
+                return self._place_of_node(node)
+            place = Place(Phase.BACKWARD, self._stack[-1], self._source(), node)
+            self._mark(place)
+            return place
+        if self._updating:
+            return Place(Phase.STEP, OPTIMIZER, self._source(), None)
+        if self._stack:
+            self._after_backward = False
+            place = Place(Phase.FORWARD, self._stack[-1], self._source(), None)
+        elif self._after_backward and not torch.is_grad_enabled():
+            return Place(Phase.STEP, OPTIMIZER, self._source(), None)
+        else:
+            place = Place(Phase.FORWARD, LOSS, self._source(), None)
+        self._mark(place)
+        return place
+
+    def start_step(self) -> None:
+        """A new step begins."""
+        self._after_backward = False
+
+    def _place_of_node(self, node: Any) -> Place:
+        number = node._sequence_nr() if hasattr(node, "_sequence_nr") else -1
+        known = self._by_sequence.get(number)
+        if known is None and type(node).__name__ == "AccumulateGrad":
+            known = (LOSS, "")
+        module, source = known or (LOSS, "")
+        return Place(Phase.BACKWARD, module, source, node)
+
+    def _mark(self, place: Place) -> None:
+        """Nodes numbered since the last operator belong to this one."""
+        number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        for i in range(self._sequence, number):
+            self._by_sequence[i] = (place.module, place.source)
+        self._sequence = number
+
+    def _enter_module(self, module: nn.Module, args: object) -> None:
+        path = self._paths.get(id(module))
+        if path is None:
+            path = self._stack[-1] if self._stack else LOSS
+        self._stack.append(path)
+
+    def _leave_module(self, module: nn.Module, args: object, output: object) -> None:
+        if self._stack:
+            self._stack.pop()
+
+    def _enter_update(self, *_: object) -> None:
+        self._updating += 1
+
+    def _leave_update(self, *_: object) -> None:
+        self._updating = max(0, self._updating - 1)
+
+    def _source(self) -> str:
+        """Innermost line outside torch and dnnmem."""
+        frame: FrameType | None = sys._getframe(3)
+        known = self._is_user
+        while frame is not None:
+            name = frame.f_code.co_filename
+            user = known.get(name)
+            if user is None:
+                user = known[name] = not (name.startswith(_SKIPPED) or name.startswith("<"))
+            if user:
+                key = (name, frame.f_lineno)
+                line = self._lines.get(key)
+                if line is None:
+                    line = self._lines[key] = f"{short_path(name)}:{frame.f_lineno}"
+                return line
+            frame = frame.f_back
+        return ""
+
+
+def short_path(path: str) -> str:
+    """A path for people: relative to the current folder, or from the package on."""
+    here = os.getcwd() + os.sep  # noqa: PTH109 - compared with co_filename, a str
+    if path.startswith(here):
+        return path[len(here) :]
+    for mark in ("site-packages" + os.sep, "dist-packages" + os.sep):
+        if mark in path:
+            return path.rpartition(mark)[2]
+    return path

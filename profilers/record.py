@@ -1,0 +1,286 @@
+"""Records what a training step does: each operator, the storages it reads and makes, and when each storage dies.
+
+One recorder for all devices: a dispatch mode over real tensors (cpu, cuda, virtual) or over FakeTensors. It only notes;
+`rewrite.py` undoes what a dispatch mode changes (autograd then adds gradients out of place) and `kinds.py` says what each
+storage was for. Storages die when their last tensor does, so their finalizers give the allocator's order of frees.
+
+    dispatch(op)  ->  _Entry(op, place, reads, writes, first event)
+    finalizer     ->  event (-bytes, storage)         both in one list, in program order
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dnnmem.estimator.trace import Kind
+from dnnmem.profilers.flops import op_cost
+from dnnmem.profilers.modules import ModuleTracker, Place
+from dnnmem.profilers.tensors import tensors_in
+
+_ALIASES = frozenset({"aten::detach", "aten::_unsafe_view", "aten::alias", "aten::lift_fresh", "aten::detach_"})
+_ADD = torch.ops.aten.add.Tensor
+_DEVICE = torch.ops.prim.device.default
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor})
+_NO_DISPATCH = torch._C._disabled_torch_dispatch_impl
+
+
+@dataclass(slots=True)
+class Block:
+    """A storage while it is being recorded."""
+
+    nbytes: int
+    shape: tuple[int, ...]
+    dtype: str
+    entry: int
+    """Index of the op that made it; -1 if it was found."""
+    node: int | None = None
+    """Sequence number of the autograd node that ran when it was made."""
+    died: int = -1
+    """Dispatch count at its death; -1 while alive."""
+    kind: Kind | None = None
+    module: tuple[str, ...] | None = None
+    name: str = ""
+    saved: bool = False
+    host: bool = False
+    """True for what stays on the host on a GPU: not device memory."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """An operator while it is being recorded."""
+
+    name: str
+    place: Place
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    start: int
+    """Index of its first event."""
+    flops: int
+    moved_bytes: int
+    seconds: float | None
+    tick: int
+    """Dispatch count."""
+    accumulates: tuple[int, int] | None = None
+    """(old, new) storages of a sum of gradients that autograd does in place when nobody watches."""
+
+
+@dataclass(slots=True)
+class Log:
+    """Everything noted, from the first watched storage on."""
+
+    entries: list[Entry] = field(default_factory=list)
+    events: list[tuple[int, int]] = field(default_factory=list)
+    """(signed bytes, storage) in program order."""
+    blocks: dict[int, Block] = field(default_factory=dict)
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    """(first entry, first event) of each step."""
+
+
+class Recorder(TorchDispatchMode):
+    """Notes all operators while active. Use `watch` before, `start_step` at each step, and read `log` afterwards."""
+
+    def __init__(self, tracker: ModuleTracker, *, device_type: str, fake: bool, timed: bool) -> None:
+        """`device_type`: whose tensors count; `fake`: FakeTensors count, others do not; `timed`: note seconds of each op."""
+        super().__init__()
+        self.log = Log()
+        self._tracker = tracker
+        self._device_type = device_type
+        self._fake = fake
+        self._timed = timed
+        self._live: dict[int, int] = {}
+        self._refs: dict[int, weakref.ref[Any]] = {}
+        self._tick = 0
+        self._current: tuple[int, Place | None] = (-1, None)
+        self._schemas: dict[Any, tuple[bool, tuple[int, ...], tuple[str, ...]]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from wrapping each dispatch (and from importing its compiler for it)."""
+        return False
+
+    def start_step(self) -> None:
+        """A step begins: what lives now is what it finds."""
+        self._current = (-1, None)
+        self._tracker.start_step()
+        self.log.steps.append((len(self.log.entries), len(self.log.events)))
+
+    def watch(self, tensor: Tensor, kind: Kind, module: tuple[str, ...], name: str) -> None:
+        """Name the storage of `tensor`, noting it if it is new; the first name stays."""
+        number = self._see(tensor)
+        if number is not None:
+            block = self.log.blocks[number]
+            if block.kind is None:
+                block.kind, block.module, block.name = kind, module, name
+
+    def keep_on_host(self, tensor: Tensor) -> None:
+        """The storage of `tensor` would stay in host memory on a GPU: leave it out."""
+        number = self._see(tensor)
+        if number is not None:
+            self.log.blocks[number].host = True
+
+    def note_saved(self, tensor: Tensor) -> None:
+        """Autograd keeps `tensor` for backward."""
+        number = self._see(tensor)
+        if number is not None:
+            self.log.blocks[number].saved = True
+
+    def tracks(self, tensor: Tensor) -> bool:
+        """True if the memory of `tensor` is what this recorder counts."""
+        if isinstance(tensor, FakeTensor):
+            return self._fake and tensor.fake_device.type == self._device_type
+        return not self._fake and tensor.device.type == self._device_type and tensor.layout is torch.strided
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run `func` and note it; operators over other tensor subclasses are first taken apart by them."""
+        kwargs = kwargs or {}
+        if func is _DEVICE:
+            return func(*args, **kwargs)
+        if not all(t in _PLAIN or t.__torch_dispatch__ is _NO_DISPATCH for t in types):
+            return NotImplemented
+        self._tick += 1
+        schema = self._schemas.get(func) or self._read_schema(func)
+        if schema[0]:
+            return func(*args, **kwargs)
+        place = self._tracker.place()
+        inputs = list(tensors_in(args))
+        if kwargs:
+            inputs.extend(tensors_in(kwargs.values()))
+        self._current = (-1, None)
+        reads = self._numbers(inputs)
+        entry = Entry(str(func), place, reads, (), len(self.log.events), 0, 0, None, self._tick)
+        self._current = (len(self.log.entries), place)
+        if self._timed:
+            before = time.perf_counter()
+            out = func(*args, **kwargs)
+            entry.seconds = time.perf_counter() - before
+        else:
+            out = func(*args, **kwargs)
+        self._note(entry, func, args, kwargs, out, schema)
+        return out
+
+    def _note(self, entry: Entry, func: Any, args: Any, kwargs: Any, out: Any, schema: Any) -> None:
+        outputs = self._numbers(tensors_in((out,)))
+        known = set(entry.reads)
+        changed = [args[i] for i in schema[1] if i < len(args)] + [kwargs[k] for k in schema[2] if k in kwargs]
+        new = tuple(n for n in outputs if n not in known)
+        if not new and not changed and not entry.reads:
+            return
+        entry.writes = new + self._numbers(tensors_in(changed)) if changed else new
+        entry.flops, entry.moved_bytes = op_cost(func, args, kwargs, out)
+        if func is _ADD and entry.place.node is not None and new:
+            entry.accumulates = self._accumulation(entry, args, new[0])
+        self.log.entries.append(entry)
+
+    def _accumulation(self, entry: Entry, args: tuple[Any, ...], new: int) -> tuple[int, int] | None:
+        """(old, new) if this is the engine's own sum of two gradients of one tensor (InputBuffer::accumulate).
+
+        Not so for sums within a formula: there the first term was made by the node that runs, and a Python function's
+        sum is called from its own frame.
+        """
+        if torch.is_grad_enabled() or len(args) != 2 or not isinstance(args[1], Tensor) or not _dense(args[0]):
+            return None
+        caller = sys._getframe(3)
+        if caller is not None and caller.f_code.co_name != "_engine_run_backward":
+            return None
+        old = self._live.get(args[0].untyped_storage()._cdata)
+        if old is None or old == self._live.get(args[1].untyped_storage()._cdata):
+            return None
+        node = entry.place.node
+        edges = [edge for edge in node.next_functions if edge[0] is not None]
+        if self.log.blocks[old].node == _number(node) and len(set(edges)) == len(edges):
+            return None
+        return old, new
+
+    def _read_schema(self, func: Any) -> tuple[bool, tuple[int, ...], tuple[str, ...]]:
+        arguments = func._schema.arguments
+        mutable = [(i, a) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+        is_view = func.is_view or func._schema.name in _ALIASES
+        positions = tuple(i for i, a in mutable if not a.kwarg_only)
+        result = self._schemas[func] = (is_view and not mutable, positions, tuple(a.name for _, a in mutable))
+        return result
+
+    def _numbers(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
+        found: dict[int, None] = {}
+        for tensor in tensors:
+            number = self._see(tensor)
+            if number is not None:
+                found[number] = None
+        return tuple(found)
+
+    def _see(self, tensor: Tensor) -> int | None:
+        """The number of the tensor's storage, noting it if it is new; None if it does not count."""
+        if not self.tracks(tensor):
+            return None
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        number = self._live.get(key)
+        nbytes = storage.nbytes()
+        if number is not None:
+            if self.log.blocks[number].nbytes == nbytes:
+                return number
+            self._dead(number, key)
+        if not nbytes:
+            return None
+        number = len(self.log.blocks)
+        index, place = self._current
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        node = _number(place.node) if place is not None else None
+        module = place.module if place is not None else None
+        self.log.blocks[number] = Block(nbytes, tuple(tensor.shape), dtype, index, node, module=module)
+        self.log.events.append((nbytes, number))
+        self._live[key] = number
+        self._refs[number] = weakref.ref(storage, partial(self._finalized, number, key))
+        return number
+
+    def _finalized(self, number: int, key: int, _: object) -> None:
+        if self._live.get(key) == number:
+            self._dead(number, key)
+
+    def _dead(self, number: int, key: int) -> None:
+        del self._live[key]
+        self._refs.pop(number, None)
+        block = self.log.blocks[number]
+        block.died = self._tick
+        self.log.events.append((-block.nbytes, number))
+
+
+def _number(node: Any) -> int | None:
+    """Sequence number of an autograd node; None outside backward."""
+    return None if node is None else int(node._sequence_nr())
+
+
+def _dense(tensor: Tensor) -> bool:
+    """True if the elements fill a block without gaps or overlap, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted((st, n) for st, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def saved_hooks(recorder: Recorder) -> torch.autograd.graph.saved_tensors_hooks:
+    """Hooks that note what autograd keeps; they hand each tensor through unchanged."""
+
+    def pack(tensor: Tensor) -> Tensor:
+        recorder.note_saved(tensor)
+        return tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, _same)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

@@ -1,0 +1,247 @@
+"""From what a recorder noted to the Trace of the last step, as the step is when nobody watches it.
+
+While any dispatch mode is active, autograd adds gradients out of place (`can_accumulate_inplace` in torch's
+input_buffer.cpp asks for plain tensors). The rewrite undoes it: where the old sum died with the addition, nobody else held
+it, so the engine would have added into it. Then the step is closed: what it leaves behind in place of what it found (new
+gradients for old ones) becomes the same storage, so that the trace can follow itself.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+
+from dnnmem.estimator.trace import Event, Kind, Module, Op, Origin, Phase, Storage, Trace
+from dnnmem.profilers.kinds import kind_of
+from dnnmem.profilers.record import Block, Entry, Log
+
+
+def to_trace(
+    log: Log, *, modules: tuple[Module, ...], batch: Mapping[str, int | str], origin: Origin
+) -> tuple[Trace, int]:
+    """The trace of the last step in `log`, and the bytes by which memory grew over it (a leak if it repeats)."""
+    names = _accumulate_in_place(log)
+    first_entry, first_event = log.steps[-1]
+    setup, pinned = _setup(log, names, first_event)
+    windows = _windows(log, names, first_entry, first_event, pinned)
+    entries = log.entries[first_entry:]
+    moments, growth = _close(log, windows)
+    ops = _ops(entries, windows, names, moments, hosts={n for n, b in log.blocks.items() if b.host})
+    storages = _storages(log, ops, setup, first_entry, pinned)
+    trace = Trace(
+        ops=ops, storages=storages, setup=setup, pinned=frozenset(pinned), modules=modules, batch=batch, origin=origin
+    )
+    trace.check()
+    return trace, growth
+
+
+def _accumulate_in_place(log: Log) -> dict[int, int]:
+    """New name of each sum that is really added into an older one; merges their blocks."""
+    names: dict[int, int] = {}
+    for entry in log.entries:
+        if entry.accumulates is None:
+            continue
+        old, new = entry.accumulates
+        if log.blocks[old].died != entry.tick:
+            continue
+        root = names.get(old, old)
+        names[new] = root
+        kept, gone = log.blocks[root], log.blocks[new]
+        kept.died = gone.died
+        kept.saved |= gone.saved
+        if kept.kind is None:
+            kept.kind, kept.module, kept.name = gone.kind, gone.module if gone.kind else kept.module, gone.name
+    return names
+
+
+def _events(log: Log, names: Mapping[int, int]) -> list[Event | None]:
+    """All events under their final names; None for those which do not happen when nobody watches, or on the host."""
+    last = {names.get(n, n): n for n in sorted(log.blocks)}
+    result: list[Event | None] = []
+    for nbytes, number in log.events:
+        root = names.get(number, number)
+        block = log.blocks[root]
+        joined = nbytes > 0 and number != root
+        passed_on = nbytes < 0 and last[root] != number
+        if block.host or joined or passed_on:
+            result.append(None)
+        else:
+            result.append(Event(block.nbytes if nbytes > 0 else -block.nbytes, 0, root))
+    return result
+
+
+def _setup(log: Log, names: Mapping[int, int], first_event: int) -> tuple[tuple[Event, ...], set[int]]:
+    """Events before the step, found storages that survive first among them; and what lives when the step begins."""
+    events = _events(log, names)
+    setup = [e for e in events[:first_event] if e is not None]
+    found = [
+        e for e in events[first_event:]
+        if e is not None and e.nbytes > 0 and log.blocks[e.storage].entry < 0 and log.blocks[e.storage].died < 0
+    ]  # fmt: skip
+    setup.extend(found)
+    pinned: set[int] = set()
+    for event in setup:
+        (pinned.add if event.nbytes > 0 else pinned.discard)(event.storage)
+    return tuple(setup), pinned
+
+
+def _windows(
+    log: Log, names: Mapping[int, int], first_entry: int, first_event: int, pinned: set[int]
+) -> list[list[Event]]:
+    """Events of the step by op; window 0 holds what comes before the first op."""
+    events = _events(log, names)
+    starts = [first_event, *(e.start for e in log.entries[first_entry:]), len(events)]
+    moved = {n for n in pinned if log.blocks[n].entry < 0 and log.blocks[n].died < 0}
+    windows = []
+    for start, stop in zip(starts, starts[1:], strict=False):
+        window = [e for e in events[start:stop] if e is not None]
+        windows.append([e for e in window if not (e.nbytes > 0 and e.storage in moved)])
+    return windows
+
+
+def _close(log: Log, windows: list[list[Event]]) -> tuple[dict[int, tuple[int, int]], int]:
+    """Give what the step leaves behind the name of what it found and freed; free the rest at the end.
+
+    Returns for each renamed storage the window from which on it has its new name, and that name; and the bytes of growth.
+    """
+    made: dict[int, int] = {}
+    freed: dict[int, int] = {}
+    for index, window in enumerate(windows):
+        for event in window:
+            if event.nbytes > 0:
+                made[event.storage] = index
+            elif made.pop(event.storage, None) is None:
+                freed[event.storage] = index
+    partners: dict[int, int] = {}
+    for likeness in (_alike, _same_size):
+        waiting: dict[object, list[int]] = defaultdict(list)
+        for number in reversed(freed):
+            if number not in partners.values():
+                waiting[likeness(log.blocks[number])].append(number)
+        for number in made:
+            if number not in partners and waiting[likeness(log.blocks[number])]:
+                partners[number] = waiting[likeness(log.blocks[number])].pop()
+    moments = _rename_events(windows, {left: (freed[found], found) for left, found in partners.items()})
+    growth = 0
+    for number in made.keys() - partners.keys():
+        growth += log.blocks[number].nbytes
+        windows[-1].append(Event(-log.blocks[number].nbytes, 0, number))
+    for number in freed.keys() - set(partners.values()):
+        growth -= log.blocks[number].nbytes
+        windows[-1].append(Event(log.blocks[number].nbytes, 0, number))
+    return moments, growth
+
+
+def _alike(block: Block) -> object:
+    return block.nbytes, block.kind, block.module if block.kind else None, block.name
+
+
+def _same_size(block: Block) -> object:
+    return block.nbytes
+
+
+def _rename_events(windows: list[list[Event]], partners: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """Swap the names of left and found storages from the moment on at which the found one dies.
+
+    `partners`: left storage -> (window in which the found one dies, found storage).
+    """
+    left_of = {found: left for left, (_, found) in partners.items()}
+    alive: set[int] = set()
+    moments: dict[int, tuple[int, int]] = {}
+    for index, window in enumerate(windows):
+        for i, event in enumerate(window):
+            number = event.storage
+            if event.nbytes < 0 and number in left_of and left_of[number] not in moments:
+                left = left_of[number]
+                moments[left] = (index + 1 if left in alive else index, number)
+                if left in alive:
+                    window[i] = event._replace(storage=left)
+            elif number in moments:
+                window[i] = event._replace(storage=moments[number][1])
+            elif number in partners:
+                alive.add(number)
+    return moments
+
+
+def _ops(
+    entries: list[Entry],
+    windows: list[list[Event]],
+    names: Mapping[int, int],
+    moments: Mapping[int, tuple[int, int]],
+    hosts: set[int],
+) -> tuple[Op, ...]:
+    def final(numbers: tuple[int, ...], index: int) -> tuple[int, ...]:
+        result: dict[int, None] = {}
+        for number in numbers:
+            root = names.get(number, number)
+            moment, found = moments.get(root, (len(windows), root))
+            if root not in hosts:
+                result[found if index >= moment else root] = None
+        return tuple(result)
+
+    ops = []
+    if windows[0]:
+        ops.append(Op(name="dnnmem.begin", events=tuple(windows[0])))
+    for index, (entry, window) in enumerate(zip(entries, windows[1:], strict=True), start=1):
+        if ops and hosts.issuperset((*entry.reads, *entry.writes)):
+            ops[-1] = replace(ops[-1], events=(*ops[-1].events, *window))
+            continue
+        joined = entry.accumulates is not None and entry.accumulates[1] in names
+        ops.append(
+            Op(
+                name="aten.add_.Tensor" if joined else entry.name,
+                module=entry.place.module,
+                phase=entry.place.phase,
+                reads=final(entry.reads, index),
+                writes=final(entry.writes, index),
+                events=tuple(window),
+                flops=entry.flops,
+                moved_bytes=entry.moved_bytes,
+                seconds=entry.seconds,
+                source=entry.place.source,
+            )
+        )
+    return tuple(ops)
+
+
+def _storages(
+    log: Log, ops: tuple[Op, ...], setup: tuple[Event, ...], first_entry: int, pinned: set[int]
+) -> dict[int, Storage]:
+    """Every storage that the setup or the step names, with its kind."""
+    used = {e.storage for e in setup} | pinned | {e.storage for op in ops for e in op.events}
+    backward_reads = {i for op in ops if op.phase is Phase.BACKWARD for i in op.reads}
+    survivors = _outlive_forward(ops)
+    result = {}
+    for number in sorted(used):
+        block = log.blocks[number]
+        phase = log.entries[block.entry].place.phase if block.entry >= 0 else None
+        kind = kind_of(block, phase=phase, outlives_forward=number in survivors)
+        saved = kind is Kind.ACTIVATION and (block.saved or (phase is Phase.FORWARD and number in backward_reads))
+        if number in pinned and kind in (Kind.ACTIVATION, Kind.TEMP):
+            kind = Kind.BUFFER
+        result[number] = Storage(
+            id=number,
+            nbytes=block.nbytes,
+            kind=kind,
+            shape=block.shape,
+            dtype=block.dtype,
+            module=block.module or (),
+            name=block.name or (log.entries[block.entry].name if block.entry >= 0 else ""),
+            saved=saved,
+        )
+    return result
+
+
+def _outlive_forward(ops: tuple[Op, ...]) -> set[int]:
+    """Storages alive when some backward begins."""
+    live: set[int] = set()
+    result: set[int] = set()
+    backward = False
+    for op in ops:
+        if op.phase is Phase.BACKWARD and not backward:
+            result |= live
+        backward = op.phase is Phase.BACKWARD
+        for event in op.events:
+            (live.add if event.nbytes > 0 else live.discard)(event.storage)
+    return result

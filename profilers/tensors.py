@@ -1,0 +1,40 @@
+"""Tensors inside the values that programs pass around: operator arguments, batches, outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors among operator arguments, which nest in lists and tuples alone; quick, since every operator asks.
+
+    >>> import torch
+    >>> [t.shape for t in tensors_in((torch.ones(2), 3, [torch.ones(1), None]))]
+    [torch.Size([2]), torch.Size([1])]
+    """
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_in(value)
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`value` with every tensor changed; containers and plain objects are copied, the original stays as it is.
+
+    >>> import torch
+    >>> map_tensors({"x": (torch.ones(2), "label")}, lambda t: t.shape)
+    {'x': (torch.Size([2]), 'label')}
+    """
+    changed = tree_map_only(Tensor, change, value)
+    leaves = tree_leaves(changed)
+    if len(leaves) == 1 and leaves[0] is value and hasattr(value, "__dict__") and not isinstance(value, type):
+        changed = copy.copy(value)
+        for name, item in vars(value).items():
+            object.__setattr__(changed, name, map_tensors(item, change))
+    return changed

@@ -1,0 +1,167 @@
+"""True values for small tensors in a fake run, so that host code that reads them takes the path it really takes.
+
+FakeTensors have shapes but no values; a mask that is all ones, a schedule of drop rates or a step counter is then unreadable.
+`SmallValues` runs an operator a second time, for real, when everything it reads is known and small. Values that cannot be
+known (anything computed from large activations) get a stated assumption where a number is enough, and an error where a shape
+would depend on them.
+
+>>> from torch._subclasses.fake_tensor import FakeTensorMode
+>>> with FakeTensorMode(allow_non_fake_inputs=True) as fake, SmallValues(fake) as values:
+...     rates = [x.item() for x in torch.linspace(0, 0.2, 3)]
+...     kept = torch.arange(6).reshape(2, 3)[1].nonzero().shape
+>>> [round(r, 1) for r in rates], kept, values.assumptions.total()
+([0.0, 0.1, 0.2], torch.Size([3, 1]), 0)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from dnnmem.profilers.tensors import tensors_in
+
+MOST_ELEMENTS = {False: 1 << 18, True: 1 << 12}
+"""Largest tensor whose values are kept: integers and booleans (ids, masks), and floating-point ones."""
+
+_ITEM = torch.ops.aten._local_scalar_dense.default
+_DYNAMIC = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_ATTRIBUTE = "_dnnmem_value"
+
+
+class _Value:
+    """The real twin of a FakeTensor; aliases share `fresh`, which turns false when something unknown is written."""
+
+    __slots__ = ("fresh", "tensor")
+
+    def __init__(self, tensor: Tensor, fresh: list[bool]) -> None:
+        self.tensor = tensor
+        self.fresh = fresh
+
+
+class SmallValues(TorchDispatchMode):
+    """Keeps the values of small FakeTensors. Enter it inside the FakeTensorMode."""
+
+    def __init__(self, fake: FakeTensorMode) -> None:
+        """`fake`: the mode whose tensors get values."""
+        super().__init__()
+        self.assumptions: Counter[str] = Counter()
+        """How often a value that nobody knows was assumed, by sentence."""
+        self._fake = fake
+        self._traits: dict[Any, tuple[bool, bool]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def adopt(self, tensor: Tensor) -> Tensor:
+        """A FakeTensor like the real `tensor`, with its values if it is small."""
+        fake = self._fake.from_tensor(tensor)
+        if _small(tensor):
+            setattr(fake, _ATTRIBUTE, _Value(tensor, [True]))
+        return fake
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run `func` on FakeTensors, and on their values where all of them are known."""
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        inputs = [*tensors_in(args), *tensors_in(kwargs.values())] if kwargs else list(tensors_in(args))
+        values = [_value(x) for x in inputs]
+        known = all(v is not None for v in values)
+        dynamic, mutable = self._traits.get(func) or self._find_traits(func)
+        if dynamic:
+            return self._read(func, args, kwargs, inputs, known=known)
+        out = func(*args, **kwargs)
+        if known and _worth_it(func, inputs, out):
+            self._run(func, args, kwargs, out, values)
+        elif mutable:
+            _forget(func, args, kwargs)
+        return out
+
+    def _find_traits(self, func: Any) -> tuple[bool, bool]:
+        traits = any(tag in func.tags for tag in _DYNAMIC), func._schema.is_mutable
+        self._traits[func] = traits
+        return traits
+
+    def _read(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], *, known: bool) -> Any:
+        """An operator whose result is a value or whose shape depends on one."""
+        if known:
+            real_args, real_kwargs = _real((args, kwargs))
+            with no_dispatch():
+                out = func(*real_args, **real_kwargs)
+            return tree_map_only(Tensor, self.adopt, out)
+        if func is _ITEM and len(inputs) == 1 and not _is_count(inputs[0].dtype):
+            kind = inputs[0].dtype
+            value = False if kind is torch.bool else 0.0
+            self.assumptions[f"a {str(kind).removeprefix('torch.')} that the program reads back is taken as {value}"] += 1
+            return value
+        return func(*args, **kwargs)
+
+    def _run(self, func: Any, args: Any, kwargs: Any, out: Any, values: list[_Value | None]) -> None:
+        real_args, real_kwargs = _real((args, kwargs))
+        try:
+            with no_dispatch(), torch.no_grad():
+                result = func(*real_args, **real_kwargs)
+        except (RuntimeError, NotImplementedError, IndexError):
+            _forget(func, args, kwargs)
+            return
+        shared = values[0].fresh if func.is_view and values and values[0] is not None else None
+        for fake, real in zip(tree_leaves(out), tree_leaves(result), strict=True):
+            if isinstance(fake, FakeTensor) and _value(fake) is None:
+                setattr(fake, _ATTRIBUTE, _Value(real, shared or [True]))
+
+
+def _value(tensor: Tensor) -> _Value | None:
+    if not isinstance(tensor, FakeTensor):
+        return _Value(tensor, [True]) if _small(tensor) else None
+    value: _Value | None = getattr(tensor, _ATTRIBUTE, None)
+    return value if value is not None and value.fresh[0] else None
+
+
+def _real(tree: Any) -> Any:
+    return tree_map_only(FakeTensor, lambda x: getattr(x, _ATTRIBUTE).tensor, tree)
+
+
+def _small(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.numel() <= MOST_ELEMENTS[tensor.dtype.is_floating_point]
+
+
+def _is_count(kind: torch.dtype) -> bool:
+    return not (kind.is_floating_point or kind is torch.bool)
+
+
+def _worth_it(func: Any, inputs: list[Tensor], out: Any) -> bool:
+    """True for small results that host code might read; random floats and empty blocks are not among them."""
+    outputs = list(tensors_in((out,)))
+    if not all(_small(x) for x in outputs) or not (outputs or func._schema.is_mutable):
+        return False
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return all(_is_count(x.dtype) or x.dtype is torch.bool for x in outputs)
+    return bool(inputs) or not func._schema.name.startswith(("aten::empty", "aten::new_empty"))
+
+
+def _forget(func: Any, args: Any, kwargs: Any) -> None:
+    """What `func` writes is no longer known."""
+    for argument, value in zip(func._schema.arguments, args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            _stale(value)
+    for argument in func._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write and argument.name in kwargs:
+            _stale(kwargs[argument.name])
+
+
+def _stale(value: Any) -> None:
+    for tensor in tensors_in((value,)):
+        known = getattr(tensor, _ATTRIBUTE, None) if isinstance(tensor, FakeTensor) else None
+        if known is not None:
+            known.fresh[0] = False
