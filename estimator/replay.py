@@ -1,0 +1,114 @@
+"""What a list of allocator events makes a process reserve: the events of a trace, played on the simulated allocator.
+
+    setup, step, step, ...      each event allocates or frees; addresses, segments and so reserved bytes follow
+
+The peaks are those of the last step, which is the step that goes on for the rest of the training; the cache that the first
+ones leave behind is what it starts with. `fragmentation_bytes` at the peak is what is reserved there and in no block.
+
+>>> events = [Event(3 * 2**20, 0, 0), Event(600, 0, 1), Event(-600, 0, 1), Event(-3 * 2**20, 0, 0)]
+>>> result = replay(events)
+>>> result.peak_requested_bytes, result.peak_allocated_bytes, result.peak_reserved_bytes >> 20, result.segment_count
+(3146328, 3146752, 22, 2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dnnmem.estimator.allocator import CachingAllocator, OutOfMemoryError
+from dnnmem.estimator.allocator_settings import AllocatorSettings
+from dnnmem.estimator.errors import TraceError
+from dnnmem.estimator.trace import Event, Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayResult:
+    """What the allocator held. Peaks are those since the last reset: the whole list, or the last step of a trace."""
+
+    peak_requested_bytes: int
+    """Largest sum of the program's own sizes."""
+    peak_allocated_bytes: int
+    """Largest sum of live blocks (`torch.cuda.max_memory_allocated`)."""
+    peak_reserved_bytes: int
+    """Largest sum of segments (`torch.cuda.max_memory_reserved`)."""
+    reserved_at_peak_allocated_bytes: int
+    """Reserved when `peak_allocated_bytes` was first reached."""
+    allocated_bytes: int
+    """Live blocks at the end."""
+    reserved_bytes: int
+    """Segments at the end."""
+    segment_count: int
+    """Segments at the end."""
+    retries: int
+    """How often the driver refused and the cache was emptied: each one stalls the GPU."""
+    out_of_memory: OutOfMemoryError | None = None
+    """What ended the replay early, None if all events were served."""
+
+    @property
+    def fragmentation_bytes(self) -> int:
+        """Reserved and in no block, when most is allocated."""
+        return self.reserved_at_peak_allocated_bytes - self.peak_allocated_bytes
+
+
+def replay(
+    events: Iterable[Event], settings: AllocatorSettings | None = None, *, capacity_bytes: int | None = None
+) -> ReplayResult:
+    """Play `events` from an empty allocator. Raises `TraceError` for a free of what is not alive, or a second allocation."""
+    allocator = CachingAllocator(settings, capacity_bytes)
+    try:
+        _play(allocator, events, {})
+    except OutOfMemoryError as error:
+        return _result(allocator, error)
+    return _result(allocator)
+
+
+def replay_trace(
+    trace: Trace, settings: AllocatorSettings | None = None, steps: int = 2, *, capacity_bytes: int | None = None
+) -> ReplayResult:
+    """Play the set-up of `trace`, then its step `steps` times; the peaks are those of the last step.
+
+    Pinned storages that the set-up does not allocate (a trace that a pass has made may have none) are allocated after it,
+    in the order of their ids. Raises `TraceError` as `replay` does.
+    """
+    allocator = CachingAllocator(settings, capacity_bytes)
+    addresses: dict[int, int] = {}
+    step = [event for _, event in trace.events()]
+    try:
+        _play(allocator, trace.setup, addresses)
+        missing = sorted(trace.pinned - addresses.keys())
+        _play(allocator, (Event(trace.storages[i].nbytes, 0, i) for i in missing), addresses)
+        for _ in range(steps):
+            allocator.reset_peak()
+            _play(allocator, step, addresses)
+    except OutOfMemoryError as error:
+        return _result(allocator, error)
+    return _result(allocator)
+
+
+def _play(allocator: CachingAllocator, events: Iterable[Event], addresses: dict[int, int]) -> None:
+    """Serve `events`; `addresses` holds the live storages by id. Events of 0 bytes reach no allocator and are skipped."""
+    malloc, free = allocator.malloc, allocator.free
+    for index, (nbytes, stream, storage) in enumerate(events):
+        if nbytes > 0:
+            if storage in addresses:
+                raise TraceError(f"event {index} allocates storage {storage}, which is already alive")
+            addresses[storage] = malloc(nbytes, stream)
+        elif nbytes < 0:
+            if storage not in addresses:
+                raise TraceError(f"event {index} frees storage {storage}, which is not alive")
+            free(addresses.pop(storage))
+
+
+def _result(allocator: CachingAllocator, error: OutOfMemoryError | None = None) -> ReplayResult:
+    return ReplayResult(
+        peak_requested_bytes=allocator.peak_requested_bytes,
+        peak_allocated_bytes=allocator.peak_allocated_bytes,
+        peak_reserved_bytes=allocator.peak_reserved_bytes,
+        reserved_at_peak_allocated_bytes=allocator.reserved_at_peak_allocated_bytes,
+        allocated_bytes=allocator.allocated_bytes,
+        reserved_bytes=allocator.reserved_bytes,
+        segment_count=len(allocator.segments()),
+        retries=allocator.retries,
+        out_of_memory=error,
+    )
