@@ -63,14 +63,14 @@ def width_of(stream: TextIO, *, environ: Mapping[str, str] = os.environ) -> int:
 
 
 def make_console(stream: TextIO, *, width: int | None = None, no_color: bool = False) -> Console:
-    """A rich console on `stream`; without colour it writes no escape sequence at all."""
+    """A rich console on `stream`; without colour, text goes through it without any escape sequence."""
     from rich.console import Console
 
     color = wants_color(stream, no_color=no_color)
     return Console(
         file=stream,
         width=width or width_of(stream),
-        force_terminal=color,
+        force_terminal=is_terminal(stream),
         no_color=not color,
         color_system="auto" if color else None,
         highlight=False,

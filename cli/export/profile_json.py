@@ -28,7 +28,7 @@ Seconds = Annotated[float, Field(ge=0, description="seconds")]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class PeakJson(_Part):
