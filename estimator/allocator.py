@@ -1,15 +1,15 @@
 """PyTorch's CUDA caching allocator, simulated: which address a request gets, and what it makes the process reserve.
 
-This follows `DeviceCachingAllocator` in PyTorch's `c10/cuda/CUDACachingAllocator.cpp`: a request is rounded to a block, the
-smallest cached block of its pool and stream that holds it serves it, what is left over is split off, free neighbours merge;
-if none fits, the driver is asked for a segment; if that fails, cached segments go back to the driver and it is asked again.
+This follows `DeviceCachingAllocator` in PyTorch's `c10/cuda/CUDACachingAllocator.cpp`: a request is rounded to a block;
+the smallest cached block of its pool and stream that holds it serves it, what is left over is split off, free neighbours
+merge; if none fits, the driver is asked for a segment; if that fails, the cache goes back to it and it is asked again.
 
     request -> block size -> pool -> best fit, split -------------------------> address
                                  `-> driver: new segment -> release and retry -'`-> OutOfMemoryError
 
-Memory is *allocated* while the program holds its block (block sizes, as `torch.cuda.memory_allocated` counts), *requested*
-by the program's own sizes, and *reserved* while it is in segments. Not simulated: blocks used on several streams
-(`record_stream`), private pools of CUDA graphs.
+Memory is *allocated* while the program holds its block (block sizes, as `torch.cuda.memory_allocated` counts),
+*requested* by the program's own sizes, and *reserved* while it is in segments. Not simulated: blocks used on several
+streams (`record_stream`), private pools of CUDA graphs.
 
 >>> allocator = CachingAllocator()
 >>> small, large = allocator.malloc(1000), allocator.malloc(3 * 2**20)
@@ -50,7 +50,7 @@ class OutOfMemoryError(DnnmemError):
     def __init__(
         self, *, tried_bytes: int, capacity_bytes: int, free_bytes: int, allocated: int, reserved: int
     ) -> None:
-        """Args: the segment asked for, what the process may have, what the driver has left, and the allocator's two sums."""
+        """Args: the segment asked for, what the process may have, what the driver has left, the allocator's sums."""
         super().__init__(
             f"CUDA out of memory. Tried to allocate {_format(tried_bytes)}. GPU 0 has a total capacity of "
             f"{_format(capacity_bytes)} of which {_format(free_bytes)} is free. Of the allocated memory "
@@ -78,9 +78,9 @@ class CachingAllocator:
     ) -> None:
         """Start with nothing reserved.
 
-        Args: `capacity_bytes` is what the process can have (None = no limit), `device_bytes` the GPU's total memory, of
-        which the memory fraction and the range of an expandable segment are parts (None = the capacity); `driver` replaces
-        the model of addresses, and its capacity holds then.
+        Args: `capacity_bytes` is what the process can have (None = no limit), `device_bytes` the GPU's total memory,
+        of which the memory fraction and the range of an expandable segment are parts (None = the capacity); `driver`
+        replaces the model of addresses, and its capacity holds then.
         """
         self.settings = settings or AllocatorSettings()
         self.driver = driver or Driver(capacity_bytes=capacity_bytes)
@@ -111,8 +111,7 @@ class CachingAllocator:
         self._live[block.address] = block
         self.requested_bytes += nbytes
         self.allocated_bytes += block.size
-        if self.requested_bytes > self.peak_requested_bytes:
-            self.peak_requested_bytes = self.requested_bytes
+        self.peak_requested_bytes = max(self.peak_requested_bytes, self.requested_bytes)
         if self.allocated_bytes > self.peak_allocated_bytes:
             self.peak_allocated_bytes = self.allocated_bytes
             self.reserved_at_peak_allocated_bytes = self.reserved_bytes
@@ -155,7 +154,7 @@ class CachingAllocator:
         return tuple(sorted((segment_at(head) for head in heads), key=lambda s: s.address))
 
     def adopt(self, segments: Iterable[Segment]) -> None:
-        """Continue from the state of another allocator, plain segments only: their blocks, live and free, become this one's."""
+        """Continue from another allocator's state: the blocks of its plain segments, live and free, become this one's."""
         for segment in segments:
             if segment.expandable:
                 raise InternalError(f"segment {segment.address:#x} is expandable and cannot be adopted")

@@ -1,8 +1,8 @@
 """How PyTorch's CUDA caching allocator is configured, and the sizes it rounds to: every constant of it is here.
 
-The allocator rounds a request to a *block* size, picks one of two pools by it, and asks the driver for a *segment* when no
-cached block fits. The numbers are those of `c10/core/AllocatorConfig.h` (`c10/cuda/CUDACachingAllocator.cpp` before torch
-2.9); they have not changed since torch 1.0, and `large_segment_size_mb` became a setting in torch 2.10.
+The allocator rounds a request to a *block* size, picks one of two pools by it, and asks the driver for a *segment* when
+no cached block fits. The numbers are those of PyTorch's `c10/core/AllocatorConfig.h`, and in earlier releases of
+`c10/cuda/CUDACachingAllocator.cpp`; newer releases have `large_segment_size_mb` as a setting too.
 
     request      block                       pool    segment
     1 B          512 B                       small   2 MiB
@@ -31,7 +31,7 @@ SMALL_BYTES = MIB
 SMALL_SEGMENT_BYTES = 2 * MIB
 """`kSmallBuffer`: what the small pool asks the driver for."""
 LARGE_SEGMENT_BYTES = 20 * MIB
-"""`kLargeBuffer`, `large_segment_size_` since torch 2.9: the segment of a medium block."""
+"""`kLargeBuffer`, later `large_segment_size_`: the segment of a medium block."""
 MIN_LARGE_BYTES = 10 * MIB
 """`kMinLargeAlloc`: from here on a block gets a segment of its own size."""
 ROUND_LARGE_BYTES = 2 * MIB
@@ -47,13 +47,13 @@ class AllocatorSettings:
     expandable_segments: bool = False
     """Grow one segment a pool and stream, page by page, instead of asking for many."""
     large_segment_bytes: int = LARGE_SEGMENT_BYTES
-    """Segment of a block below 10 MiB, and page of an expandable large segment (torch 2.10 and later)."""
+    """Segment of a block below 10 MiB, and page of an expandable large segment."""
     max_split_bytes: int | None = None
     """Blocks of this size or more are never split; None = no limit."""
     max_non_split_rounding_bytes: int | None = None
-    """A request of `max_split_bytes` or more is served by a cached block less than this larger; None = a large segment."""
+    """A cached block serves a request of `max_split_bytes` or more if less than this larger; None = a large segment."""
     garbage_collection_threshold: float = 0.0
-    """Share of the allowed memory above which idle segments are returned, 0 = never. Works only with a memory fraction."""
+    """Share of the allowed memory above which idle segments are returned, 0 = never; needs a memory fraction."""
     roundup_power2_divisions: tuple[int, ...] = (0,) * ROUNDUP_INTERVALS
     """Divisions between two powers of two to round a size up to, by interval of sizes; 0 = round to 512 B."""
     memory_fraction: float | None = None
@@ -135,7 +135,7 @@ def _backend(settings: AllocatorSettings, value: str) -> AllocatorSettings:
 
 
 def _divisions(settings: AllocatorSettings, value: str) -> AllocatorSettings:
-    """One number for all sizes, or `[256:1,512:2,>:4]`: the first holds up to 256 MiB, `>` from the last one on, others alone."""
+    """One number, or `[256:1,512:2,>:4]`: the first holds up to 256 MiB, `>` above the last one, others at their size."""
     if not value.startswith("["):
         return replace(settings, roundup_power2_divisions=(int(value),) * ROUNDUP_INTERVALS)
     divisions = [0] * ROUNDUP_INTERVALS

@@ -1,8 +1,8 @@
 """What the CUDA driver hands out: memory up to a capacity, and addresses for it.
 
-The allocator above sees addresses only through their order (the lowest of two equal free blocks serves a request), so a
-model of them has to be ordered like the driver's. Each new range lies above all earlier ones here, as on the machines of
-the recorded logs; a log's own addresses can be given instead.
+The caching allocator sees addresses only through their order: the lowest of two equal free blocks serves a request.
+Here each new range lies above all earlier ones; a real driver also fills gaps, and differs from release to release. The
+addresses of a recorded log can be given instead.
 
 >>> driver = Driver(capacity_bytes=6 * 2**20)
 >>> first, second, third = (driver.reserve(2 * 2**20) for _ in range(3))

@@ -2,8 +2,8 @@
 
     setup, step, step, ...      each event allocates or frees; addresses, segments and so reserved bytes follow
 
-The peaks are those of the last step, which is the step that goes on for the rest of the training; the cache that the first
-ones leave behind is what it starts with. `fragmentation_bytes` at the peak is what is reserved there and in no block.
+The peaks are those of the last step, the one that goes on for the rest of the training; it starts with the cache that
+the first ones leave behind. `fragmentation_bytes` is what is reserved and in no block at the peak.
 
 >>> events = [Event(3 * 2**20, 0, 0), Event(600, 0, 1), Event(-600, 0, 1), Event(-3 * 2**20, 0, 0)]
 >>> result = replay(events)
@@ -54,7 +54,7 @@ class ReplayResult:
 def replay(
     events: Iterable[Event], settings: AllocatorSettings | None = None, *, capacity_bytes: int | None = None
 ) -> ReplayResult:
-    """Play `events` from an empty allocator. Raises `TraceError` for a free of what is not alive, or a second allocation."""
+    """Play `events` from an empty allocator. Raises `TraceError` for freeing what is not alive or allocating it twice."""
     allocator = CachingAllocator(settings, capacity_bytes)
     try:
         _play(allocator, events, {})
@@ -68,8 +68,8 @@ def replay_trace(
 ) -> ReplayResult:
     """Play the set-up of `trace`, then its step `steps` times; the peaks are those of the last step.
 
-    Pinned storages that the set-up does not allocate (a trace that a pass has made may have none) are allocated after it,
-    in the order of their ids. Raises `TraceError` as `replay` does.
+    Pinned storages that the set-up does not allocate (a trace that a pass has made may have none) are allocated after
+    it, in the order of their ids. Raises `TraceError` as `replay` does.
     """
     allocator = CachingAllocator(settings, capacity_bytes)
     addresses: dict[int, int] = {}
@@ -87,7 +87,7 @@ def replay_trace(
 
 
 def _play(allocator: CachingAllocator, events: Iterable[Event], addresses: dict[int, int]) -> None:
-    """Serve `events`; `addresses` holds the live storages by id. Events of 0 bytes reach no allocator and are skipped."""
+    """Serve `events`; `addresses` holds the live storages by id. Events of 0 bytes reach no allocator."""
     malloc, free = allocator.malloc, allocator.free
     for index, (nbytes, stream, storage) in enumerate(events):
         if nbytes > 0:
