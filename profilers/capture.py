@@ -6,6 +6,7 @@ made in the first); the last one becomes the trace.
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ def capture(
     on_step: Callable[[int], None] = lambda _: None,
 ) -> tuple[Trace, int]:
     """Run `steps` steps and return the trace of the last one, and by how many bytes memory grew over it."""
+    gc.collect()
     tracker = ModuleTracker(built.model)
     recorder = Recorder(tracker, device_type=device_type, fake=fake, timed=timed)
     names = parameter_names(built.model)

@@ -29,6 +29,14 @@ from dnnmem.profilers.values import SmallValues
 class DataDependent(UnsupportedError):
     """A shape or a branch depends on values that a fake run does not have."""
 
+    def __init__(self, operator: str) -> None:
+        """`operator`: the one that needs them."""
+        super().__init__(
+            f"{operator} depends on values that a fake run does not have",
+            hint="use --device cpu with a small batch, or --device cuda",
+        )
+        self.operator = operator
+
 
 def profile_fake(
     target: Target, *, steps: int, origin: Origin, on_step: Callable[[int], None]
@@ -46,10 +54,7 @@ def profile_fake(
                 target, built, device_type="cpu", fake=True, timed=False, steps=steps, origin=origin, on_step=on_step
             )
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise DataDependent(
-            f"{error.func} depends on values that a fake run does not have",
-            hint="use --device cpu with a small batch, or --device virtual or cuda",
-        ) from error
+        raise DataDependent(str(error.func)) from error
     except UnsupportedFakeTensorException as error:
         raise UnsupportedError(f"this step cannot run on FakeTensors: {error}", hint="use --device cpu") from error
     notes = tuple(f"{text} ({count} times)" for text, count in sorted(values.assumptions.items()))

@@ -1,0 +1,133 @@
+"""Runs a request in a child process and brings back its trace: an abort, a kill or a hang of the child becomes a message.
+
+Imports no torch. The child's own process group is ended with it, whatever workers the user's code has started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from dnnmem.estimator import errors
+from dnnmem.estimator.errors import DnnmemError, InternalError, ModelError
+from dnnmem.estimator.profile import Measurement
+from dnnmem.estimator.trace import Trace
+from dnnmem.estimator.trace_file import load_trace
+from dnnmem.profilers.request import Request
+from dnnmem.profilers.worker import ERROR_FILE, TRACE_FILE
+
+_QUIET = {"KINETO_LOG_LEVEL": "5", "TORCH_CPP_LOG_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+_LAST_LINES = 12
+
+
+def run(
+    request: Request,
+    *,
+    timeout: float | None = None,
+    on_output: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> tuple[Trace, Measurement]:
+    """Run `request` in a child process.
+
+    Args: `timeout` in seconds; `on_output` gets each line that the user's code prints, `on_progress` the number of each
+    step done (from another thread). Raises the child's `DnnmemError`, or `ModelError` if it died or took too long.
+    """
+    with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
+        folder = Path(name)
+        (folder / "request.json").write_text(request.to_json())
+        last: deque[str] = deque(maxlen=_LAST_LINES)
+
+        def heard(line: str) -> None:
+            last.append(line)
+            on_output(line)
+
+        code = _run_child(folder, timeout, heard, lambda line: on_progress(int(line)))
+        if code == 0:
+            return load_trace(folder / TRACE_FILE)
+        raise _child_error(folder, code, timeout, list(last))
+
+
+def _run_child(
+    folder: Path, timeout: float | None, on_output: Callable[[str], None], on_progress: Callable[[str], None]
+) -> int | None:
+    """The child's exit code; None if it was ended for taking too long."""
+    command = [sys.executable, "-m", "dnnmem.profilers.worker", str(folder / "request.json"), str(folder)]
+    child = subprocess.Popen(  # noqa: S603 - our own module
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**_QUIET, **os.environ},
+        start_new_session=True,
+    )
+    assert child.stdout is not None and child.stderr is not None  # noqa: S101, PT018 - pipes were asked for
+    threads = [_follow(child.stdout, on_progress), _follow(child.stderr, on_output)]
+    try:
+        return child.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _end(child)
+        for thread in threads:
+            thread.join(timeout=2)
+
+
+def _follow(stream: IO[bytes], say: Callable[[str], None]) -> threading.Thread:
+    def read() -> None:
+        with stream:
+            for line in stream:
+                say(line.decode(errors="replace").rstrip("\n"))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the child and what it started; does nothing if all are gone."""
+    if hasattr(os, "killpg"):
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+    elif child.poll() is None:
+        child.kill()
+    child.wait()
+
+
+def _child_error(folder: Path, code: int | None, timeout: float | None, last: list[str]) -> DnnmemError:
+    if code is None:
+        return ModelError(
+            f"the step did not finish within {timeout:g} s", hint="give a longer --timeout, or a smaller --batch"
+        )
+    told = folder / ERROR_FILE
+    if told.exists():
+        said = json.loads(told.read_text())
+        kind = getattr(errors, said["type"], None) or _by_code(code)
+        error: DnnmemError = DnnmemError.__new__(kind)
+        DnnmemError.__init__(error, said["message"], hint=said["hint"])
+        return error
+    shown = "\n".join(last) or "it printed nothing"
+    if code == -signal.SIGKILL:
+        return ModelError(
+            f"the process that ran the step was killed, most likely for lack of memory; its last lines:\n{shown}",
+            hint="give a smaller --batch, or --device fake: it needs no memory for tensors",
+        )
+    if code < 0:
+        name = signal.Signals(-code).name
+        return ModelError(f"the process that ran the step died with {name}; its last lines:\n{shown}")
+    return ModelError(f"the model's code ended the process with exit code {code}; its last lines:\n{shown}")
+
+
+def _by_code(code: int) -> type[DnnmemError]:
+    kinds = (errors.RegressionError, errors.UsageError, errors.ModelError, errors.UnsupportedError)
+    return next((k for k in kinds if k.exit_code == code), InternalError)

@@ -1,0 +1,119 @@
+"""The child process that imports torch, runs the user's code and writes what it found: `python -m dnnmem.profilers.worker`.
+
+    argv      REQUEST.json FOLDER       ->  FOLDER/step.trace.json.gz  or  FOLDER/error.json
+    stdout    one line for each step done, for the parent's progress
+    stderr    whatever the user's code prints
+
+torch can abort, and a model can exhaust memory: here that ends a child, and the parent turns it into a message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from dnnmem.estimator.errors import DnnmemError, InternalError, ModelError, UnsupportedError
+from dnnmem.estimator.profile import Measurement
+from dnnmem.estimator.trace import Origin, Trace
+from dnnmem.estimator.trace_file import save_trace
+from dnnmem.profilers.request import Request
+
+TRACE_FILE = "step.trace.json.gz"
+ERROR_FILE = "error.json"
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+
+
+def main(argv: list[str]) -> int:
+    """Serve one request; returns the exit code, 0 if the trace is written."""
+    request_path, folder = Path(argv[0]), Path(argv[1])
+    progress = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    try:
+        request = Request.from_json(request_path.read_text())
+        trace, measurement = profile(request, lambda done: print(done, file=progress))
+        save_trace(trace, measurement, folder / TRACE_FILE)
+    except DnnmemError as error:
+        _write_error(folder, error)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the parent must hear of everything
+        _write_error(folder, InternalError(str(error), hint=traceback.format_exc()))
+        return InternalError.exit_code
+    return 0
+
+
+def profile(request: Request, on_step: Callable[[int], None]) -> tuple[Trace, Measurement]:
+    """Build and run what `request` names on the device that it names; raises a `DnnmemError` for whatever goes wrong."""
+    from dnnmem.profilers.devices import choose_device, run_on  # noqa: PLC0415 - imports torch
+    from dnnmem.profilers.target import resolve  # noqa: PLC0415
+
+    device = choose_device(request.device)
+    _seed(request.seed)
+    target = resolve(request)
+    origin = Origin(
+        target=target.name, device=device, gpu=request.gpu, versions=_versions(), notes=tuple(target.notes)
+    )
+    try:
+        trace, measurement = run_on(device, target, request, origin, on_step)
+    except DnnmemError:
+        raise
+    except Exception as error:
+        raise _user_error(error, target.user_files) from error
+    return replace(trace, origin=replace(trace.origin, versions=_versions())), measurement
+
+
+def _user_error(error: Exception, user_files: tuple[str, ...]) -> DnnmemError:
+    """What a person should hear of an exception that the step raised."""
+    from dnnmem.profilers.targets.frames import trim_traceback  # noqa: PLC0415 - only here
+
+    text = trim_traceback(error, user_files)
+    if isinstance(error, MemoryError) or any(mark in str(error) for mark in _OUT_OF_MEMORY):
+        return ModelError(f"the step ran out of memory\n{text}", hint="give a smaller --batch, or --device fake: it needs none")
+    if isinstance(error, NotImplementedError) and "FakeTensor" in str(error):
+        return UnsupportedError(f"an operator of this step cannot run without data\n{text}", hint="use --device cpu")
+    return ModelError(f"the training step failed\n{text}", hint=_device_hint(str(error)))
+
+
+def _device_hint(text: str) -> str:
+    marks = ("Expected all tensors to be on the same device", "Torch not compiled with CUDA", "No CUDA GPUs", "NVIDIA driver")
+    if any(mark in text for mark in marks):
+        return "leave devices to dnnmem: make_model and make_batch return what they build without .cuda() or .to(device)"
+    return ""
+
+
+def _seed(seed: int) -> None:
+    import torch  # noqa: PLC0415 - the parent of this module's constants has no torch
+
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what decides the step; libraries count if they are loaded."""
+    from dnnmem import __version__  # noqa: PLC0415 - cheap, and no cycle
+
+    found = {"dnnmem": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
+    for name in ("torch", "torchvision", "timm", "transformers"):
+        module = sys.modules.get(name)
+        if module is not None:
+            found[name] = str(getattr(module, "__version__", "?"))
+    return found
+
+
+def _write_error(folder: Path, error: DnnmemError) -> None:
+    text = json.dumps({"type": type(error).__name__, "message": error.message, "hint": error.hint})
+    partial = folder / f"{ERROR_FILE}.tmp"
+    partial.write_text(text)
+    partial.replace(folder / ERROR_FILE)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
