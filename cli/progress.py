@@ -15,10 +15,10 @@ from dnnmem.cli.console import is_terminal, make_console
 class Listeners(NamedTuple):
     """Two functions for whoever does the work."""
 
-    on_progress: Callable[[str], None]
-    """Takes what is being done now, in a few words."""
+    on_progress: Callable[[int], None]
+    """Takes the number of steps done so far."""
     on_output: Callable[[str], None]
-    """Takes what the user's code printed, as it came."""
+    """Takes a line that the user's code printed, without its end."""
 
 
 @contextmanager
@@ -28,8 +28,8 @@ def listening(stream: TextIO, *, quiet: bool, no_color: bool) -> Iterator[Listen
     >>> import io
     >>> text = io.StringIO()
     >>> with listening(text, quiet=False, no_color=True) as listeners:
-    ...     listeners.on_progress("recording")
-    ...     listeners.on_output("loss 2.3\\n")
+    ...     listeners.on_progress(1)
+    ...     listeners.on_output("loss 2.3")
     >>> text.getvalue()
     'loss 2.3\\n'
     """
@@ -49,13 +49,13 @@ def _line(stream: TextIO, *, no_color: bool) -> Iterator[Listeners]:
     console = make_console(stream, no_color=no_color)
     line = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
     with line:
-        task = line.add_task("starting", total=None)
+        task = line.add_task("building the model", total=None)
         yield Listeners(
-            lambda words: line.update(task, description=words),
-            lambda text: line.console.out(text, end="", highlight=False),
+            lambda steps: line.update(task, description=f"training, {steps} step{'s' if steps > 1 else ''} done"),
+            lambda text: line.console.out(text, highlight=False),
         )
 
 
 def _write(stream: TextIO, text: str) -> None:
-    stream.write(text)
+    stream.write(f"{text}\n")
     stream.flush()

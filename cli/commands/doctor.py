@@ -28,7 +28,7 @@ def doctor(
     """Tell what this machine can do: versions, GPUs, and which devices work."""
     facts = ask_torch(timeout)
     for name, words in describe(facts):
-        typer.echo(f"{name:<14} {words}".rstrip())
+        typer.echo(f"{name:<15} {words}".rstrip())
     if "error" in facts:
         raise UnsupportedError(f"torch does not work here: {facts['error']}", hint="install it anew: https://pytorch.org/get-started")
 

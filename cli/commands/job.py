@@ -69,10 +69,11 @@ def prepare(
     form = typed.get("format")
     try:
         given = [*(key for key, value in typed.items() if value is not None), *_named(inputs, "input"), *_named(args, "arg")]
+        device = _gpu(settings)
         return Job(
             target=target,
-            request=_request(target, settings, given, inputs, args),
-            device=_gpu(settings),
+            request=_request(target, settings, given, inputs, args, gpu=device.name if device else None),
+            device=device,
             outputs=plan_outputs(
                 form=None if form is None else str(form), default=_text(settings, "format") or "table", json=json, csv=csv
             ),
@@ -90,7 +91,7 @@ def _named(values: Sequence[str], name: str) -> list[str]:
 
 
 def _request(
-    target: str, settings: Settings, given: Sequence[str], inputs: Sequence[str], args: Sequence[str]
+    target: str, settings: Settings, given: Sequence[str], inputs: Sequence[str], args: Sequence[str], *, gpu: str | None
 ) -> Request | None:
     if not target.strip():
         raise UsageError("TARGET is empty; it names what to train", hint="dnnmem profile model.py, or hf:gpt2")
@@ -102,7 +103,7 @@ def _request(
                 hint="leave the option out, or name the model to record it again",
             )
         return None
-    known: dict[str, Any] = {key: s.value for key, s in settings.items() if key in {"optimizer", "gpu", "steps", "seed", "repeats"}}
+    known: dict[str, Any] = {key: s.value for key, s in settings.items() if key in {"optimizer", "steps", "seed", "repeats"}}
     return Request(
         target=target,
         args=parse_args(args),
@@ -110,6 +111,7 @@ def _request(
         seq_len=_integer(settings, "seq"),
         inputs=tuple(inputs),
         device=choose("--device", _text(settings, "device") or "auto", DEVICES),
+        gpu=gpu,
         **known,
     )
 

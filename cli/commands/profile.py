@@ -94,24 +94,29 @@ def _step(job: Job, *, quiet: bool, no_color: bool) -> tuple[Trace, Measurement]
 def _deliver(job: Job, trace: Trace, measurement: Measurement, *, quiet: bool, no_color: bool) -> None:
     """Save the trace and write every report that was asked for; files first, so that a closed pipe loses none."""
     from dnnmem.cli.export.files import write_atomic
+    from dnnmem.cli.render.phases import phase_starts
     from dnnmem.cli.render.report import View
     from dnnmem.estimator.build import build_profile
     from dnnmem.estimator.trace_file import save_trace
 
     if job.save is not None:
         save_trace(trace, measurement, job.save)
-        _tell(f"saved the trace: {job.save}", quiet=quiet)
     trace, device = against(trace, job.device)
     result = build_profile(trace, measurement, device)
+    if not result.phases:
+        result = replace(result, phases=phase_starts(trace, result.timeline))
     view = View(depth=job.depth, everything=job.everything)
     for form, path in sorted(job.outputs, key=lambda output: output.path is None):
         if path is not None:
             write_atomic(path, _text(form, result, view))
-            _tell(f"wrote {path}", quiet=quiet)
         elif form == "table":
             _print_table(result, view, no_color=no_color)
         else:
             sys.stdout.write(_text(form, result, view))
+    sys.stdout.flush()
+    if not quiet:
+        written = [job.save, *(path for _, path in job.outputs)]
+        sys.stderr.writelines(f"wrote {path}\n" for path in written if path is not None)
 
 
 def against(trace: Trace, device: Device | None) -> tuple[Trace, Device | None]:
@@ -147,8 +152,3 @@ def _text(form: str, result: Profile, view: View) -> str:
     from dnnmem.cli.render.markdown import to_markdown
 
     return to_markdown(result, view)
-
-
-def _tell(words: str, *, quiet: bool) -> None:
-    if not quiet:
-        sys.stderr.write(f"{words}\n")

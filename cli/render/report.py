@@ -79,6 +79,8 @@ def moment(profile: Profile) -> Text:
     """When the step needs most: phase, module, operator, the user's line; then step time, where it was measured."""
     peak = profile.peak
     words = Text.assemble("in ", (peak.phase, "bold"), ", in ", (place(peak.module), "bold"))
+    if peak.module == "<optimizer>":
+        words = Text.assemble("in the ", ("optimizer step", "bold"))
     if peak.op:
         words.append(f", by {short_op(peak.op)}")
     if peak.source:

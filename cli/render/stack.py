@@ -3,7 +3,7 @@
 >>> verdict(total_bytes=20 * 2**30, usable_bytes=24 * 2**30, gpu="l4", unknown=())
 'FITS: 20.00 GiB of the 24.00 GiB usable on l4 (83 %), 4.00 GiB free'
 >>> verdict(total_bytes=2**30, usable_bytes=None, gpu=None, unknown=())
-'1.00 GiB at the peak (--gpu NAME says whether that fits)'
+'1.00 GiB at the peak; --gpu NAME says whether that fits'
 """
 
 from __future__ import annotations
@@ -50,16 +50,19 @@ def unknown_parts(profile: Profile) -> tuple[str, ...]:
 def verdict(*, total_bytes: int, usable_bytes: int | None, gpu: str | None, unknown: Sequence[str]) -> str:
     """One sentence: does it fit, how much is it, how much is free or missing, and what the number leaves out."""
     total = format_bytes(total_bytes)
-    without = f", without {' and '.join(unknown)}" if unknown else ""
     if usable_bytes is None:
-        return f"{total} at the peak{without} (--gpu NAME says whether that fits)"
-    usable, share = format_bytes(usable_bytes), total_bytes / usable_bytes
-    place = f"the {usable} usable on {gpu or 'the GPU'}"
+        alone = " for tensors alone" if unknown else ""
+        return f"{total} at the peak{alone}; --gpu NAME says whether that fits"
+    without = f", without {_and(unknown)}" if unknown else ""
+    place = f"the {format_bytes(usable_bytes)} usable on {gpu or 'the GPU'}"
     if total_bytes <= usable_bytes:
-        return f"FITS: {total} of {place} ({share:.0%}), {format_bytes(usable_bytes - total_bytes)} free{without}".replace(
-            "%)", " %)"
-        )
+        share = f"{100 * total_bytes / usable_bytes:.0f} %"
+        return f"FITS: {total} of {place} ({share}), {format_bytes(usable_bytes - total_bytes)} free{without}"
     return f"DOES NOT FIT: {total} is {format_bytes(total_bytes - usable_bytes)} more than {place}{without}"
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
 def verdict_line(profile: Profile) -> Text:

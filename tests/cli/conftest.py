@@ -1,6 +1,16 @@
-"""Profiles made by hand: a report is tested without running a profiler."""
+"""Profiles made by hand: a report is tested without running a profiler.
+
+Reports are compared with the texts in tests/golden. To rewrite these after a change that is meant, run
+
+    DNNMEM_REWRITE_GOLDEN=1 pytest tests/cli
+
+and read the difference before committing it.
+"""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,3 +113,26 @@ def _gpt():
 @pytest.fixture(name="make_gpt")
 def _make_gpt():
     return gpt_profile
+
+
+@pytest.fixture(name="golden")
+def _golden():
+    """Compares a text with the one of that name in tests/golden."""
+
+    def check(name, text):
+        path = Path(__file__).parents[1] / "golden" / name
+        if os.environ.get("DNNMEM_REWRITE_GOLDEN") == "1":
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8")
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch, tmp_path):
+    """Every test starts in an empty folder, without settings, and with a pipe's width."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("DNNMEM_") and name != "DNNMEM_REWRITE_GOLDEN"]:
+        monkeypatch.delenv(name)
+    for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
