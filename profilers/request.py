@@ -1,7 +1,7 @@
-"""What a person asked to be profiled, as data that crosses the process boundary: the parent writes it, the child reads it.
+"""What a person asked to be profiled, as data that crosses the process boundary: parent writes, child reads.
 
-Nothing here imports torch, so that the command line can check a request before it starts anything heavy. The numbers are
-checked on creation; whether the target exists is found out by `target.resolve`.
+Nothing here imports torch, so that the command line can check a request before it starts anything heavy. The numbers
+are checked on creation; whether the target exists is found out by `target.resolve`.
 
 >>> request = Request(target="model.py", args={"width": "64"}, batch_size=8)
 >>> Request.from_json(request.to_json()) == request
@@ -26,7 +26,7 @@ class Request:
     """One call of `dnnmem profile`. Raises `UsageError` for numbers that no step can have."""
 
     target: str
-    """What to train: `model.py`, `model.py:symbol`, `package.module:symbol`, `torchvision:...`, `timm:...`, `hf:...`."""
+    """What to train: `model.py`, `model.py:symbol`, `package.mod:symbol`, `torchvision:...`, `timm:...`, `hf:...`."""
     args: Mapping[str, str] = field(default_factory=dict)
     """`--arg name=value`, unconverted."""
     batch_size: int | None = None

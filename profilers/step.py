@@ -1,9 +1,9 @@
 """What one training step is made of, and the plain eager loop for targets that bring no `train_step` of their own.
 
-A `Target` only knows how to build things; the device decides in which context they are built (under FakeTensorMode, on a
-GPU, on the virtual one) and runs `train_step` as often as it needs. The plain step is the loop that everybody writes:
+A `Target` only knows how to build things; the device decides in which context they are built (under FakeTensorMode, on
+a GPU, on the virtual one) and runs `train_step` as often as it needs. The plain step is the loop that everybody writes:
 
-    output = model(inputs)          how a batch goes in:  Tensor -> model(x); dict -> keywords; tuple -> leading positions
+    output = model(inputs)          how a batch goes in: Tensor -> model(x); dict -> keywords; tuple -> leading ones
     loss = make_loss(output, batch)     or output.loss, output["loss"], a scalar, the only scalar of a tuple
     loss.backward(); optimizer.step(); optimizer.zero_grad(set_to_none=True)
 
@@ -53,7 +53,7 @@ class Target:
     make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     """Builds the optimizer over the model's parameters."""
     train_step: Callable[[nn.Module, Any, Optimizer], object]
-    """Runs one whole step: forward, loss, backward, optimizer step, zero_grad. What it returns means nothing: drop it."""
+    """Runs one whole step: forward, loss, backward, optimizer step, zero_grad. What it returns is to be dropped."""
     batch: Mapping[str, int | str]
     """For the report: `batch_size`, `seq_len` where there is one, and the `--arg` values."""
     rescale: Callable[[int, int | None], Target]
@@ -86,8 +86,9 @@ def plain_step(make_loss: MakeLoss | None = None) -> Callable[[nn.Module, Any, O
 def model_inputs(model: nn.Module, batch: Any, *, keeps_labels: bool = False) -> tuple[Sequence[Any], dict[str, Any]]:
     """Positional and keyword arguments with which a batch goes into `model.forward`.
 
-    Args: `keeps_labels` says that a `make_loss` reads the batch too. Then keys that forward does not know stay behind, and
-    the last element of a tuple stays behind unless forward cannot do without it (`forward(x, mask=None)` of `(x, y)` gets x).
+    Args: `keeps_labels` says that a `make_loss` reads the batch too. Then keys that forward does not know stay behind,
+    and so does the last element of a tuple unless forward cannot do without it: `forward(x, mask=None)` of `(x, y)`
+    gets x alone.
     Raises `UsageError` for a batch that forward cannot take.
     """
     parameters = inspect.signature(model.forward).parameters.values()
@@ -136,8 +137,9 @@ def _keywords(
     unknown = [key for key in batch if key not in accepted]
     if len(unknown) == len(batch) or (unknown and not keeps_labels):
         raise UsageError(
-            f"the batch has {', '.join(unknown)}, but {type(model).__name__}.forward takes {', '.join(accepted) or 'nothing'}",
-            hint="name the keys as forward does; keys for the loss alone need make_loss(output, batch) beside make_batch",
+            f"the batch has {', '.join(unknown)}, but {type(model).__name__}.forward takes "
+            f"{', '.join(accepted) or 'nothing'}",
+            hint="name the keys as forward does; keys for the loss alone need a make_loss(output, batch)",
         )
     return {key: value for key, value in batch.items() if key in accepted}
 

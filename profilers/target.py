@@ -34,8 +34,8 @@ FORMS = "a target is model.py, model.py:symbol, package.module:symbol, torchvisi
 def resolve(request: Request) -> Target:
     """The target that a request names.
 
-    Raises `UsageError` for a name, hook, option or argument that does not fit, `ModelError` if the user's code fails while
-    it is imported, `UnsupportedError` for architectures that need more than one batch and one loss.
+    Raises `UsageError` for a name, hook, option or argument that does not fit, `ModelError` if the user's code fails
+    while it is imported, `UnsupportedError` for architectures that need more than one batch and one loss.
     """
     kind, name, symbol = split_target(request.target)
     if kind in LIBRARIES:
@@ -95,7 +95,9 @@ def _resolve_library(kind: str, name: str, request: Request) -> Target:
             hint="leave --input out; sizes are set by --batch, --seq and --arg",
         )
     if request.batch_size is None:
-        raise UsageError(f"{request.target} has no batch size of its own, and --batch is not given", hint="give --batch 8")
+        raise UsageError(
+            f"{request.target} has no batch size of its own, and --batch is not given", hint="give --batch 8"
+        )
     if kind == "hf":
         from dnnmem.profilers.targets.hf import hf_target
 

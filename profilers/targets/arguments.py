@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import inspect
 import types
@@ -47,9 +48,7 @@ def takes_any(function: Callable[..., object]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in found)
 
 
-def distribute(
-    args: Mapping[str, str], functions: Mapping[str, Callable[..., object]]
-) -> dict[str, dict[str, object]]:
+def distribute(args: Mapping[str, str], functions: Mapping[str, Callable[..., object]]) -> dict[str, dict[str, object]]:
     """Converted keyword arguments for each function, by its name; raises `UsageError` for a name that none takes."""
     given: dict[str, dict[str, object]] = {label: {} for label in functions}
     accepted = {label: parameters(function) for label, function in functions.items()}
@@ -71,7 +70,7 @@ def unknown_argument(name: str, accepted: Mapping[str, Iterable[str]], option: s
     told = "; ".join(f"{label} takes {', '.join(names) or 'none'}" for label, names in lists.items())
     return UsageError(
         f"{option} {name} is not known: {told}",
-        hint=near(name, [n for names in lists.values() for n in names]) or "leave it out, or add the parameter",
+        hint=near(name, [n for names in lists.values() for n in names]) or "leave it out",
     )
 
 
@@ -85,10 +84,8 @@ def near(name: str, names: Iterable[str]) -> str:
     return f"did you mean {', '.join(found)}?" if found else ""
 
 
-def convert(
-    name: str, text: str, parameter: inspect.Parameter | None, label: str, option: str = "--arg"
-) -> object:
-    """The value of `--arg name=text` for a parameter of the function `label`; raises `UsageError` if it cannot be one."""
+def convert(name: str, text: str, parameter: inspect.Parameter | None, label: str, option: str = "--arg") -> object:
+    """The value of `--arg name=text` for a parameter of the function `label`; `UsageError` if it cannot be one."""
     wanted: Any = None
     if parameter is not None and parameter.annotation is not parameter.empty:
         wanted = parameter.annotation
@@ -116,32 +113,26 @@ def literal(text: str) -> object:
     return value
 
 
-def _as_type(text: str, wanted: Any) -> object:  # noqa: ANN401  # an annotation can be anything
+def _as_type(text: str, wanted: Any) -> object:  # an annotation can be anything
     origin = typing.get_origin(wanted)
     if origin in {typing.Union, types.UnionType}:
         return _as_union(text, typing.get_args(wanted))
     if origin is typing.Literal:
         return _choice(text, typing.get_args(wanted))
-    if wanted is bool:
-        return _as_bool(text)
-    if wanted is int or wanted is float or wanted is str:
-        return wanted(text)
-    if getattr(wanted, "__module__", "") == "torch" and getattr(wanted, "__name__", "") == "dtype":
-        return as_dtype(text)
     container = origin or wanted
     if container in {tuple, list, set, dict}:
-        value = literal(text)
-        if not isinstance(value, (tuple, list, set, dict)):
-            raise ValueError(text)
-        return container(value)
-    return literal(text)
+        return _as_container(text, container)
+    if getattr(wanted, "__module__", "") == "torch" and getattr(wanted, "__name__", "") == "dtype":
+        return as_dtype(text)
+    simple: dict[Any, Callable[[str], object]] = {bool: _as_bool, int: int, float: float, str: str}
+    return simple.get(wanted, literal)(text)
 
 
 def as_dtype(text: str) -> object:
     """The torch dtype of a name such as `bfloat16`, `fp32` or `torch.half`; raises ValueError for others."""
     import torch
 
-    short = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32"}
+    short = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
     name = text.strip().removeprefix("torch.").lower()
     dtype = getattr(torch, short.get(name, name), None)
     if not isinstance(dtype, torch.dtype):
@@ -154,11 +145,16 @@ def _as_union(text: str, members: tuple[Any, ...]) -> object:
         return None
     ordered = sorted((m for m in members if m is not type(None)), key=lambda m: m is str)
     for member in ordered:
-        try:
+        with contextlib.suppress(ValueError, SyntaxError):
             return _as_type(text, member)
-        except (ValueError, SyntaxError):
-            continue
     raise ValueError(text)
+
+
+def _as_container(text: str, container: Callable[[Any], object]) -> object:
+    value = literal(text)
+    if not isinstance(value, (tuple, list, set, dict)):
+        raise ValueError(text)  # noqa: TRY004  # the text is at fault, which every converter says this way
+    return container(value)
 
 
 def _choice(text: str, choices: tuple[Any, ...]) -> object:

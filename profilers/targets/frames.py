@@ -36,8 +36,8 @@ _NOT_THEIRS = (
 def trim_traceback(exc: BaseException, user_files: Iterable[str]) -> str:
     """The error with the frames that lie in `user_files` (files, or folders with all below them), innermost last.
 
-    Library folders inside of them, such as a virtual environment, are left out. Without any frame of the user's, the last
-    line of another library than torch and dnnmem stands in, and without that the error alone.
+    Library folders inside of them, such as a virtual environment, are left out. Without any frame of the user's, the
+    last line of another library than torch and dnnmem stands in, and without that the error alone.
     """
     last = "".join(traceback.format_exception_only(type(exc), exc)).rstrip()
     if isinstance(exc, SyntaxError):

@@ -6,7 +6,7 @@
     make_optimizer(parameters)                 where --optimizer is not enough                 optional
     train_step(model, batch, optimizer)        where the loop is not the plain one             optional
 
-`--arg name=value` goes to make_model and make_batch by parameter name. Every function is called through a guard, so that an
+`--arg name=value` goes to make_model and make_batch by parameter name. Each is called through a guard, so that an
 exception in it is told with the user's lines alone; make_loss and train_step are not: the device tells about its step.
 
 >>> def make_batch(images): ...
@@ -68,7 +68,7 @@ class Hooks:
 
 
 def find_hooks(label: str, module: ModuleType, files: tuple[str, ...], model: Callable[..., Any], named: str) -> Hooks:
-    """The hooks of a module beside `model`; raises `UsageError` for one that is not a function or takes the wrong things."""
+    """The hooks of a module beside `model`; `UsageError` for one that is no function or takes the wrong things."""
     found = {name: _hook(label, module, name) for name in ("make_batch", "make_loss", "make_optimizer", "train_step")}
     if found["make_batch"] is not None:
         _check_make_batch(label, found["make_batch"])
@@ -117,7 +117,8 @@ def _from_make_batch(
 ) -> tuple[Callable[[], Any], dict[str, object], dict[str, int | str]]:
     if hooks.make_batch is None:
         raise UsageError(
-            f"{hooks.label} has no make_batch(batch_size), and no --input is given; shapes are not guessed", hint=EXAMPLE
+            f"{hooks.label} has no make_batch(batch_size), and no --input is given; shapes are not guessed",
+            hint=EXAMPLE,
         )
     given = distribute(request.args, {hooks.model_label: hooks.make_model, "make_batch": hooks.make_batch})
     sizes = _sizes(request, hooks.make_batch)
@@ -134,7 +135,7 @@ def _from_make_batch(
     _check_complete(hooks.make_batch, batch_args, "make_batch")
     call = guarded("make_batch", hooks.make_batch, hooks.files)
 
-    def make_batch() -> Any:  # noqa: ANN401  # a batch is what the model takes
+    def make_batch() -> Any:  # a batch is what the model takes
         batch = call(**batch_args)
         if hooks.train_step is None and not isinstance(batch, (torch.Tensor, dict, tuple, list)):
             hint = "return a tensor, or a tuple or dict of tensors: one batch, e.g. next(iter(loader))"
@@ -144,9 +145,7 @@ def _from_make_batch(
     return make_batch, model_args, {**sizes, **_told(request, given)}
 
 
-def _from_inputs(
-    request: Request, hooks: Hooks
-) -> tuple[Callable[[], Any], dict[str, object], dict[str, int | str]]:
+def _from_inputs(request: Request, hooks: Hooks) -> tuple[Callable[[], Any], dict[str, object], dict[str, int | str]]:
     specs = tuple(parse_input(text) for text in request.inputs)
     batch_size = check_inputs(specs, batch_size=request.batch_size, seq_len=request.seq_len)
     given = distribute(request.args, {hooks.model_label: hooks.make_model})

@@ -65,7 +65,7 @@ def parse_input(text: str) -> InputSpec:
 
 
 def check_inputs(specs: Sequence[InputSpec], *, batch_size: int | None, seq_len: int | None) -> int:
-    """The batch size of the inputs; raises `UsageError` if they disagree with each other or with `--batch` and `--seq`."""
+    """The batch size of the inputs; `UsageError` if they disagree with each other, `--batch` or `--seq`."""
     if len({bool(spec.name) for spec in specs}) > 1:
         raise UsageError("some --input have a name and some have none", hint="name all of them, or none")
     names = [spec.name for spec in specs if spec.name]
@@ -89,7 +89,7 @@ def check_inputs(specs: Sequence[InputSpec], *, batch_size: int | None, seq_len:
 
 
 def with_batch_dimension(specs: Sequence[InputSpec], batch_size: int) -> tuple[InputSpec, ...]:
-    """The inputs with `B` in place of a first dimension that equals the batch size, so that they can be made at another."""
+    """The inputs with `B` where the first dimension equals the batch size, so that they can be made at another."""
     return tuple(
         InputSpec(name=s.name, shape=("B", *s.shape[1:]), dtype=s.dtype, values=s.values)
         if s.shape[0] == batch_size
@@ -101,7 +101,9 @@ def with_batch_dimension(specs: Sequence[InputSpec], batch_size: int) -> tuple[I
 def make_inputs(specs: Sequence[InputSpec], *, batch_size: int, seq_len: int | None) -> Inputs:
     """The tensors, in a dict if they have names, else in a tuple."""
     sizes = {"B": batch_size, "S": seq_len}
-    tensors = [_tensor(spec, [size if isinstance(size, int) else sizes[size] or 1 for size in spec.shape]) for spec in specs]
+    tensors = [
+        _tensor(spec, [size if isinstance(size, int) else sizes[size] or 1 for size in spec.shape]) for spec in specs
+    ]
     return {spec.name: t for spec, t in zip(specs, tensors, strict=True)} if specs[0].name else tuple(tensors)
 
 
@@ -110,7 +112,9 @@ def _tensor(spec: InputSpec, shape: list[int]) -> torch.Tensor:
         return torch.ones(shape, dtype=torch.bool)
     if spec.dtype.is_floating_point or spec.dtype.is_complex:
         return torch.randn(shape, dtype=spec.dtype)
-    return torch.randint(0, spec.values, shape, dtype=spec.dtype) if spec.values else torch.zeros(shape, dtype=spec.dtype)
+    return (
+        torch.randint(0, spec.values, shape, dtype=spec.dtype) if spec.values else torch.zeros(shape, dtype=spec.dtype)
+    )
 
 
 def _size(text: str, part: str) -> int | str:

@@ -1,8 +1,8 @@
 """How the user's code is imported: as their own program would, but never as `__main__`, and with errors in their words.
 
-The file's folder comes first on `sys.path`, so that `import my_layers` beside it works; the module gets a name of its own,
-so that a `model.py` of the user cannot shadow anything. What goes wrong in there is a `ModelError` with their lines only;
-a name that leads nowhere is a `UsageError` with the nearest names.
+The file's folder comes first on `sys.path`, so that `import my_layers` beside it works; the module gets a name of its
+own, so that a `model.py` of the user cannot shadow anything. What goes wrong in there is a `ModelError` with their
+lines only; a name that leads nowhere is a `UsageError` with the nearest names.
 
 >>> load_file("no/such/model.py")
 Traceback (most recent call last):
@@ -78,6 +78,7 @@ def guarded(label: str, function: Callable[P, R], files: tuple[str, ...]) -> Cal
 
     What FakeTensorMode raises for an operator that it cannot trace passes unchanged: the device has another way then.
     """
+    hint = f"mend {label}" if files else "change what is given with --arg"
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
@@ -87,7 +88,7 @@ def guarded(label: str, function: Callable[P, R], files: tuple[str, ...]) -> Cal
         except (Exception, SystemExit) as error:
             if type(error).__module__ == "torch._subclasses.fake_tensor":
                 raise
-            raise ModelError(f"{label} failed:\n{trim_traceback(error, files)}", hint=f"mend {label}") from error
+            raise ModelError(f"{label} failed:\n{trim_traceback(error, files)}", hint=hint) from error
 
     return call
 
@@ -98,7 +99,9 @@ def _import(label: str, run: Callable[[], R], files: tuple[str, ...]) -> R:
     except DnnmemError:
         raise
     except SyntaxError as error:
-        raise ModelError(f"{label} is not valid Python:\n{trim_traceback(error, files)}", hint="mend that line") from error
+        raise ModelError(
+            f"{label} is not valid Python:\n{trim_traceback(error, files)}", hint="mend that line"
+        ) from error
     except ModuleNotFoundError as error:
         told = trim_traceback(error, files)
         hint = f"install {error.name} for {sys.executable}, the Python that runs dnnmem"
@@ -148,4 +151,6 @@ def _import_named(name: str) -> ModuleType:
 def _module_hint(name: str) -> str:
     top = name.split(".", maxsplit=1)[0]
     close = near(top, [m.name for m in pkgutil.iter_modules()])
-    return close or "a target is model.py, model.py:symbol, package.module:symbol, torchvision:, timm: or hf: and a name"
+    return (
+        close or "a target is model.py, model.py:symbol, package.module:symbol, torchvision:, timm: or hf: and a name"
+    )

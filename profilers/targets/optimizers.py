@@ -1,7 +1,7 @@
 """The optimizer of a target that brings none: a name of `torch.optim`, over the parameters that are trained.
 
-Frozen parameters are left out, as scripts for LoRA do, so that no state is counted for them. The learning rate is small:
-the step must be real, what it learns does not matter.
+Frozen parameters are left out, as scripts for LoRA do, so that no state is counted for them. The learning rate is
+small: the step must be real, what it learns does not matter.
 
 >>> import torch
 >>> make = optimizer_of("sgd:momentum=0.9,foreach=false")
@@ -43,7 +43,7 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "rprop": ("Rprop", {}),
     "asgd": ("ASGD", {}),
 }
-"""Name on the command line -> class in `torch.optim` and its options. LBFGS needs a closure, Muon takes matrices only."""
+"""Name on the command line -> class in `torch.optim` and its options. LBFGS needs a closure, Muon matrices only."""
 
 
 def optimizer_of(text: str) -> Callable[[Iterable[nn.Parameter]], Optimizer]:

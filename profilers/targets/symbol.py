@@ -1,7 +1,7 @@
 """What `model.py:symbol` and `package.module:symbol` name: a module class, a function that builds a model, or a model.
 
-A model that a file builds at its top level cannot be built again by calling it; the file is run once more instead, in the
-context that the device chose, so that its tensors are fake ones under FakeTensorMode.
+A model that a file builds at its top level cannot be built again by calling it; the file is run once more instead, in
+the context that the device chose, so that its tensors are fake ones under FakeTensorMode.
 
 >>> from types import SimpleNamespace
 >>> find_symbol("model.py", SimpleNamespace(Net=1), "Nett")
@@ -49,7 +49,7 @@ def module_hooks(label: str, module: ModuleType, files: tuple[str, ...]) -> Hook
     return find_hooks(label, module, files, make_model, "make_model")
 
 
-def find_symbol(label: str, module: ModuleType | SimpleNamespace, symbol: str) -> Any:  # noqa: ANN401  # any object
+def find_symbol(label: str, module: ModuleType | SimpleNamespace, symbol: str) -> Any:  # any object
     """The object that a dotted name stands for; raises `UsageError` with the nearest names if there is none."""
     try:
         return _attribute(module, symbol)
@@ -59,10 +59,16 @@ def find_symbol(label: str, module: ModuleType | SimpleNamespace, symbol: str) -
         raise UsageError(f"{label} has no {symbol!r}", hint=hint) from error
 
 
-def _attribute(owner: object, symbol: str) -> Any:  # noqa: ANN401  # any object
+def _attribute(owner: object, symbol: str) -> Any:  # any object
     return reduce(getattr, symbol.split("."), owner)
 
 
 def _offer(label: str, module: ModuleType) -> str:
-    own = [n for n, x in vars(module).items() if isinstance(x, type) and issubclass(x, nn.Module) and x.__module__ == module.__name__]
-    return f"name one of its models: {label}:{own[0]} --input 8,64:fp32 (it has {', '.join(own[:8])}); or" if own else ""
+    own = [
+        n
+        for n, x in vars(module).items()
+        if isinstance(x, type) and issubclass(x, nn.Module) and x.__module__ == module.__name__
+    ]
+    return (
+        f"name one of its models: {label}:{own[0]} --input 8,64:fp32 (it has {', '.join(own[:8])}); or" if own else ""
+    )

@@ -58,11 +58,14 @@ def torchvision_target(request: Request, name: str) -> Target:
     """The target `torchvision:name`; raises `UsageError` for unknown names, `UnsupportedError` for other tasks."""
     models = needed("torchvision.models", "vision")
     if name not in models.list_models():
-        raise UsageError(f"torchvision has no model {name!r}", hint=near(name, models.list_models()) or _LIST["torchvision"])
+        raise UsageError(
+            f"torchvision has no model {name!r}", hint=near(name, models.list_models()) or _LIST["torchvision"]
+        )
     builder = models.get_model_builder(name)
     if builder.__module__.count(".") != 2:  # torchvision.models.detection.faster_rcnn, .quantization.resnet, ...
         raise UnsupportedError(
-            f"torchvision:{name} is a {builder.__module__.split('.')[2]} model; only image classifiers have a standard loss",
+            f"torchvision:{name} is a {builder.__module__.split('.')[2]} model; "
+            "only image classifiers have a standard loss",
             hint="write a model.py with make_model, make_batch and make_loss (`dnnmem init`)",
         )
     cls, accepted = _model_arguments(builder)
@@ -120,7 +123,7 @@ def image_side(text: str, name: str) -> int:
     return int(text)
 
 
-def image_loss(output: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:  # noqa: ANN401  # per model
+def image_loss(output: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:  # per model
     """Cross entropy over the classes, with the auxiliary classifiers' where the model has some."""
     labels = batch[1]
     weight = AUXILIARY_WEIGHT.get(type(output).__name__)
@@ -149,7 +152,8 @@ def _image_target(request: Request, architecture: Architecture) -> Target:
     if size_name in request.args:
         side = image_side(request.args[size_name], size_name)
         given |= {size_name: side} if size_name in accepted else {}
-    channels, classes = int(given.get("in_chans", architecture.channels)), int(given.get("num_classes", architecture.classes))  # type: ignore[call-overload]  # noqa: E501
+    channels: Any = given.get("in_chans", architecture.channels)
+    classes: Any = given.get("num_classes", architecture.classes)
     if classes < 1:
         raise UsageError(f"{label} is published without classes, so it has no loss", hint="give --arg num_classes=1000")
     batch_size = request.batch_size or 1
