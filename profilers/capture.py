@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import gc
 import inspect
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
 
 from dnnmem.estimator.trace import Module, Origin, Trace
+from dnnmem.profilers.history import use_history
 from dnnmem.profilers.kinds import name_batch, name_model, name_rest, naming_gradients, parameter_names
 from dnnmem.profilers.modules import ModuleTracker, short_path
-from dnnmem.profilers.record import Recorder, saved_hooks
+from dnnmem.profilers.record import Log, Recorder, saved_hooks
 from dnnmem.profilers.rewrite import to_trace
 from dnnmem.profilers.step import Target
+
+
+class Clock(Protocol):
+    """Reads a device's time."""
+
+    def now(self) -> Any:
+        """A mark."""
+
+    def seconds(self, before: Any, after: Any) -> float:
+        """Seconds between two marks; the device may be waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +52,22 @@ def capture(
     built: Built,
     *,
     device_type: str,
-    fake: bool,
-    timed: bool,
     steps: int,
     origin: Origin,
+    fake: bool = False,
+    clock: Clock | None = None,
+    label: Callable[[str], None] | None = None,
+    history: Callable[[], list[dict[str, Any]]] | None = None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> tuple[Trace, int]:
-    """Run `steps` steps and return the trace of the last one, and by how many bytes memory grew over it."""
+    """Run `steps` steps and return the trace of the last one, and by how many bytes memory grew over it.
+
+    `clock` times operators, the median over all steps but the first; `label` and `history` belong to an allocator that
+    keeps a list of its events under the labels it is given.
+    """
     gc.collect()
     tracker = ModuleTracker(built.model)
-    recorder = Recorder(tracker, device_type=device_type, fake=fake, timed=timed)
+    recorder = Recorder(tracker, device_type=device_type, fake=fake, clock=clock and clock.now, label=label)
     names = parameter_names(built.model)
     name_model(recorder, built.model)
     name_batch(recorder, built.batch)
@@ -61,7 +79,23 @@ def capture(
             with recorder, saved_hooks(recorder):
                 target.train_step(built.model, built.batch, built.optimizer)
             on_step(index)
-    return to_trace(recorder.log, modules=describe_modules(built.model), batch=target.batch, origin=origin)
+    seconds = _median_seconds(recorder.log, clock) if clock is not None else []
+    if history is not None:
+        use_history(recorder.log, history())
+    return to_trace(recorder.log, seconds=seconds, modules=describe_modules(built.model), batch=target.batch, origin=origin)
+
+
+def _median_seconds(log: Log, clock: Clock) -> list[float | None]:
+    """Median seconds of each op of the last step, over the steps after the first that ran the same ops."""
+    bounds = [first for first, _ in log.steps] + [len(log.entries)]
+    steps = [log.entries[a:b] for a, b in zip(bounds[1:-1], bounds[2:], strict=True)]
+    names = [entry.name for entry in steps[-1]]
+    alike = [step for step in steps if [entry.name for entry in step] == names]
+    result: list[float | None] = []
+    for same in zip(*alike, strict=True):
+        times = [clock.seconds(*entry.times) for entry in same if entry.times is not None]
+        result.append(statistics.median(times) if times else None)
+    return result
 
 
 def describe_modules(model: nn.Module) -> tuple[Module, ...]:

@@ -21,6 +21,17 @@ from dnnmem.profilers.step import Target
 _MARK = "dnnmem.step"
 
 
+class WallClock:
+    """This machine's clock."""
+
+    now = staticmethod(time.perf_counter)
+
+    @staticmethod
+    def seconds(before: float, after: float) -> float:
+        """Seconds between two readings."""
+        return after - before
+
+
 def profile_cpu(
     target: Target, *, steps: int, repeats: int, origin: Origin, on_step: Callable[[int], None]
 ) -> tuple[Trace, Measurement]:
@@ -28,7 +39,7 @@ def profile_cpu(
     model = target.make_model()
     built = Built(model=model, batch=target.make_batch(), optimizer=target.make_optimizer(model.parameters()))
     trace, growth = capture(
-        target, built, device_type="cpu", fake=False, timed=True, steps=steps, origin=origin, on_step=on_step
+        target, built, device_type="cpu", steps=steps, origin=origin, clock=WallClock(), on_step=on_step
     )
     seconds = []
     for index in range(repeats):

@@ -46,7 +46,9 @@ def run_on(
     if device == "cuda":
         from dnnmem.profilers.cuda import profile_cuda  # noqa: PLC0415 - needs NVML
 
-        return profile_cuda(target, steps=request.steps, repeats=request.repeats, origin=origin, on_step=on_step)
+        return profile_cuda(
+            target, steps=request.steps, repeats=request.repeats, origin=origin, timed=True, on_step=on_step
+        )
     try:
         return profile_fake(target, steps=request.steps, origin=origin, on_step=on_step)
     except DataDependent as error:

@@ -51,7 +51,7 @@ def profile_fake(
             optimizer = target.make_optimizer(model.parameters())
             built = Built(model=model, batch=map_tensors(batch, values.adopt), optimizer=optimizer)
             trace, growth = capture(
-                target, built, device_type="cpu", fake=True, timed=False, steps=steps, origin=origin, on_step=on_step
+                target, built, device_type="cpu", fake=True, steps=steps, origin=origin, on_step=on_step
             )
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise DataDependent(str(error.func)) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
@@ -45,8 +46,11 @@ class ModuleTracker:
         for name, module in model.named_modules():
             self._paths[id(module)] = tuple(name.split(".")) if name else ()
         self._stack: list[tuple[str, ...]] = []
-        self._by_sequence: dict[int, tuple[tuple[str, ...], str]] = {}
-        self._sequence = 0
+        self._by_sequence: dict[tuple[int, int], tuple[tuple[str, ...], str]] = {}
+        self._sequences: dict[int, int] = {}
+        self._task_threads: dict[int, int] = {}
+        self._main = threading.get_ident()
+        self._last = (self._main, False)
         self._updating = 0
         self._after_backward = False
         self._handles: list[Any] = []
@@ -72,13 +76,16 @@ class ModuleTracker:
     def place(self) -> Place:
         """Where the operator that is being dispatched belongs."""
         node = torch._C._current_autograd_node()
-        if node is not None and torch._C._current_graph_task_id() != -1:
+        task = torch._C._current_graph_task_id()
+        if node is not None and task != -1:
             self._after_backward = True
+            thread = self._thread_of(task)
             if not self._stack:
-                return self._place_of_node(node)
+                return self._place_of_node(node, thread)
             place = Place(Phase.BACKWARD, self._stack[-1], self._source(), node)
             self._mark(place)
             return place
+        self._last = (self._main, False)
         if self._updating:
             return Place(Phase.STEP, OPTIMIZER, self._source(), None)
         if self._stack:
@@ -95,20 +102,28 @@ class ModuleTracker:
         """A new step begins."""
         self._after_backward = False
 
-    def _place_of_node(self, node: Any) -> Place:
-        number = node._sequence_nr() if hasattr(node, "_sequence_nr") else -1
-        known = self._by_sequence.get(number)
-        if known is None and type(node).__name__ == "AccumulateGrad":
-            known = (LOSS, "")
-        module, source = known or (LOSS, "")
+    def _thread_of(self, task: int) -> int:
+        """Thread that built the graph which backward pass `task` runs: nodes are numbered by thread.
+
+        A pass that begins while another one recomputes (reentrant checkpointing) runs a graph of that one's thread.
+        """
+        recomputing, thread = self._last[1], self._last[0]
+        if task not in self._task_threads:
+            self._task_threads[task] = thread if recomputing else self._main
+        self._last = (threading.get_ident(), torch.is_grad_enabled())
+        return self._task_threads[task]
+
+    def _place_of_node(self, node: Any, thread: int) -> Place:
+        module, source = self._by_sequence.get((thread, node._sequence_nr()), (LOSS, ""))
         return Place(Phase.BACKWARD, module, source, node)
 
     def _mark(self, place: Place) -> None:
         """Nodes numbered since the last operator belong to this one."""
+        thread = threading.get_ident()
         number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-        for i in range(self._sequence, number):
-            self._by_sequence[i] = (place.module, place.source)
-        self._sequence = number
+        for i in range(self._sequences.get(thread, 0), number):
+            self._by_sequence[thread, i] = (place.module, place.source)
+        self._sequences[thread] = number
 
     def _enter_module(self, module: nn.Module, args: object) -> None:
         path = self._paths.get(id(module))

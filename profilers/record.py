@@ -11,9 +11,8 @@ storage was for. Storages die when their last tensor does, so their finalizers g
 from __future__ import annotations
 
 import sys
-import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -54,6 +53,10 @@ class Block:
     saved: bool = False
     host: bool = False
     """True for what stays on the host on a GPU: not device memory."""
+    seen: int = 0
+    """Dispatch count at which it was first seen."""
+    address: int = 0
+    """Where it lies, 0 without a device."""
 
 
 @dataclass(slots=True)
@@ -68,7 +71,8 @@ class Entry:
     """Index of its first event."""
     flops: int
     moved_bytes: int
-    seconds: float | None
+    times: tuple[Any, Any] | None
+    """What the clock said before and after it."""
     tick: int
     """Dispatch count."""
     accumulates: tuple[int, int] | None = None
@@ -85,19 +89,34 @@ class Log:
     blocks: dict[int, Block] = field(default_factory=dict)
     steps: list[tuple[int, int]] = field(default_factory=list)
     """(first entry, first event) of each step."""
+    ticks: list[int] = field(default_factory=list)
+    """Dispatch count of each step's beginning."""
 
 
 class Recorder(TorchDispatchMode):
     """Notes all operators while active. Use `watch` before, `start_step` at each step, and read `log` afterwards."""
 
-    def __init__(self, tracker: ModuleTracker, *, device_type: str, fake: bool, timed: bool) -> None:
-        """`device_type`: whose tensors count; `fake`: FakeTensors count, others do not; `timed`: note seconds of each op."""
+    def __init__(
+        self,
+        tracker: ModuleTracker,
+        *,
+        device_type: str,
+        fake: bool = False,
+        clock: Callable[[], Any] | None = None,
+        label: Callable[[str], None] | None = None,
+    ) -> None:
+        """Args: `device_type`: whose tensors count; `fake`: FakeTensors count and others do not.
+
+        `clock` is read before and after each operator; `label` tells the allocator's history which one runs: its dispatch
+        count, and after it `~` and the count.
+        """
         super().__init__()
         self.log = Log()
         self._tracker = tracker
         self._device_type = device_type
         self._fake = fake
-        self._timed = timed
+        self._clock = clock
+        self._label = label
         self._live: dict[int, int] = {}
         self._refs: dict[int, weakref.ref[Any]] = {}
         self._tick = 0
@@ -113,6 +132,10 @@ class Recorder(TorchDispatchMode):
         """A step begins: what lives now is what it finds."""
         self._current = (-1, None)
         self._tracker.start_step()
+        self._tick += 1
+        if self._label is not None:
+            self._label(f"~{self._tick}")
+        self.log.ticks.append(self._tick)
         self.log.steps.append((len(self.log.entries), len(self.log.events)))
 
     def watch(self, tensor: Tensor, kind: Kind, module: tuple[str, ...], name: str) -> None:
@@ -162,14 +185,23 @@ class Recorder(TorchDispatchMode):
         reads = self._numbers(inputs)
         entry = Entry(str(func), place, reads, (), len(self.log.events), 0, 0, None, self._tick)
         self._current = (len(self.log.entries), place)
-        if self._timed:
-            before = time.perf_counter()
-            out = func(*args, **kwargs)
-            entry.seconds = time.perf_counter() - before
-        else:
-            out = func(*args, **kwargs)
+        out = self._call(entry, func, args, kwargs)
         self._note(entry, func, args, kwargs, out, schema)
         return out
+
+    def _call(self, entry: Entry, func: Any, args: Any, kwargs: Any) -> Any:
+        if self._label is not None:
+            self._label(str(self._tick))
+        try:
+            if self._clock is None:
+                return func(*args, **kwargs)
+            before = self._clock()
+            out = func(*args, **kwargs)
+            entry.times = (before, self._clock())
+            return out
+        finally:
+            if self._label is not None:
+                self._label(f"~{self._tick}")
 
     def _note(self, entry: Entry, func: Any, args: Any, kwargs: Any, out: Any, schema: Any) -> None:
         outputs = self._numbers(tensors_in((out,)))
@@ -239,7 +271,10 @@ class Recorder(TorchDispatchMode):
         dtype = str(tensor.dtype).removeprefix("torch.")
         node = _number(place.node) if place is not None else None
         module = place.module if place is not None else None
-        self.log.blocks[number] = Block(nbytes, tuple(tensor.shape), dtype, index, node, module=module)
+        address = storage.data_ptr() if self._label is not None else 0
+        self.log.blocks[number] = Block(
+            nbytes, tuple(tensor.shape), dtype, index, node, module=module, seen=self._tick, address=address
+        )
         self.log.events.append((nbytes, number))
         self._live[key] = number
         self._refs[number] = weakref.ref(storage, partial(self._finalized, number, key))

@@ -9,7 +9,7 @@ gradients for old ones) becomes the same storage, so that the trace can follow i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dnnmem.estimator.trace import Event, Kind, Module, Op, Origin, Phase, Storage, Trace
@@ -18,16 +18,24 @@ from dnnmem.profilers.record import Block, Entry, Log
 
 
 def to_trace(
-    log: Log, *, modules: tuple[Module, ...], batch: Mapping[str, int | str], origin: Origin
+    log: Log,
+    *,
+    modules: tuple[Module, ...],
+    batch: Mapping[str, int | str],
+    origin: Origin,
+    seconds: Sequence[float | None] = (),
 ) -> tuple[Trace, int]:
-    """The trace of the last step in `log`, and the bytes by which memory grew over it (a leak if it repeats)."""
+    """The trace of the last step in `log`, and the bytes by which memory grew over it (a leak if it repeats).
+
+    `seconds`: of each operator of that step, or empty.
+    """
     names = _accumulate_in_place(log)
     first_entry, first_event = log.steps[-1]
     setup, pinned = _setup(log, names, first_event)
     windows = _windows(log, names, first_entry, first_event, pinned)
     entries = log.entries[first_entry:]
     moments, growth = _close(log, windows)
-    ops = _ops(entries, windows, names, moments, hosts={n for n, b in log.blocks.items() if b.host})
+    ops = _ops(log, windows, names, moments, seconds or [None] * len(entries))
     storages = _storages(log, ops, setup, first_entry, pinned)
     trace = Trace(
         ops=ops, storages=storages, setup=setup, pinned=frozenset(pinned), modules=modules, batch=batch, origin=origin
@@ -165,12 +173,15 @@ def _rename_events(windows: list[list[Event]], partners: dict[int, tuple[int, in
 
 
 def _ops(
-    entries: list[Entry],
+    log: Log,
     windows: list[list[Event]],
     names: Mapping[int, int],
     moments: Mapping[int, tuple[int, int]],
-    hosts: set[int],
+    seconds: Sequence[float | None],
 ) -> tuple[Op, ...]:
+    hosts = {n for n, block in log.blocks.items() if block.host}
+    entries = log.entries[log.steps[-1][0] :]
+
     def final(numbers: tuple[int, ...], index: int) -> tuple[int, ...]:
         result: dict[int, None] = {}
         for number in numbers:
@@ -198,7 +209,7 @@ def _ops(
                 events=tuple(window),
                 flops=entry.flops,
                 moved_bytes=entry.moved_bytes,
-                seconds=entry.seconds,
+                seconds=seconds[index - 1],
                 source=entry.place.source,
             )
         )

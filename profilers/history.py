@@ -1,0 +1,122 @@
+"""Joins a recorder's log with the CUDA allocator's own history, which knows the true order and the temporaries inside ops.
+
+Each history entry carries the label that was set when it happened: `12` inside the operator with dispatch count 12, `~12`
+after it, empty before the first one. A block of the log is the allocation at its address that lives when it is first seen;
+allocations which no block claims are temporaries, or a library's workspace if they outlive their operator.
+
+    history   alloc 0x1000 "7"   alloc 0x2000 "7"   free 0x2000 "7"   free 0x1000 "~9"
+    log       op 7 made block 3 at 0x1000
+    events    (+n, 3)            (+m, -1)           (-m, -1)          (-n, 3)
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from dnnmem.estimator.trace import Kind
+from dnnmem.profilers.record import Block, Log
+
+_FREE = frozenset({"free_requested", "free"})
+
+
+@dataclass(slots=True)
+class _Allocation:
+    nbytes: int
+    tick: int
+    """Dispatch count of the operator in or after which it happened."""
+    freed: int | None = None
+    """The same for its free; None while it lives."""
+    inside: bool = True
+    """True if it was made inside the operator."""
+    number: int | None = None
+    """Storage in the trace."""
+
+
+def use_history(log: Log, history: list[dict[str, Any]]) -> None:
+    """Replace the events of `log` by those of the allocator's history, temporaries and workspaces included."""
+    allocations, order = _read(history)
+    at_address = _by_address(order)
+    for number, block in log.blocks.items():
+        for allocation in at_address.get(block.address, ()):
+            starts = allocation.tick <= block.seen
+            lives = allocation.freed is None or allocation.freed >= block.seen
+            if allocation.number is None and starts and lives:
+                allocation.number = number
+                block.nbytes = allocation.nbytes
+                break
+    _name_the_rest(log, allocations)
+    _rebuild(log, order)
+
+
+def _read(history: list[dict[str, Any]]) -> tuple[list[_Allocation], list[tuple[int, int, bool, _Allocation]]]:
+    """Allocations, and (tick, address, is it an allocation, which) in order."""
+    live: dict[int, _Allocation] = {}
+    found: list[_Allocation] = []
+    order: list[tuple[int, int, bool, _Allocation]] = []
+    now = 0
+    for event in history:
+        label = str(event.get("user_metadata") or "~0")
+        tick = int(label.lstrip("~"))
+        inside = not label.startswith("~") and tick >= now
+        tick = now = max(now, tick)  # a label is a thread's own: another thread's is stale
+        address = int(event["addr"])
+        if event["action"] == "alloc":
+            allocation = _Allocation(int(event["size"]), tick, inside=inside)
+            live[address] = allocation
+            found.append(allocation)
+            order.append((tick, address, True, allocation))
+        elif event["action"] in _FREE and address in live:
+            allocation = live.pop(address)
+            allocation.freed = tick
+            order.append((tick, address, False, allocation))
+    return found, order
+
+
+def _by_address(order: list[tuple[int, int, bool, _Allocation]]) -> dict[int, list[_Allocation]]:
+    result: dict[int, list[_Allocation]] = defaultdict(list)
+    for _, address, is_allocation, allocation in order:
+        if is_allocation:
+            result[address].insert(0, allocation)
+    return result
+
+
+def _name_the_rest(log: Log, allocations: list[_Allocation]) -> None:
+    """Temporaries get negative numbers; what outlives its operator becomes a block of its own."""
+    by_tick = {entry.tick: index for index, entry in enumerate(log.entries)}
+    temporary = 0
+    for allocation in allocations:
+        if allocation.number is not None:
+            continue
+        if allocation.inside and allocation.freed == allocation.tick:
+            temporary -= 1
+            allocation.number = temporary
+            continue
+        allocation.number = max(log.blocks, default=-1) + 1
+        entry = by_tick.get(allocation.tick, -1)
+        module = log.entries[entry].place.module if entry >= 0 else None
+        kept = allocation.freed is None and allocation.inside
+        log.blocks[allocation.number] = Block(
+            allocation.nbytes,
+            (),
+            "",
+            entry,
+            kind=Kind.TEMP if kept else None,
+            module=module,
+            name="workspace" if kept else "",
+            died=-1 if allocation.freed is None else allocation.freed,
+        )
+
+
+def _rebuild(log: Log, order: list[tuple[int, int, bool, _Allocation]]) -> None:
+    """Events in the allocator's order, and where each op and step begins in them."""
+    log.events = []
+    ticks = [tick for tick, _, _, _ in order]
+    for _, _, is_allocation, allocation in order:
+        assert allocation.number is not None  # noqa: S101 - all are named by now
+        log.events.append((allocation.nbytes if is_allocation else -allocation.nbytes, allocation.number))
+    for entry in log.entries:
+        entry.start = bisect_left(ticks, entry.tick)
+    log.steps = [(first, bisect_left(ticks, tick)) for (first, _), tick in zip(log.steps, log.ticks, strict=True)]
