@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.alive import alive_groups
 from dnnmem.estimator.layers import layers
 from dnnmem.estimator.profile import PARTS, Measurement, Peak, Profile
+from dnnmem.estimator.replay import replay_trace
 from dnnmem.estimator.timeline import Timeline, alive_at, timeline
 from dnnmem.estimator.trace import Kind, Trace
 from dnnmem.estimator.units import format_bytes
@@ -120,9 +121,7 @@ def _reserved(
     """What the caching allocator holds: measured, else replayed for an assumed GPU, else None."""
     reserved = measurement.reserved_bytes
     if reserved is None and device is not None:
-        from dnnmem.estimator.allocator import replay
-
-        reserved = replay(trace).reserved_bytes
+        reserved = replay_trace(trace).peak_reserved_bytes
     if reserved is not None and reserved < allocated:
         notes.append(
             f"The allocator was seen to hold {format_bytes(reserved)}, less than the {format_bytes(allocated)} alive "

@@ -115,7 +115,10 @@ class Reader(NamedTuple):
 
     def refs(self, name: str, table: Sequence[T], length: int | None = None) -> list[T]:
         """A list of entries of `table`, stored as their numbers."""
-        return [table[i] for i in self.ints(name, length, high=len(table) - 1)]
+        numbers = self.ints(name, length)
+        if numbers and not table:
+            raise self.error(name, f"has {numbers[0]} at 0, but what it counts is empty")
+        return [table[i] for i in self.ints(name, high=len(table) - 1)]
 
     def optional(self, name: str, low: int = 0) -> int | None:
         """A whole number or null."""

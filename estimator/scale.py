@@ -5,7 +5,7 @@ c n^2 in the sequence length of attention). Least squares are a weighted sum of 
 
     y(n) = w_1 y(n_1) + w_2 y(n_2) + ...        n_i sizes seen, y(n_i) bytes, flops or seconds there, sum of w_i = 1
 
-with weights that depend on the sizes alone, so they are found once, as fractions: data on the curve give exact integers.
+with weights that depend on the sizes alone, so they are found once, as fractions: data on the curve stay exact.
 
 >>> fit_weights([1, 2], 8, degree=1)
 [Fraction(-6, 1), Fraction(7, 1)]

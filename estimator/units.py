@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from dnnmem.estimator.errors import UsageError
 
@@ -18,13 +19,16 @@ _FACTORS = {
     "t": 2**40, "tb": 10**12, "tib": 2**40,
 }  # fmt: skip
 
+_THREE_DIGITS = 999.5
+"""From here on three digits cannot show a number without an exponent."""
+
 
 def parse_bytes(text: str) -> int:
     """Bytes of a size such as `24GiB`, `1.5 MB` or `4096`; raises `UsageError` for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _FACTORS:
         raise UsageError(f"{text!r} is not a size", hint="write bytes with a unit: 24GiB, 80GB, 512MiB, 4096")
-    return round(float(match[1]) * _FACTORS[match[2].lower()])
+    return round(Fraction(match[1]) * _FACTORS[match[2].lower()])
 
 
 def format_bytes(nbytes: int | None) -> str:
@@ -44,9 +48,9 @@ def format_seconds(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     for factor, unit in ((1e6, "us"), (1e3, "ms")):
-        if abs(seconds) * factor < 1000:
+        if abs(seconds) * factor < _THREE_DIGITS:
             return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds:.3g} s"
+    return f"{_short(seconds)} s"
 
 
 def format_flops(flops: int | None) -> str:
@@ -55,7 +59,12 @@ def format_flops(flops: int | None) -> str:
         return "-"
     count = float(flops)
     for unit in ("", "K", "M", "G", "T"):
-        if abs(count) < 1000:
+        if abs(count) < _THREE_DIGITS:
             return f"{count:.0f}" if not unit else f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} P"
+    return f"{_short(count)} P"
+
+
+def _short(number: float) -> str:
+    """Three digits, and no exponent where there are more."""
+    return f"{number:.3g}" if abs(number) < _THREE_DIGITS else f"{number:,.0f}"
