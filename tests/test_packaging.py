@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def built(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, set
     """Names in a wheel and in a source archive, built from a copy of what the checkout holds."""
     place = tmp_path_factory.mktemp("built")
     source = place / "source"
-    _copy(root, source)
+    for path in _files(root, "src", "cli", "estimator", "profilers", "pyproject.toml", "README.md", "LICENSE"):
+        target = source / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
     hooks = "import sys, setuptools.build_meta as b; to = sys.argv[1]; b.build_wheel(to); b.build_sdist(to)"
     subprocess.run([sys.executable, "-c", hooks, str(place)], cwd=source, check=True, capture_output=True)
     (wheel,) = place.glob("*.whl")
@@ -36,14 +40,12 @@ def built(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, set
         return {"wheel": set(z.namelist()), "sdist": {name.partition("/")[2] for name in t.getnames()}}
 
 
-def _copy(root: Path, to: Path) -> None:
-    """Copy the files of `root` that packaging can see, without environments and leftovers of earlier builds."""
-    for top in ("src", "cli", "estimator", "profilers", "pyproject.toml", "README.md", "LICENSE"):
+def _files(root: Path, *tops: str) -> Iterator[Path]:
+    """Files below `tops`, without what Python and earlier builds leave behind."""
+    for top in tops:
         for path in [root / top, *(root / top).rglob("*")]:
             if path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path):
-                target = to / path.relative_to(root)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
+                yield path
 
 
 def _loaded_by(*arguments: str) -> tuple[set[str], str]:
@@ -78,14 +80,10 @@ def test_every_package_folder_has_an_init(modules: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_all_modules_and_data_files_are_packed(kind: str, built: Any, modules: Any, root: Path) -> None:
-    # GIVEN the modules of the checkout and the data files beside them
-    sources = {m.path for m in modules}
-    for pattern in ("estimator/specs/*.toml", "src/dnnmem/schemas/*.json", "src/dnnmem/py.typed"):
-        found = set(root.glob(pattern))
-        assert found, pattern
-        sources |= found
-    names = {path.relative_to(root).as_posix() for path in sources}
+def test_all_modules_and_data_files_are_packed(kind: str, built: Any, root: Path) -> None:
+    # GIVEN every file in the folders of the package, data files among them
+    names = {path.relative_to(root).as_posix() for path in _files(root, "src", "cli", "estimator", "profilers")}
+    assert {Path(name).suffix for name in names} == {".py", ".typed", ".json", ".toml"}
     if kind == "wheel":  # there the folders are one package already
         names = {name.removeprefix("src/") if name.startswith("src/") else f"dnnmem/{name}" for name in names}
     # WHEN the package is built  THEN it holds them all
