@@ -143,7 +143,7 @@ class ModuleTracker:
 
     def _source(self) -> str:
         """Innermost line outside torch and dnnmem."""
-        frame: FrameType | None = sys._getframe(3)
+        frame: FrameType | None = sys._getframe(1)
         known = self._is_user
         while frame is not None:
             name = frame.f_code.co_filename

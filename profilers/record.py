@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -224,8 +225,7 @@ class Recorder(TorchDispatchMode):
         """
         if torch.is_grad_enabled() or len(args) != 2 or not isinstance(args[1], Tensor) or not _dense(args[0]):
             return None
-        caller = sys._getframe(3)
-        if caller is not None and caller.f_code.co_name != "_engine_run_backward":
+        if not _called_by_engine():
             return None
         old = self._live.get(args[0].untyped_storage()._cdata)
         if old is None or old == self._live.get(args[1].untyped_storage()._cdata):
@@ -290,6 +290,15 @@ class Recorder(TorchDispatchMode):
         block = self.log.blocks[number]
         block.died = self._tick
         self.log.events.append((-block.nbytes, number))
+
+
+def _called_by_engine() -> bool:
+    """True if no Python function stands between autograd's engine and the dispatch (on a GPU its thread has no frame)."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "__torch_dispatch__":
+        frame = frame.f_back
+    caller = frame.f_back if frame is not None else None
+    return caller is None or caller.f_code.co_name == "_engine_run_backward"
 
 
 def _number(node: Any) -> int | None:

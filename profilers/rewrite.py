@@ -68,6 +68,9 @@ def _events(log: Log, names: Mapping[int, int]) -> list[Event | None]:
     last = {names.get(n, n): n for n in sorted(log.blocks)}
     result: list[Event | None] = []
     for nbytes, number in log.events:
+        if number < 0:
+            result.append(Event(nbytes, 0, number))
+            continue
         root = names.get(number, number)
         block = log.blocks[root]
         joined = nbytes > 0 and number != root
@@ -83,9 +86,10 @@ def _setup(log: Log, names: Mapping[int, int], first_event: int) -> tuple[tuple[
     """Events before the step, found storages that survive first among them; and what lives when the step begins."""
     events = _events(log, names)
     setup = [e for e in events[:first_event] if e is not None]
+    found_blocks = {n for n, block in log.blocks.items() if block.entry < 0 and block.died < 0}
     found = [
         e for e in events[first_event:]
-        if e is not None and e.nbytes > 0 and log.blocks[e.storage].entry < 0 and log.blocks[e.storage].died < 0
+        if e is not None and e.nbytes > 0 and e.storage in found_blocks
     ]  # fmt: skip
     setup.extend(found)
     pinned: set[int] = set()
@@ -221,6 +225,7 @@ def _storages(
 ) -> dict[int, Storage]:
     """Every storage that the setup or the step names, with its kind."""
     used = {e.storage for e in setup} | pinned | {e.storage for op in ops for e in op.events}
+    used = {number for number in used if number >= 0}
     backward_reads = {i for op in ops if op.phase is Phase.BACKWARD for i in op.reads}
     survivors = _outlive_forward(ops)
     result = {}
@@ -229,7 +234,7 @@ def _storages(
         phase = log.entries[block.entry].place.phase if block.entry >= 0 else None
         kind = kind_of(block, phase=phase, outlives_forward=number in survivors)
         saved = kind is Kind.ACTIVATION and (block.saved or (phase is Phase.FORWARD and number in backward_reads))
-        if number in pinned and kind in (Kind.ACTIVATION, Kind.TEMP):
+        if number in pinned and block.kind is None:
             kind = Kind.BUFFER
         result[number] = Storage(
             id=number,
