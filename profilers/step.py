@@ -75,7 +75,7 @@ def plain_step(make_loss: MakeLoss | None = None) -> Callable[[nn.Module, Any, O
         args, kwargs = model_inputs(model, batch, keeps_labels=make_loss is not None)
         output = model(*args, **kwargs)
         loss = find_loss(output) if make_loss is None else _checked(make_loss(output, batch))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss

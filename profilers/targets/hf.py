@@ -126,7 +126,7 @@ def make_config(label: str, data: Mapping[str, Any], args: Mapping[str, str]) ->
         merged = {n: v for n, v in merged.items() if n not in {"id2label", "label2id"}}
     config = _built(label, cls, merged) if own else plain
     for part in (config, getattr(config, "text_config", None)):
-        if getattr(part, "use_cache", None):
+        if part is not None and getattr(part, "use_cache", None):
             part.use_cache = False  # as Trainer does
     return config
 
