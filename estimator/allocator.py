@@ -1,7 +1,7 @@
 """PyTorch's CUDA caching allocator, simulated: which address a request gets, and what it makes the process reserve.
 
 This follows `DeviceCachingAllocator` in PyTorch's `c10/cuda/CUDACachingAllocator.cpp`: a request is rounded to a block;
-the smallest cached block of its pool and stream that holds it serves it, what is left over is split off, free neighbours
+the smallest cached block of its pool and stream that holds it serves it, the rest is split off, free neighbours
 merge; if none fits, the driver is asked for a segment; if that fails, the cache goes back to it and it is asked again.
 
     request -> block size -> pool -> best fit, split -------------------------> address
@@ -154,7 +154,7 @@ class CachingAllocator:
         return tuple(sorted((segment_at(head) for head in heads), key=lambda s: s.address))
 
     def adopt(self, segments: Iterable[Segment]) -> None:
-        """Continue from another allocator's state: the blocks of its plain segments, live and free, become this one's."""
+        """Continue from another allocator's state: take over its plain segments and their blocks, live and free."""
         for segment in segments:
             if segment.expandable:
                 raise InternalError(f"segment {segment.address:#x} is expandable and cannot be adopted")

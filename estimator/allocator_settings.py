@@ -135,7 +135,7 @@ def _backend(settings: AllocatorSettings, value: str) -> AllocatorSettings:
 
 
 def _divisions(settings: AllocatorSettings, value: str) -> AllocatorSettings:
-    """One number, or `[256:1,512:2,>:4]`: the first holds up to 256 MiB, `>` above the last one, others at their size."""
+    """One number, or `[256:1,512:2,>:4]`: the first holds up to 256 MiB, `>` above the last, others at their size."""
     if not value.startswith("["):
         return replace(settings, roundup_power2_divisions=(int(value),) * ROUNDUP_INTERVALS)
     divisions = [0] * ROUNDUP_INTERVALS

@@ -3,8 +3,8 @@
     segment   [ block 512 B, live | block 1 MiB, free | block 4 MiB, live | rest, free ]     before <- block -> after
 
 A free block lies in its pool, ordered by (stream, size, address) as `BlockComparatorSize` of PyTorch's
-`CUDACachingAllocator.cpp` orders it: the first one that is large enough is the best fit. Free neighbours never touch: freeing
-merges them. Pages of an expandable segment that hold no memory are blocks too, not mapped, ordered by address.
+`CUDACachingAllocator.cpp` orders it: the first one that is large enough is the best fit. Free neighbours never touch:
+freeing merges them. Address space of an expandable segment that holds no memory is a block too, not mapped.
 
 >>> pool = Pool(small=True)
 >>> block = Block(address=0, size=4096, stream=0, pool=pool)

@@ -1,8 +1,8 @@
 """Expandable segments: one address range a pool and stream, into which memory is mapped page by page as it grows.
 
 Under `expandable_segments:True` the allocator asks the driver for pages (2 MiB in the small pool, 20 MiB in the large
-one) instead of segments, so that freed blocks of different sizes merge. This follows `find_expandable_block`, `map_block`
-and `unmap_block` of PyTorch's `CUDACachingAllocator.cpp`.
+one) instead of segments, so that freed blocks of different sizes merge. This follows `find_expandable_block`,
+`map_block` and `unmap_block` of PyTorch's `CUDACachingAllocator.cpp`.
 
     range   [ live | free | live, free |  no memory (unmapped)  ...                                        ]
               page 0      page 1          page 2                     1 1/8 of the GPU's memory in all

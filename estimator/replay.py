@@ -54,7 +54,7 @@ class ReplayResult:
 def replay(
     events: Iterable[Event], settings: AllocatorSettings | None = None, *, capacity_bytes: int | None = None
 ) -> ReplayResult:
-    """Play `events` from an empty allocator. Raises `TraceError` for freeing what is not alive or allocating it twice."""
+    """Play `events` from an empty allocator. Raises `TraceError` if one frees what is not alive or allocates twice."""
     allocator = CachingAllocator(settings, capacity_bytes)
     try:
         _play(allocator, events, {})
