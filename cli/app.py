@@ -10,7 +10,6 @@ This is the one place that does the latter:
 
 Torch, pandas, pydantic and numpy load inside the commands that need them: `dnnmem --help` is quick.
 
->>> import io
 >>> run(["--no-such-option"], stderr=(text := io.StringIO()))
 2
 >>> text.getvalue().splitlines()[0]
@@ -19,6 +18,7 @@ Torch, pandas, pydantic and numpy load inside the commands that need them: `dnnm
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -75,6 +75,9 @@ def _options(
 
 def main() -> None:
     """The console entry: run the command line and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character of a path still gets the rest
+            stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -89,7 +92,9 @@ def run(arguments: Sequence[str], *, stderr: TextIO | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return _leave_pipe()
-    except SystemExit as exit_:  # the option parser's own answer to a closed pipe is exit 1, which means "over budget" here
+    except (
+        SystemExit
+    ) as exit_:  # the option parser's own answer to a closed pipe is exit 1, which means "over budget" here
         return exit_.code if isinstance(exit_.code, int) and exit_.code != 1 else _leave_pipe()
     except Exception as error:  # noqa: BLE001 - the last line of defence: people never see a traceback they did not ask for
         return _tell(error, stderr)

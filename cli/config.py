@@ -1,8 +1,9 @@
 """Where an option's value comes from when the command line does not give it.
 
-    command line  >  DNNMEM_<KEY> in the environment  >  dnnmem.toml, or [tool.dnnmem] in pyproject.toml  >  built-in default
+    command line  >  DNNMEM_<KEY> in the environment  >  dnnmem.toml, or [tool.dnnmem] in pyproject.toml  >  built in
 
-The file is looked for in the current folder, then in its parents; the nearest one counts, dnnmem.toml before pyproject.toml.
+The file is looked for in the current folder, then in its parents; the nearest one counts, and dnnmem.toml goes before
+pyproject.toml.
 
     [tool.dnnmem]
     gpu = "h100-sxm-80gb"
@@ -16,13 +17,15 @@ The file is looked for in the current folder, then in its parents; the nearest o
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dnnmem.estimator.errors import UsageError
 
-KEYS: Mapping[str, type[int] | type[float] | type[str]] = {
+KEYS: Mapping[str, type[int | float | str]] = {
     "batch": int,
     "seq": int,
     "optimizer": str,
@@ -80,7 +83,7 @@ def blame(error: UsageError, settings: Settings) -> UsageError:
     return UsageError(error.message, hint="\n".join(filter(None, [error.hint, *lines])))
 
 
-def _parse(text: str, type_: type[int] | type[float] | type[str], name: str) -> int | float | str:
+def _parse(text: str, type_: type[int | float | str], name: str) -> int | float | str:
     try:
         return type_(text)
     except ValueError:
@@ -98,10 +101,10 @@ def _from_file(folder: Path) -> Settings:
     return {}
 
 
-def _read(path: Path) -> dict[str, dict[str, dict[str, object]]]:
-    try:
+def _read(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ImportError:  # Python 3.10
+    else:
         import tomli as tomllib
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ class Listeners(NamedTuple):
 
 @contextmanager
 def listening(stream: TextIO, *, quiet: bool, no_color: bool) -> Iterator[Listeners]:
-    """Listeners that write to `stream` (stderr); they fall silent when the block ends, and the line is wiped.
+    r"""Listeners that write to `stream` (stderr); they fall silent when the block ends, and the line is wiped.
 
     >>> import io
     >>> text = io.StringIO()
@@ -31,7 +31,7 @@ def listening(stream: TextIO, *, quiet: bool, no_color: bool) -> Iterator[Listen
     ...     listeners.on_progress(1)
     ...     listeners.on_output("loss 2.3")
     >>> text.getvalue()
-    'loss 2.3\\n'
+    'loss 2.3\n'
     """
     if quiet:
         yield Listeners(lambda _: None, lambda _: None)
@@ -47,7 +47,9 @@ def _line(stream: TextIO, *, no_color: bool) -> Iterator[Listeners]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = make_console(stream, no_color=no_color)
-    line = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
+    line = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+    )
     with line:
         task = line.add_task("building the model", total=None)
         yield Listeners(

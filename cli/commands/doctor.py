@@ -23,14 +23,19 @@ LIBRARIES = ("torchvision", "timm", "transformers")
 
 
 def doctor(
-    *, timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Wait this long for torch.")] = PROBE_SECONDS
+    *,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="Wait this long for torch.")
+    ] = PROBE_SECONDS,
 ) -> None:
     """Tell what this machine can do: versions, GPUs, and which devices work."""
     facts = ask_torch(timeout)
     for name, words in describe(facts):
         typer.echo(f"{name:<15} {words}".rstrip())
     if "error" in facts:
-        raise UnsupportedError(f"torch does not work here: {facts['error']}", hint="install it anew: https://pytorch.org/get-started")
+        raise UnsupportedError(
+            f"torch does not work here: {facts['error']}", hint="install it anew: https://pytorch.org/get-started"
+        )
 
 
 def ask_torch(timeout_seconds: float) -> dict[str, Any]:

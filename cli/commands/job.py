@@ -68,14 +68,21 @@ def prepare(
     settings = resolve(typed, folder=folder, environ=environ)
     form = typed.get("format")
     try:
-        given = [*(key for key, value in typed.items() if value is not None), *_named(inputs, "input"), *_named(args, "arg")]
+        given = [
+            *(key for key, value in typed.items() if value is not None),
+            *_named(inputs, "input"),
+            *_named(args, "arg"),
+        ]
         device = _gpu(settings)
         return Job(
             target=target,
             request=_request(target, settings, given, inputs, args, gpu=device.name if device else None),
             device=device,
             outputs=plan_outputs(
-                form=None if form is None else str(form), default=_text(settings, "format") or "table", json=json, csv=csv
+                form=None if form is None else str(form),
+                default=_text(settings, "format") or "table",
+                json=json,
+                csv=csv,
             ),
             save=_save(save),
             timeout_seconds=_positive(settings, "timeout", "the time to wait must be more than 0 seconds"),
@@ -91,7 +98,13 @@ def _named(values: Sequence[str], name: str) -> list[str]:
 
 
 def _request(
-    target: str, settings: Settings, given: Sequence[str], inputs: Sequence[str], args: Sequence[str], *, gpu: str | None
+    target: str,
+    settings: Settings,
+    given: Sequence[str],
+    inputs: Sequence[str],
+    args: Sequence[str],
+    *,
+    gpu: str | None,
 ) -> Request | None:
     if not target.strip():
         raise UsageError("TARGET is empty; it names what to train", hint="dnnmem profile model.py, or hf:gpt2")
@@ -103,7 +116,9 @@ def _request(
                 hint="leave the option out, or name the model to record it again",
             )
         return None
-    known: dict[str, Any] = {key: s.value for key, s in settings.items() if key in {"optimizer", "steps", "seed", "repeats"}}
+    known: dict[str, Any] = {
+        key: s.value for key, s in settings.items() if key in {"optimizer", "steps", "seed", "repeats"}
+    }
     return Request(
         target=target,
         args=parse_args(args),
@@ -127,13 +142,17 @@ def _gpu(settings: Settings) -> Device | None:
 
 def _save(path: Path | None) -> Path | None:
     if path is not None and not path.name.endswith(SAVED):
-        raise UsageError(f"--save {path}: the name of a saved trace ends with {SAVED}", hint=f"--save {path.stem}{SAVED}")
+        raise UsageError(
+            f"--save {path}: the name of a saved trace ends with {SAVED}", hint=f"--save {path.stem}{SAVED}"
+        )
     return path
 
 
 def _depth(settings: Settings, given: Sequence[str], *, everything: bool) -> int | None:
     if everything and "depth" in given:
-        raise UsageError("--depth and --all contradict each other: one sums modules, the other shows all", hint="give one")
+        raise UsageError(
+            "--depth and --all contradict each other: one sums modules, the other shows all", hint="give one"
+        )
     depth = _positive(settings, "depth", "the model's own children have depth 1")
     return None if depth is None or everything else int(depth)
 

@@ -31,7 +31,9 @@ Args = Annotated[
 ]
 Optimizer = Annotated[
     str | None,
-    typer.Option("--optimizer", metavar="NAME", help="For targets that bring none: adamw, sgd:momentum=0.9. [default: adamw]"),
+    typer.Option(
+        "--optimizer", metavar="NAME", help="For targets that bring none: adamw, sgd:momentum=0.9. [default: adamw]"
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -41,20 +43,25 @@ Gpu = Annotated[
     str | None,
     typer.Option("--gpu", metavar="NAME", help="The GPU it has to fit into; `dnnmem devices` lists them."),
 ]
-Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps to run, 2 or more; the last is reported.")]
+Steps = Annotated[
+    int | None, typer.Option("--steps", metavar="N", help="Steps to run, 2 or more; the last is reported.")
+]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of weights and inputs. [default: 0]")]
 Repeats = Annotated[int | None, typer.Option("--repeats", metavar="N", help="Timed steps on cuda; the median counts.")]
 Timeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the whole profile as JSON.")]
 Csv = Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write the layers as CSV.")]
 Format = Annotated[
-    str | None, typer.Option("--format", metavar="NAME", help="What stdout gets: table, json, csv or md. [default: table]")
+    str | None,
+    typer.Option("--format", metavar="NAME", help="What stdout gets: table, json, csv or md. [default: table]"),
 ]
 Save = Annotated[
     Path | None,
     typer.Option("--save", metavar="FILE", help="Save the recorded step as FILE.trace.json.gz, a TARGET for later."),
 ]
-Depth = Annotated[int | None, typer.Option("--depth", metavar="N", help="Sum modules deeper than N names into their parents.")]
+Depth = Annotated[
+    int | None, typer.Option("--depth", metavar="N", help="Sum modules deeper than N names into their parents.")
+]
 All = Annotated[bool, typer.Option("--all", help="Every module on its own line, repeated blocks unfolded.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, and nothing of what the model's code prints.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colour; NO_COLOR in the environment does the same.")]

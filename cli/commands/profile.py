@@ -1,6 +1,6 @@
 """`dnnmem profile TARGET`: where every byte and second of one training step goes.
 
-    options, environment, file -> Job -> child process (or a saved trace) -> Trace, Measurement -> Profile -> reports
+options, environment, file -> Job -> child process (or a saved trace) -> Trace, Measurement -> Profile -> reports
 """
 
 from __future__ import annotations

@@ -24,11 +24,15 @@ def check_writable(path: Path, option: str) -> None:
     if not folder.is_dir():
         raise UsageError(f"{option} {path}: there is no folder {folder}", hint=f"make it first: mkdir -p {folder}")
     if path.exists() and not os.access(path, os.W_OK):
-        raise UsageError(f"{option} {path}: this file may not be written", hint="name another file, or change its permissions")
+        raise UsageError(
+            f"{option} {path}: this file may not be written", hint="name another file, or change its permissions"
+        )
     try:
         handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
     except OSError as error:
-        raise UsageError(f"{option} {path}: cannot write in {folder}: {error.strerror}", hint="name another folder") from error
+        raise UsageError(
+            f"{option} {path}: cannot write in {folder}: {error.strerror}", hint="name another folder"
+        ) from error
     os.close(handle)
     Path(name).unlink()
 
@@ -43,4 +47,6 @@ def write_atomic(path: Path, text: str) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"{path}: cannot write: {error.strerror or error}", hint="name another file or folder") from error
+        raise UsageError(
+            f"{path}: cannot write: {error.strerror or error}", hint="name another file or folder"
+        ) from error

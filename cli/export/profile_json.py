@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -129,7 +130,7 @@ class ProfileJson(_Part):
 
 
 def to_json(profile: Profile) -> str:
-    """The profile as indented JSON with a newline at its end; raises `ValueError` if it breaks the format's own rules."""
+    """The profile as indented JSON, a newline at its end; raises `ValueError` if it breaks the format's own rules."""
     plain = {name: getattr(profile, name) for name in ProfileJson.model_fields if name not in {"schema_", "timeline"}}
     plain |= {
         "schema": SCHEMA,
@@ -157,7 +158,7 @@ def _timeline(profile: Profile) -> dict[str, object]:
     curve = profile.timeline
     n = len(curve.allocated)
     edges = np.unique(np.linspace(0, n, min(n, POINTS) + 1).astype(int))
-    index = [int(a + curve.allocated[a:b].argmax()) for a, b in zip(edges, edges[1:], strict=False)]
+    index = [int(a + curve.allocated[a:b].argmax()) for a, b in pairwise(edges)]
     return {
         "events": n,
         "index": index,

@@ -30,7 +30,7 @@ _OWNED = frozenset({"param", "grad", "optimizer", "buffer"})
 
 
 def alive_table(alive: Sequence[Alive], *, total_bytes: int, width: int) -> Table:
-    """The largest `TOP` of `alive`, largest first as they come, and what is left of `total_bytes`, all that is allocated."""
+    """The first `TOP` of `alive`, which come largest first, and what is then left of `total_bytes`."""
     rows = [_cells(item, width) for item in alive[:TOP]]
     rest = total_bytes - sum(item.nbytes for item in alive[:TOP])
     if rest > 0:
@@ -40,7 +40,7 @@ def alive_table(alive: Sequence[Alive], *, total_bytes: int, width: int) -> Tabl
     owner = min(widths[3], max(room // 2, room - widths[4] - GAP, 8))
     table = Table(box=None, show_header=False, padding=(0, GAP, 0, 0), pad_edge=False)
     for justify in ("right", "left", "left", "left", "left"):
-        table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(justify=justify, no_wrap=True)
     for nbytes, times, kind, thing, made in rows:
         table.add_row(nbytes, times, kind, shorten_left(thing, owner), shorten_right(made, max(room - owner - GAP, 0)))
     return table

@@ -33,7 +33,7 @@ _LABEL = 10
 
 
 def columns(events: int, width: int) -> list[tuple[int, int]]:
-    """Intervals of events, one for each of `width` columns of the picture; few events are stretched over several columns.
+    """Intervals of events, one for each of `width` columns of the picture; few events are stretched.
 
     >>> columns(2, 4)
     [(0, 1), (0, 1), (1, 2), (1, 2)]
@@ -48,7 +48,13 @@ def sample(timeline: Timeline, intervals: Sequence[tuple[int, int]]) -> list[int
 
 
 def chart(
-    timeline: Timeline, phases: Sequence[tuple[str, int]], *, width: int, color: bool, unicode: bool, height: int = HEIGHT
+    timeline: Timeline,
+    phases: Sequence[tuple[str, int]],
+    *,
+    width: int,
+    color: bool,
+    unicode: bool,
+    height: int = HEIGHT,
 ) -> list[Text]:
     """The lines of the picture, legend last; none for a step that allocates nothing."""
     top = int(timeline.allocated[timeline.peak])

@@ -1,7 +1,7 @@
 """The table of layers: which columns it has at a width, and its lines.
 
-Columns are dropped from the least telling upwards until the table fits; a column in which nothing is known or everything
-is 0 is dropped at any width. All columns but the last two are of *one* module; `xN` says how many a folded line stands
+Columns are dropped from the least telling upwards until the table fits; one in which nothing is known or all is 0 goes
+at any width. All columns but the last two are of *one* module; `xN` says how many a folded line stands
 for, and the last two columns count all of them, so that they add up.
 
 >>> from dnnmem.cli.render.rich_text import plain
@@ -23,7 +23,6 @@ from rich.table import Table
 from dnnmem.cli.render.rows import Row
 from dnnmem.cli.render.stack import percent
 from dnnmem.cli.render.text import shorten_left
-from dnnmem.estimator.profile import Layer
 from dnnmem.estimator.units import format_bytes, format_flops, format_seconds
 
 GAP = 2
@@ -82,7 +81,7 @@ COLUMNS = (
     Column(head="params", cell=_bytes("param_bytes"), rank=2),
     Column(head="grads", cell=_bytes("grad_bytes"), rank=6),
     Column(head="optimizer", cell=_bytes("optimizer_bytes"), rank=7),
-    Column(head="saved", cell=_bytes("activation_bytes"), rank=1),
+    Column(head="activations", cell=_bytes("activation_bytes"), rank=1),
     Column(head="temp", cell=_bytes("temp_bytes"), rank=4),
     Column(head="fwd FLOPs", cell=_flops("forward_flops"), rank=8),
     Column(head="bwd FLOPs", cell=_flops("backward_flops"), rank=9),

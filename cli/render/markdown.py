@@ -1,4 +1,4 @@
-"""A profile as Markdown, for a comment under a pull request or an issue: verdict, stack, peak, layers.
+r"""A profile as Markdown, for a comment under a pull request or an issue: verdict, stack, peak, layers.
 
 >>> cell("a|b")
 'a\\\\|b'
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from dnnmem.cli.render.layers import COLUMNS
+from dnnmem.cli.render.palette import look
 from dnnmem.cli.render.report import View, header, moment
 from dnnmem.cli.render.rows import choose_depth, fold_rows
-from dnnmem.cli.render.palette import look
 from dnnmem.cli.render.stack import parts, percent, reason, verdict_line
 from dnnmem.estimator.profile import Profile
 from dnnmem.estimator.units import format_bytes
@@ -47,7 +47,7 @@ def _lines(profile: Profile, view: View) -> Iterator[str]:
 
 def _stack(profile: Profile) -> Iterator[list[str]]:
     for part in parts(profile):
-        share = reason(profile) if part.share is None else percent(part.share)
+        share = reason(part.name, profile) if part.share is None else percent(part.share)
         yield [look(part.name).label, format_bytes(part.nbytes), share]
     yield ["**total**", f"**{format_bytes(profile.total_bytes)}**", ""]
 

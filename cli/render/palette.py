@@ -40,6 +40,7 @@ LOOKS: Mapping[str, Look] = {
 }
 """By the names of `profile.PARTS`."""
 
+
 def look(kind: str) -> Look:
     """The looks of a kind; a kind that this version does not know keeps its own name."""
     return LOOKS.get(kind, Look(kind, "white", "?", "?"))

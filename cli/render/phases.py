@@ -19,10 +19,12 @@ _PHASES = tuple(Phase)
 
 
 def phase_starts(trace: Trace, timeline: Timeline) -> tuple[tuple[str, int], ...]:
-    """Phases in the order they run, each with the index of its first entry in `timeline(trace)`; the first begins at 0."""
+    """Phases in the order they run, each with the index of its first entry in `timeline(trace)`; the first has 0."""
     if len(timeline.op) < 2:
         return ()
     of_op = np.array([_PHASES.index(op.phase) for op in trace.ops])
     codes = of_op[timeline.op[1:]]
-    changes = np.flatnonzero(codes[1:] != codes[:-1]) + 2  # entry 0 is the start of the step and belongs to the first phase
+    changes = (
+        np.flatnonzero(codes[1:] != codes[:-1]) + 2
+    )  # entry 0 is the start of the step and belongs to the first phase
     return tuple((_PHASES[codes[max(i - 1, 0)]].value, int(i)) for i in (0, *changes))

@@ -1,12 +1,12 @@
 """The report of a profile in the terminal: first what decides, then where it comes from.
 
-    header      what was profiled, and on what
-    verdict     does it fit, how much is it
-    stack       the parts, which add up
-    peak        when it is needed, and what is alive then
-    chart       memory over the step
-    layers      who needs it
-    notes       what was assumed
+header      what was profiled, and on what
+verdict     does it fit, how much is it
+stack       the parts, which add up
+peak        when it is needed, and what is alive then
+chart       memory over the step
+layers      who needs it
+notes       what was assumed
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ class View:
 def print_report(profile: Profile, console: Console, view: View) -> None:
     """Write the whole report to `console`; without colour as plain lines, which have no blanks at their ends."""
     for section in sections(profile, width=console.width, color=not console.no_color, view=view):
-        console.print(plain(section, width=console.width) if console.no_color else section, soft_wrap=console.no_color)
+        if not console.no_color:
+            console.print(section)
+            continue
+        text = plain(section, width=console.width)
+        console.print(text if view.unicode else text.replace("…", "~"), soft_wrap=True)
 
 
 def sections(profile: Profile, *, width: int, color: bool, view: View) -> Iterator[RenderableType]:

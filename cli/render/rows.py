@@ -124,7 +124,9 @@ def _run_name(run: Sequence[str]) -> str:
 
 
 def _row(label: str, layers: Sequence[Layer], *, inside: int, own: bool) -> Row:
-    forward, backward = (_add([getattr(layer, name) for layer in layers]) for name in ("forward_seconds", "backward_seconds"))
+    forward, backward = (
+        _add([getattr(layer, name) for layer in layers]) for name in ("forward_seconds", "backward_seconds")
+    )
     n = len(layers)
     one = replace(
         layers[0],

@@ -89,17 +89,21 @@ def stack(profile: Profile, *, width: int, color: bool, unicode: bool) -> Table:
     for part in parts(profile):
         label, style = look(part.name).label, look(part.name).style
         if part.share is None:
-            table.add_row(label, "-", "", Text(reason(profile), "dim"))
+            table.add_row(label, "-", "", Text(reason(part.name, profile), "dim"))
             continue
         bar = texture(part.name, color=color, unicode=unicode) * round(part.share * room)
         table.add_row(label, format_bytes(part.nbytes), percent(part.share), Text(bar, style))
-    table.add_row("total", format_bytes(profile.total_bytes), "100.0 %" if profile.total_bytes else "", "", style="bold")
+    table.add_row(
+        "total", format_bytes(profile.total_bytes), "100.0 %" if profile.total_bytes else "", "", style="bold"
+    )
     return table
 
 
-def reason(profile: Profile) -> str:
+def reason(part: str, profile: Profile) -> str:
     """Why a part has no number."""
-    return "not measured" if profile.usable_bytes else "unknown without a GPU (--gpu NAME)"
+    if profile.usable_bytes is None:
+        return "unknown without a GPU (--gpu NAME)"
+    return "not known for this GPU" if part == "context" else "not measured"
 
 
 def percent(share: float) -> str:

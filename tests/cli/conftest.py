@@ -59,7 +59,9 @@ def wave():
     kinds[Kind.TEMP][30] = 1500 * MIB
     kinds[Kind.TEMP][55] = 300 * MIB
     allocated = sum(kinds.values())
-    return Timeline(op=np.arange(-1, n - 1, dtype=np.int32), kinds=kinds, allocated=allocated, peak=int(allocated.argmax()))
+    return Timeline(
+        op=np.arange(-1, n - 1, dtype=np.int32), kinds=kinds, allocated=allocated, peak=int(allocated.argmax())
+    )
 
 
 def gpt_profile(**changes):
@@ -92,11 +94,18 @@ def gpt_profile(**changes):
         "step_seconds": None,
         "layers": tuple(gpt_layers()),
         "alive": (
-            Alive(nbytes=1500 * MIB, count=1, kind="temp", module="<loss>", name="aten._log_softmax_backward_data.default",
-                  shape=(8192, 50257), dtype="float32", source="train.py:42"),
-            Alive(nbytes=864 * MIB, count=12, kind="activation", module="h.0-11.attn.c_attn", name="aten.addmm.default",
-                  shape=(8192, 2304), dtype="float32", source="model.py:31"),
-            Alive(nbytes=147 * MIB, count=1, kind="param", module="wte", name="weight", shape=(50257, 768), dtype="float32"),
+            Alive(
+                nbytes=1500 * MIB, count=1, kind="temp", module="<loss>", source="train.py:42", dtype="float32",
+                name="aten._log_softmax_backward_data.default", shape=(8192, 50257),
+            ),
+            Alive(
+                nbytes=864 * MIB, count=12, kind="activation", module="h.0-11.attn.c_attn", source="model.py:31",
+                name="aten.addmm.default", shape=(8192, 2304), dtype="float32",
+            ),
+            Alive(
+                nbytes=147 * MIB, count=1, kind="param", module="wte", name="weight", dtype="float32",
+                shape=(50257, 768),
+            ),
         ),
         "timeline": curve,
         "phases": (("forward", 0), ("backward", 30), ("step", 50)),

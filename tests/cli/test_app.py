@@ -1,6 +1,6 @@
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 import typer
@@ -37,7 +37,14 @@ def raising(error):
 
 @pytest.mark.parametrize(
     ("kind", "code"),
-    [(RegressionError, 1), (UsageError, 2), (ModelError, 3), (UnsupportedError, 4), (InternalError, 5), (TraceError, 5)],
+    [
+        (RegressionError, 1),
+        (UsageError, 2),
+        (ModelError, 3),
+        (UnsupportedError, 4),
+        (InternalError, 5),
+        (TraceError, 5),
+    ],
 )
 def test_a_known_error_is_its_message_its_hint_and_its_exit_code(monkeypatch, capsys, kind, code):
     error = kind("batch is 0; it must be 1", hint="give 1\nor 2")
@@ -81,7 +88,7 @@ def test_a_closed_pipe_is_no_error(monkeypatch, capsys):
     assert (code, text) == (141, "")
 
 
-def test_a_reader_that_leaves_early_sees_no_traceback(gpt):
+def test_a_reader_that_leaves_early_sees_no_traceback():
     program = (
         "import sys\nfrom dnnmem.cli import app\n"
         "def flood():\n    for _ in range(100000): sys.stdout.write('x' * 80 + chr(10))\n"
@@ -135,9 +142,12 @@ def test_help_loads_nothing_heavy():
 
 
 def test_help_is_quick():
+    # GIVEN a machine that may be busy with other tests  WHEN the processor's seconds are counted, not the clock's
     def seconds():
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "dnnmem", "--help"], capture_output=True, check=True)
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(5)) < 0.3
+    # THEN they are what is promised for a quiet one
+    assert min(seconds() for _ in range(3)) < 0.3

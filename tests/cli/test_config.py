@@ -75,7 +75,9 @@ def test_a_wrong_variable_is_refused_by_name(tmp_path):
 def test_blame_names_who_gave_a_value_that_nobody_typed():
     settings = {"batch": Setting(value=0, origin="DNNMEM_BATCH"), "seq": Setting(value=0, origin="--seq")}
 
-    assert blame(UsageError("--batch is 0; no", hint="give 1"), settings).hint == "give 1\n--batch comes from DNNMEM_BATCH"
+    assert (
+        blame(UsageError("--batch is 0; no", hint="give 1"), settings).hint == "give 1\n--batch comes from DNNMEM_BATCH"
+    )
     assert blame(UsageError("--seq is 0; no", hint="give 1"), settings).hint == "give 1"
 
 

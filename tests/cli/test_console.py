@@ -40,7 +40,9 @@ def test_a_pipe_has_the_default_width():
     assert width_of(io.StringIO(), environ={}) == DEFAULT_WIDTH
 
 
-@pytest.mark.parametrize(("columns", "width"), [("72", 72), ("10", MIN_WIDTH), ("999", MAX_WIDTH), ("x", DEFAULT_WIDTH)])
+@pytest.mark.parametrize(
+    ("columns", "width"), [("72", 72), ("10", MIN_WIDTH), ("999", MAX_WIDTH), ("x", DEFAULT_WIDTH)]
+)
 def test_columns_sets_the_width_within_reason(columns, width):
     assert width_of(io.StringIO(), environ={"COLUMNS": columns}) == width
 

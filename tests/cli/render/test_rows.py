@@ -103,7 +103,13 @@ def test_depth_sums_into_the_ancestor_and_says_how_many():
 
     first, second = fold_rows(layers, depth=1)
 
-    assert (first.label, first.one.type, first.one.param_bytes, first.one.temp_bytes, first.inside) == ("h", "List", 12, 5, 2)
+    assert (first.label, first.one.type, first.one.param_bytes, first.one.temp_bytes, first.inside) == (
+        "h",
+        "List",
+        12,
+        5,
+        2,
+    )
     assert (second.label, second.inside) == ("head", 0)
 
 
@@ -131,7 +137,9 @@ def test_a_small_model_needs_no_depth():
 
 
 def test_a_large_model_gets_the_deepest_table_that_a_screen_holds():
-    layers = [layer(f"stage{i}.block{j}.conv{k}", param_bytes=1 + j + k) for i in range(4) for j in range(3) for k in range(5)]
+    layers = [
+        layer(f"stage{i}.block{j}.conv{k}", param_bytes=1 + j + k) for i in range(4) for j in range(3) for k in range(5)
+    ]
 
     depth = choose_depth(layers)
 
