@@ -95,6 +95,7 @@ class Reader(NamedTuple):
             at = next(i for i, value in enumerate(values) if type(value) not in types)
             wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
             raise self.error(name, f"has {describe(values[at])} at {at}; it must be {wanted}")
+        self._check_texts(name, values if str in types else ())
         return values
 
     def ints(self, name: str, length: int | None = None, low: int = 0, high: int = MAX_INT) -> list[int]:
@@ -132,16 +133,26 @@ class Reader(NamedTuple):
         value = self.get(name)
         if not isinstance(value, str):
             raise self.error(name, f"is {describe(value)}; it must be a string")
+        self._check_texts(name, (value,))
         return value
 
     def mapping(self, name: str, *types: type) -> dict[str, Any]:
         """An object whose values have one of `types`; numbers fit 64 bits."""
         items: dict[str, Any] = self.child(name).data  # type: ignore[assignment]  # child checked it
+        self._check_texts(name, items)
         for key, value in items.items():
             if type(value) not in types or (not isinstance(value, str) and not abs(value) <= MAX_NUMBER):
                 wanted = " or ".join(t.__name__ for t in types)
                 raise self.error(f"{name}.{key:.60}", f"is {describe(value)}; it must be {wanted} of 64 bits or fewer")
+        self._check_texts(name, (value for value in items.values() if isinstance(value, str)))
         return dict(items)
+
+    def _check_texts(self, name: str, texts: Iterable[str]) -> None:
+        """Half a surrogate pair would fail wherever it is printed."""
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError as error:
+            raise self.error(name, "has text that is not Unicode") from error
 
 
 def split(values: Iterable[T], counts: Iterable[int]) -> list[tuple[T, ...]]:

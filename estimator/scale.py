@@ -173,6 +173,9 @@ def _predict(base: Trace, traces: Sequence[Trace], ids: Sequence[Ids], weights: 
 
 
 def _whole(fit: _Fit, values: Iterable[int]) -> int:
+    values = tuple(values)
+    if values.count(values[0]) == len(values):
+        return values[0]
     total = sum(w * value for w, value in zip(fit.weights, values, strict=True))
     return max(0, (2 * total + fit.scale) // (2 * fit.scale))
 

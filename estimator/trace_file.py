@@ -58,12 +58,12 @@ def save_trace(trace: Trace, measurement: Measurement, path: str | os.PathLike[s
 
     Raises `UsageError` if the file cannot be written.
     """
-    text = json.dumps(_encode(trace, measurement), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_encode(trace, measurement), separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         try:
-            partial.write_bytes(gzip.compress(text.encode(), compresslevel=4, mtime=0))
+            partial.write_bytes(gzip.compress(text.encode(errors="replace"), compresslevel=4, mtime=0))
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
