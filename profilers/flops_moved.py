@@ -88,7 +88,7 @@ def bytes_rule(func: torch._ops.OpOverload) -> BytesRule:
         return _SPECIAL[name]
     if name in _UPDATES or name in _OVERWRITES:
         return _scatter(name)
-    if name in _NOTHING_MOVES or torch.Tag.inplace_view in func.tags or _is_view(func):
+    if name in _NOTHING_MOVES or name.startswith("prim::") or torch.Tag.inplace_view in func.tags or _is_view(func):
         return _nothing
     if func._schema.is_mutable:
         return _mutation(func, only_writes=name in _ONLY_WRITES)
