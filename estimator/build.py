@@ -28,7 +28,7 @@ from dnnmem.estimator.trace import Kind, Trace
 from dnnmem.estimator.units import format_bytes
 
 if TYPE_CHECKING:
-    from dnnmem.estimator.cluster import Device
+    from dnnmem.estimator.device import Device
 
 WORKSPACE = "workspace"
 """Name of the pinned TEMP storages that stand for what libraries such as cuBLAS keep."""
