@@ -32,7 +32,21 @@ _ALIASES = frozenset({"aten::detach", "aten::_unsafe_view", "aten::alias", "aten
 _ADD = torch.ops.aten.add.Tensor
 _DEVICE = torch.ops.prim.device.default
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor})
+_FILLS = {
+    "index_put.default": ("_index_put_impl_.default", (True,)),
+    "scatter.src": ("scatter_.src", ()),
+    "scatter.value": ("scatter_.value", ()),
+    "scatter_add.default": ("scatter_add_.default", ()),
+    "index_add.default": ("index_add_.default", ()),
+    "put.default": ("put_.default", ()),
+}
+"""What backward formulas call on the zeros they just made, and what they call there with more arguments when nobody watches
+(FunctionsManual.cpp: areAnyTensorSubclassLike)."""
 _NO_DISPATCH = torch._C._disabled_torch_dispatch_impl
+
+
+_Schema = tuple[bool, tuple[int, ...], tuple[str, ...], Any]
+"""Of an operator: is it a view, positions and names of what it writes, and how it fills zeros when nobody watches."""
 
 
 @dataclass(slots=True)
@@ -122,7 +136,8 @@ class Recorder(TorchDispatchMode):
         self._refs: dict[int, weakref.ref[Any]] = {}
         self._tick = 0
         self._current: tuple[int, Place | None] = (-1, None)
-        self._schemas: dict[Any, tuple[bool, tuple[int, ...], tuple[str, ...]]] = {}
+        self._call_site: tuple[object, tuple[int, ...]] = (None, ())
+        self._schemas: dict[Any, _Schema] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -186,6 +201,9 @@ class Recorder(TorchDispatchMode):
         reads = self._numbers(inputs)
         entry = Entry(str(func), place, reads, (), len(self.log.events), 0, 0, None, self._tick)
         self._current = (len(self.log.entries), place)
+        if schema[3] is not None and self._fills_fresh_zeros(place, args):
+            func, more = schema[3]
+            args, entry.name, schema = (*args, *more), str(func), self._schemas.get(func) or self._read_schema(func)
         out = self._call(entry, func, args, kwargs)
         self._note(entry, func, args, kwargs, out, schema)
         return out
@@ -213,8 +231,12 @@ class Recorder(TorchDispatchMode):
             return
         entry.writes = new + self._numbers(tensors_in(changed)) if changed else new
         entry.flops, entry.moved_bytes = op_cost(func, args, kwargs, out)
-        if func is _ADD and entry.place.node is not None and new:
-            entry.accumulates = self._accumulation(entry, args, new[0])
+        if func is _ADD and new and len(args) == 2 and isinstance(args[1], Tensor):
+            if entry.place.node is not None:
+                entry.accumulates = self._accumulation(entry, args, new[0])
+            if self._is_linear_bias(args):
+                entry.accumulates = self._live[args[0].untyped_storage()._cdata], new[0]
+        self._call_site = (_call_site(), entry.writes)
         self.log.entries.append(entry)
 
     def _accumulation(self, entry: Entry, args: tuple[Any, ...], new: int) -> tuple[int, int] | None:
@@ -223,9 +245,7 @@ class Recorder(TorchDispatchMode):
         Not so for sums within a formula: there the first term was made by the node that runs, and a Python function's
         sum is called from its own frame.
         """
-        if torch.is_grad_enabled() or len(args) != 2 or not isinstance(args[1], Tensor) or not _dense(args[0]):
-            return None
-        if not _called_by_engine():
+        if torch.is_grad_enabled() or args[0]._is_view() or not _dense(args[0]) or not _called_by_engine():
             return None
         old = self._live.get(args[0].untyped_storage()._cdata)
         if old is None or old == self._live.get(args[1].untyped_storage()._cdata):
@@ -236,12 +256,32 @@ class Recorder(TorchDispatchMode):
             return None
         return old, new
 
-    def _read_schema(self, func: Any) -> tuple[bool, tuple[int, ...], tuple[str, ...]]:
+    def _fills_fresh_zeros(self, place: Place, args: tuple[Any, ...]) -> bool:
+        """True within a backward formula whose node has made the first argument itself."""
+        number = self._live.get(args[0].untyped_storage()._cdata)
+        if place.node is None or number is None or torch.is_grad_enabled() or not _called_by_engine():
+            return False
+        return self.log.blocks[number].node == _number(place.node)
+
+    def _is_linear_bias(self, args: tuple[Any, ...]) -> bool:
+        """True for the sum with the bias in at::linear, which is in place over plain tensors (Linear.cpp).
+
+        Product and sum then come from one call: from the same instruction of the same frame.
+        """
+        if args[1].dim() != 1 or self._call_site[0] != _call_site():
+            return False
+        return self._live.get(args[0].untyped_storage()._cdata) in self._call_site[1]
+
+    def _read_schema(self, func: Any) -> _Schema:
         arguments = func._schema.arguments
         mutable = [(i, a) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
         is_view = func.is_view or func._schema.name in _ALIASES
         positions = tuple(i for i, a in mutable if not a.kwarg_only)
-        result = self._schemas[func] = (is_view and not mutable, positions, tuple(a.name for _, a in mutable))
+        fill = None
+        if func.namespace == "aten" and (name := str(func).removeprefix("aten.")) in _FILLS:
+            packet, overload = _FILLS[name][0].split(".")
+            fill = getattr(getattr(torch.ops.aten, packet), overload), _FILLS[name][1]
+        result = self._schemas[func] = (is_view and not mutable, positions, tuple(a.name for _, a in mutable), fill)
         return result
 
     def _numbers(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
@@ -292,13 +332,24 @@ class Recorder(TorchDispatchMode):
         self.log.events.append((-block.nbytes, number))
 
 
-def _called_by_engine() -> bool:
-    """True if no Python function stands between autograd's engine and the dispatch (on a GPU its thread has no frame)."""
+def _caller() -> FrameType | None:
+    """The frame whose call led to the dispatch; None in autograd's own threads."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != "__torch_dispatch__":
         frame = frame.f_back
-    caller = frame.f_back if frame is not None else None
+    return frame.f_back if frame is not None else None
+
+
+def _called_by_engine() -> bool:
+    """True if no Python function stands between autograd's engine and the dispatch."""
+    caller = _caller()
     return caller is None or caller.f_code.co_name == "_engine_run_backward"
+
+
+def _call_site() -> object:
+    """Which instruction of which frame led to the dispatch; never equal to another's where there is no frame."""
+    caller = _caller()
+    return object() if caller is None else (id(caller), caller.f_lasti)
 
 
 def _number(node: Any) -> int | None:
