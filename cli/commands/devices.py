@@ -17,7 +17,9 @@ FORMS = ("table", "json")
 
 
 def devices(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False, help="One of them, in full.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", show_default=False, help="One of them, in full.")
+    ] = None,
     *,
     format_: Annotated[str, typer.Option("--format", metavar="NAME", help="table or json.")] = "table",
     no_color: Annotated[bool, typer.Option("--no-color", help="No colour.")] = False,

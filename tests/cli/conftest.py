@@ -119,7 +119,7 @@ def _gpt():
     return gpt_profile()
 
 
-@pytest.fixture(name="make_gpt")
+@pytest.fixture(name="make_gpt", scope="session")
 def _make_gpt():
     return gpt_profile
 
