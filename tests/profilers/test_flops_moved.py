@@ -151,3 +151,9 @@ def test_sparse_gradients_count_their_rows():
 def test_a_number_taken_out_reads_one_element():
     x = torch.zeros((), dtype=torch.float64)
     assert calls_of(x.item)[-1][1:] == (0, 8)
+
+
+def test_asking_for_a_device_moves_nothing():
+    # Fake tensors dispatch even this.
+    x = meta(4, 8)
+    assert op_cost(torch.ops.prim.device.default, (x,), {}, x.device) == (0, 0)
