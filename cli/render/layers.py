@@ -6,6 +6,7 @@ for, and the last two columns count all of them, so that they add up.
 
 >>> from dnnmem.cli.render.rich_text import plain
 >>> from dnnmem.cli.render.rows import fold_rows
+>>> from dnnmem.estimator.profile import Layer
 >>> rows = fold_rows([Layer(module=f"h.{i}", type="Linear", param_bytes=1024, peak_bytes=3072) for i in range(2)])
 >>> print(plain(layer_table(rows, peak_bytes=6144, width=60), width=60))
 layer      type     params  at peak    share
@@ -110,6 +111,7 @@ def layer_table(rows: Sequence[Row], *, peak_bytes: int, width: int) -> Table:
 def label(row: Row) -> str:
     """The path for people: the model itself has an empty one.
 
+    >>> from dnnmem.estimator.profile import Layer
     >>> layer = Layer(module="", type="Net")
     >>> label(Row(label="", count=1, one=layer, peak_bytes=0, inside=0, own=True))
     '<model>'

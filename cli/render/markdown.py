@@ -1,7 +1,7 @@
 r"""A profile as Markdown, for a comment under a pull request or an issue: verdict, stack, peak, layers.
 
 >>> cell("a|b")
-'a\\\\|b'
+'a\\|b'
 """
 
 from __future__ import annotations

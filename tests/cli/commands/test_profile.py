@@ -68,7 +68,8 @@ def _saved(tmp_path):
 def test_the_options_reach_the_request(child):
     code = run([
         "profile", "model.py", "--batch", "8", "--seq", "16", "--input", "8,3:float32", "--arg", "width=64",
-        "--optimizer", "sgd", "--device", "cpu", "--gpu", "h100", "--steps", "4", "--seed", "7", "--repeats", "9", "--timeout", "30",
+        "--optimizer", "sgd", "--device", "cpu", "--gpu", "h100", "--steps", "4", "--seed", "7",
+        "--repeats", "9", "--timeout", "30",
     ])  # fmt: skip
 
     [(request, timeout)] = child
