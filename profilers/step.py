@@ -124,7 +124,8 @@ def describe(value: Any) -> str:
         return f"a {type(value).__name__} with keys {', '.join(map(str, value))}"
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of ({', '.join(describe(x) for x in value)})"
-    return "None" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _keywords(

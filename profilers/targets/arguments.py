@@ -26,6 +26,7 @@ RESERVED = {"batch_size": "--batch", "seq_len": "--seq"}
 """Parameters that have an option of their own."""
 
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "none": None}
+_WRITTEN = {bool, int, float, str, tuple, list, set, dict}
 
 
 def parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
@@ -143,7 +144,8 @@ def as_dtype(text: str) -> object:
 def _as_union(text: str, members: tuple[Any, ...]) -> object:
     if type(None) in members and text.lower() == "none":
         return None
-    ordered = sorted((m for m in members if m is not type(None)), key=lambda m: m is str)
+    written = [m for m in members if m in _WRITTEN or typing.get_origin(m) is not None]  # not torch.Tensor, say
+    ordered = sorted(written or (m for m in members if m is not type(None)), key=lambda m: m is str)
     for member in ordered:
         with contextlib.suppress(ValueError, SyntaxError):
             return _as_type(text, member)

@@ -117,7 +117,8 @@ def make_config(label: str, data: Mapping[str, Any], args: Mapping[str, str]) ->
     if model_type not in transformers.CONFIG_MAPPING:
         close = near(str(model_type), list(transformers.CONFIG_MAPPING))
         told = f"{label} has model_type {model_type!r}, which transformers {transformers.__version__} does not know"
-        raise UsageError(told, hint=close or 'a newer one may: pip install -U "dnnmem[hf]"')
+        newer = 'a newer transformers may: pip install -U "dnnmem[hf]"'
+        raise UsageError(told, hint="\n".join(filter(None, (close, newer))))
     cls = transformers.CONFIG_MAPPING[model_type]
     plain = _built(label, cls, data)
     own = {n: text for n, text in args.items() if n not in TASK_ARGUMENTS or n in plain.to_dict()}

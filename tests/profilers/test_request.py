@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from dnnmem.estimator.errors import InternalError, UsageError
-from dnnmem.profilers.request import Request, parse_args
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dnnmem.estimator.errors import InternalError, UsageError
+from dnnmem.profilers.request import Request, parse_args
 
 SIZES = st.none() | st.integers(min_value=1)
 

@@ -1,5 +1,7 @@
 """The plain step: how a batch goes in, where the loss is, and what stays alive."""
 
+# ruff: noqa: ARG005  # what a forward takes is the case in hand, not what it does
+
 from __future__ import annotations
 
 import weakref
@@ -8,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+
 from dnnmem.estimator.errors import DnnmemError, ModelError, UsageError
 from dnnmem.profilers.step import find_loss, model_inputs, plain_step
-from torch import nn
 
 X, Y, Z = torch.ones(2, 3), torch.zeros(2), torch.full((2,), 2.0)
 LOSS = torch.tensor(1.0, requires_grad=True)
@@ -115,7 +118,7 @@ def test_make_loss_must_return_a_scalar(returned):
 
 
 def test_a_loss_without_gradient_names_the_reason():
-    model = nn.Linear(3, 1).requires_grad_(False)
+    model = nn.Linear(3, 1).requires_grad_(requires_grad=False)
     with pytest.raises(DnnmemError, match="no trainable parameter leads to it") as caught:
         plain_step(lambda output, batch: output.sum())(model, X, None)
     assert caught.value.exit_code == 3
@@ -149,9 +152,9 @@ def test_the_output_lives_until_the_step_ends_and_no_longer():
             return output
 
     class Watch(torch.optim.SGD):
-        def zero_grad(self, set_to_none=True):
+        def zero_grad(self, **options):
             alive["at zero_grad"] = alive["output"]() is not None
-            super().zero_grad(set_to_none)
+            super().zero_grad(**options)
 
     model = Net(3, 1)
     plain_step(lambda output, batch: output.sum())(model, X, Watch(model.parameters(), lr=0.1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
+
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.target import resolve
 from dnnmem.profilers.template import TEMPLATE
