@@ -53,7 +53,7 @@ def _line(stream: TextIO, *, no_color: bool) -> Iterator[Listeners]:
     with line:
         task = line.add_task("building the model", total=None)
         yield Listeners(
-            lambda steps: line.update(task, description=f"training, {steps} step{'s' if steps > 1 else ''} done"),
+            lambda steps: line.update(task, description=f"training, step {steps + 1}"),
             lambda text: line.console.out(text, highlight=False),
         )
 

@@ -17,7 +17,7 @@ from dnnmem.estimator.errors import UsageError
 from dnnmem.profilers.request import Request, parse_args
 
 if TYPE_CHECKING:
-    from dnnmem.estimator.cluster import Device
+    from dnnmem.estimator.device import Device
 
 DEVICES = ("auto", "cpu", "fake", "virtual", "cuda")
 """What `--device` takes."""

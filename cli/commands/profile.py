@@ -16,7 +16,7 @@ from dnnmem.cli.commands import options as o
 if TYPE_CHECKING:
     from dnnmem.cli.commands.job import Job
     from dnnmem.cli.render.report import View
-    from dnnmem.estimator.cluster import Device
+    from dnnmem.estimator.device import Device
     from dnnmem.estimator.profile import Measurement, Profile
     from dnnmem.estimator.trace import Trace
 

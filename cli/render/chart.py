@@ -31,6 +31,9 @@ HEIGHT = 12
 _LABEL = 10
 """Columns of the axis labels."""
 
+_SHORT = {"forward": "fwd", "backward": "bwd"}
+"""Names of phases where there is little room."""
+
 
 def columns(events: int, width: int) -> list[tuple[int, int]]:
     """Intervals of events, one for each of `width` columns of the picture; few events are stretched.
@@ -107,12 +110,12 @@ def _axis_label(row: int, height: int, top: int) -> str:
 def _phase_line(phases: Sequence[tuple[str, int]], intervals: Sequence[tuple[int, int]]) -> list[Text]:
     if not phases:
         return []
-    line = [" "] * len(intervals)
-    for name, start in phases:
-        at = next((i for i, (_, last) in enumerate(intervals) if start < last), len(intervals))
-        for i, letter in enumerate(f"|{name} "[: max(0, len(line) - at)]):
-            line[at + i] = letter
-    return [Text(" " * (_LABEL + 2) + "".join(line).rstrip())]
+    starts = [next((i for i, (_, last) in enumerate(intervals) if start < last), len(intervals)) for _, start in phases]
+    line = ""
+    for (name, _), at, end in zip(phases, starts, [*starts[1:], len(intervals)], strict=True):
+        words = name if end - at > len(name) else _SHORT.get(name, name)
+        line = f"{line[:at]:<{at}}" + f"|{words}"[: max(0, end - at)]
+    return [Text(" " * (_LABEL + 2) + line)]
 
 
 def _legend(kinds: Sequence[str], *, width: int, color: bool, unicode: bool) -> list[Text]:

@@ -42,13 +42,20 @@ class View:
 
 
 def print_report(profile: Profile, console: Console, view: View) -> None:
-    """Write the whole report to `console`; without colour as plain lines, which have no blanks at their ends."""
+    """Write the whole report to `console`; without colour as plain lines, which have no blanks at their ends.
+
+    If the beginning scrolls out of a terminal, the verdict stands at the end once more.
+    """
+    lines = 0
     for section in sections(profile, width=console.width, color=not console.no_color, view=view):
-        if not console.no_color:
-            console.print(section)
-            continue
         text = plain(section, width=console.width)
-        console.print(text if view.unicode else text.replace("…", "~"), soft_wrap=True)
+        lines += text.count("\n") + 1
+        if console.no_color:
+            console.print(text if view.unicode else text.replace("…", "~"), soft_wrap=True)
+        else:
+            console.print(section)
+    if console.is_terminal and lines >= console.height:
+        console.print(_section(verdict_line(profile)))
 
 
 def sections(profile: Profile, *, width: int, color: bool, view: View) -> Iterator[RenderableType]:

@@ -29,7 +29,7 @@ def test_a_terminal_sees_the_steps_and_the_words_and_the_line_is_wiped(monkeypat
 
     text = work(Terminal())
 
-    assert "training, 2 steps done" in text
+    assert "training, step 3" in text
     assert "loss [2.3]\n" in text
     assert text.endswith("\x1b[2K")
 
@@ -39,5 +39,5 @@ def test_no_color_keeps_the_line_without_its_colours(monkeypatch):
 
     text = work(Terminal(), no_color=True)
 
-    assert "training, 2 steps done" in text
+    assert "training, step 3" in text
     assert "\x1b[3" not in text

@@ -34,6 +34,12 @@ def test_kinds_are_stacked_the_peak_is_marked_and_phases_stand_below():
     ]
 
 
+def test_phases_in_little_room_are_shortened_and_rounds_are_shown():
+    phases = [("forward", 0), ("backward", 2), ("forward", 4), ("backward", 6), ("step", 9)]
+
+    assert draw(1, [1] * 10, phases, width=32)[5] == "            |fwd|bwd|fwd|bwd  |s"
+
+
 def test_the_mark_of_a_late_peak_stays_within_the_width():
     assert draw(0, [0, 0, 0, 4], width=24)[0] == "                peak v"
 

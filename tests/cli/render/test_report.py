@@ -92,6 +92,15 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_the_verdict_stands_at_the_end_too_where_the_beginning_scrolls_away(gpt, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    for height, times in (("30", 2), ("200", 1)):
+        monkeypatch.setenv("LINES", height)
+        terminal = Terminal()
+        print_report(gpt, make_console(terminal, width=100), View())
+        assert terminal.getvalue().count("FITS: 5.68 GiB") == times
+
+
 def test_a_terminal_gets_colour_and_a_pipe_does_not(gpt, monkeypatch):
     # GIVEN a terminal and a pipe  WHEN both get the report
     monkeypatch.setenv("TERM", "xterm-256color")
