@@ -3,13 +3,14 @@
     python benchmarks/profile_speed.py
 
 The bare program below imports the same libraries, builds the same model under FakeTensorMode and runs as many training
-steps as `dnnmem profile` does. Whole commands are compared, so that start-up counts on both sides, in turns within one
-run, so that both meet the same machine. Limits: twice the bare program; 60 s and 4 GiB for Llama-3-70B (its published
-configuration).
+steps as `dnnmem profile` does. Both take turns within one run, so that they meet the same machine. Two ratios come of
+it: of a recorded step to a bare step, and of the whole commands, with the start-up of Python and torch on both sides.
+Limits: twice the bare program; 60 s and 4 GiB for Llama-3-70B (its published configuration).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -21,17 +22,30 @@ from measure import DNNMEM, report, usage
 STEPS = 3
 """What `dnnmem profile` runs without `--steps`."""
 
-BARE = f"""
-import torch, transformers
+BARE = """
+import json, sys, time, torch, transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
+marks = []
 with FakeTensorMode():
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model("gpt2"))
     optimizer = torch.optim.AdamW(model.parameters())
     ids = torch.randint(0, 50257, (8, 1024))
-    for _ in range({STEPS}):
+    for _ in range(int(sys.argv[1])):
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        marks.append(time.perf_counter())
+print(json.dumps(marks))
+"""
+
+RECORDED = """
+import json, sys, time
+from dnnmem.profilers.request import Request
+from dnnmem.profilers.worker import profile
+marks = []
+request = Request(target="hf:gpt2", batch_size=8, seq_len=1024, device="fake", steps=int(sys.argv[1]))
+profile(request, lambda done: marks.append(time.perf_counter()))
+print(json.dumps(marks))
 """
 
 LLAMA_3_70B = {
@@ -51,14 +65,27 @@ LLAMA_3_70B = {
 }
 
 
+def step_seconds(program: str, steps: int = 7) -> float:
+    """Median seconds between the marks that a program prints after each of its steps; the first step is left out."""
+    marks = json.loads(usage([sys.executable, "-c", program, str(steps)]).output)
+    return statistics.median(after - before for before, after in itertools.pairwise(marks))
+
+
+def compare(name: str, turns: list[tuple[float, float]]) -> bool:
+    """Print the medians of bare and recorded seconds, and their ratio against its limit."""
+    bare, recorded = (statistics.median(column) for column in zip(*turns, strict=True))
+    print(f"{name + ', bare':<58} {bare:8.2f} s\n{name + ', recorded':<58} {recorded:8.2f} s")
+    return report(f"{name}, recorded / bare", recorded / bare, 2, "x")
+
+
 def gpt2(repeats: int = 3) -> bool:
-    """Print whole-command times of the bare steps and of the profile, and their ratio."""
+    """Print how much longer a step and a whole command take when dnnmem records them."""
+    bare = [sys.executable, "-c", BARE, str(STEPS)]
     profile = [DNNMEM, "profile", "hf:gpt2", "--batch", "8", "--seq", "1024", "--device", "fake", "--json", "-"]
-    usage([sys.executable, "-c", BARE])  # warms the disk cache
-    turns = [(usage([sys.executable, "-c", BARE]).seconds, usage(profile).seconds) for _ in range(repeats)]
-    bare, whole = (statistics.median(column) for column in zip(*turns, strict=True))
-    print(f"{f'gpt2, {STEPS} bare FakeTensor steps':<58} {bare:8.2f} s\n{'gpt2, dnnmem profile':<58} {whole:8.2f} s")
-    return report("gpt2, profile / bare", whole / bare, 2, "x")
+    usage(bare)  # warms the disk cache
+    steps = compare("gpt2, one step", [(step_seconds(BARE), step_seconds(RECORDED)) for _ in range(repeats)])
+    whole = compare("gpt2, command", [(usage(bare).seconds, usage(profile).seconds) for _ in range(repeats)])
+    return steps and whole
 
 
 def llama() -> bool:
