@@ -40,8 +40,8 @@ setup: $(VENV)/.set-up
 setup-cpu: $(VENV_CPU)/.set-up
 
 demo: setup
-	@echo; echo '$$ dnnmem profile sample_models/gpt.py --batch 8 --gpu rtx4090-24gb'
-	@$(BIN)/dnnmem profile sample_models/gpt.py --batch 8 --device fake --gpu rtx4090-24gb
+	@echo; echo '$$ dnnmem profile sample_models/gpt.py --batch 8 --gpu rtx-4090-24gb'
+	@$(BIN)/dnnmem profile sample_models/gpt.py --batch 8 --device fake --gpu rtx-4090-24gb
 	@echo; echo '$$ dnnmem profile torchvision:resnet50 --batch 32 --gpu h100-sxm-80gb'
 	@$(BIN)/dnnmem profile torchvision:resnet50 --batch 32 --device fake --gpu h100-sxm-80gb
 
