@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from dnnmem.estimator.errors import UsageError
 
@@ -108,36 +109,33 @@ def segment_bytes(size: int, settings: AllocatorSettings) -> int:
 
 def parse_settings(text: str) -> AllocatorSettings:
     """The settings of a `PYTORCH_ALLOC_CONF` text; raises `UsageError` for a key or value that is not understood."""
-    settings = AllocatorSettings()
-    for key, value in re.findall(r"([^,:\[\]]+):(\[[^\]]*\]|[^,]*),?", re.sub(r"\s+", "", text)):
-        if key in _WITHOUT_EFFECT:
-            continue
-        if key not in _PARSERS:
-            raise UsageError(
-                f"allocator setting {key!r} is not known",
-                hint=f"known: {', '.join(sorted({*_PARSERS, *_WITHOUT_EFFECT}))}",
-            )
-        try:
-            settings = _PARSERS[key](settings, value)
-        except ValueError:
-            raise UsageError(f"allocator setting {key}:{value} cannot be read", hint="see PYTORCH_ALLOC_CONF") from None
-    return settings
+    values: dict[str, Any] = {}
+    for item in re.split(r",(?![^\[]*\])", re.sub(r"\s+", "", text)):
+        key, _, value = item.partition(":")
+        if key and not value:
+            raise UsageError(f"allocator setting {key!r} has no value", hint=f"write {key}:VALUE")
+        if key in _PARSERS:
+            field, parse = _PARSERS[key]
+            values[field] = _parsed(parse, key, value)
+        elif key and key not in _WITHOUT_EFFECT:
+            known = ", ".join(sorted({"backend", *_PARSERS, *_WITHOUT_EFFECT}))
+            raise UsageError(f"allocator setting {key!r} is not known", hint=f"known: {known}")
+    if values.pop("backend", "native") != "native":
+        raise UsageError("only the allocator backend:native is simulated", hint="leave backend out, or write native")
+    return AllocatorSettings(**values)
 
 
-def _expandable(settings: AllocatorSettings, value: str) -> AllocatorSettings:
-    return replace(settings, expandable_segments={"True": True, "False": False}[_one_of(value, "True", "False")])
+def _parsed(parse: Callable[[str], object], key: str, value: str) -> object:
+    try:
+        return parse(value)
+    except (KeyError, ValueError):
+        raise UsageError(f"allocator setting {key}:{value} cannot be read", hint="see PYTORCH_ALLOC_CONF") from None
 
 
-def _backend(settings: AllocatorSettings, value: str) -> AllocatorSettings:
-    if value != "native":
-        raise UsageError(f"allocator backend:{value} is not simulated", hint="only backend:native is")
-    return settings
-
-
-def _divisions(settings: AllocatorSettings, value: str) -> AllocatorSettings:
+def _divisions(value: str) -> tuple[int, ...]:
     """One number, or `[256:1,512:2,>:4]`: the first holds up to 256 MiB, `>` above the last, others at their size."""
     if not value.startswith("["):
-        return replace(settings, roundup_power2_divisions=(int(value),) * ROUNDUP_INTERVALS)
+        return (int(value),) * ROUNDUP_INTERVALS
     divisions = [0] * ROUNDUP_INTERVALS
     last = -1
     for limit, count in (item.split(":") for item in value[1:-1].split(",")):
@@ -146,24 +144,22 @@ def _divisions(settings: AllocatorSettings, value: str) -> AllocatorSettings:
             break
         first, last = last, min(int(limit).bit_length() - 1, ROUNDUP_INTERVALS - 1)
         divisions[0 if first < 0 else last : last + 1] = [int(count)] * (last + 1 if first < 0 else 1)
-    return replace(settings, roundup_power2_divisions=tuple(divisions))
+    return tuple(divisions)
 
 
-def _one_of(value: str, *choices: str) -> str:
-    if value not in choices:
-        raise ValueError(value)
-    return value
+def _mib(value: str) -> int:
+    return int(value) * MIB
 
 
-_PARSERS: dict[str, Callable[[AllocatorSettings, str], AllocatorSettings]] = {
-    "backend": _backend,
-    "expandable_segments": _expandable,
-    "large_segment_size_mb": lambda s, v: replace(s, large_segment_bytes=int(v) * MIB),
-    "max_split_size_mb": lambda s, v: replace(s, max_split_bytes=int(v) * MIB),
-    "max_non_split_rounding_mb": lambda s, v: replace(s, max_non_split_rounding_bytes=int(v) * MIB),
-    "garbage_collection_threshold": lambda s, v: replace(s, garbage_collection_threshold=float(v)),
-    "per_process_memory_fraction": lambda s, v: replace(s, memory_fraction=float(v)),
-    "roundup_power2_divisions": _divisions,
+_PARSERS: dict[str, tuple[str, Callable[[str], object]]] = {
+    "backend": ("backend", str),
+    "expandable_segments": ("expandable_segments", {"True": True, "False": False}.__getitem__),
+    "large_segment_size_mb": ("large_segment_bytes", _mib),
+    "max_split_size_mb": ("max_split_bytes", _mib),
+    "max_non_split_rounding_mb": ("max_non_split_rounding_bytes", _mib),
+    "garbage_collection_threshold": ("garbage_collection_threshold", float),
+    "per_process_memory_fraction": ("memory_fraction", float),
+    "roundup_power2_divisions": ("roundup_power2_divisions", _divisions),
 }
 _WITHOUT_EFFECT = frozenset({
     "expandable_segments_handle_type", "graph_capture_record_stream_reuse", "pinned_free_catch_all",

@@ -29,7 +29,7 @@ class Device:
     sm_count: int
     """Streaming multiprocessors, or compute units."""
     flops_per_s: Mapping[str, float]
-    """Dense peak with fp32 accumulate by `float32`, `tf32`, `float16`, `bfloat16`, `float8`; absent = not in hardware."""
+    """Dense peak (fp32 accumulate) by `float32`, `tf32`, `float16`, `bfloat16`, `float8`; absent = not in hardware."""
     memory_bytes: int
     """Memory on the card."""
     usable_bytes: int

@@ -1,6 +1,6 @@
 """Allocator histories of real GPUs, cut from public memory snapshots to what a replay needs.
 
-A file holds the segments before the first call, the calls, and the segments after the last one, all without stack frames.
+A file holds the segments before the first call, the calls, and the segments after the last one, without stack frames.
 To make one: `python tests/accuracy/histories.py snapshot.pickle out.json.gz "where it comes from"`.
 """
 
@@ -17,7 +17,7 @@ from dnnmem.estimator.segment import BlockInfo, Segment
 from dnnmem.profilers.snapshot import Call, load_snapshot, starting_segments
 
 ACTIONS = ("alloc", "free_completed", "segment_alloc", "segment_free")
-FOLDER = Path(__file__).parent / "data"
+FOLDER = Path(__file__).parent / "data" / "histories"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
