@@ -77,7 +77,7 @@ def test_an_unknown_name_brings_the_nearest_ones(name, near):
 
 
 def test_a_name_near_to_nothing_brings_all_of_them():
-    with pytest.raises(UsageError, match="^--gpu abacus is not known$") as caught:
+    with pytest.raises(UsageError, match=r"^--gpu abacus is not known$") as caught:
         find_device("abacus")
     assert all(name in caught.value.hint for name in load_devices())
 
