@@ -33,8 +33,8 @@ class Place(NamedTuple):
     phase: Phase
     module: tuple[str, ...]
     source: str
-    node: Any
-    """Autograd node that runs it, None outside backward."""
+    node: int | None
+    """Sequence number of the autograd node that runs it, None outside backward."""
 
 
 class ModuleTracker:
@@ -82,7 +82,7 @@ class ModuleTracker:
             thread = self._thread_of(task)
             if not self._stack:
                 return self._place_of_node(node, thread)
-            place = Place(Phase.BACKWARD, self._stack[-1], self._source(), node)
+            place = Place(Phase.BACKWARD, self._stack[-1], self._source(), node._sequence_nr())
             self._mark(place)
             return place
         self._last = (self._main, False)
@@ -114,8 +114,9 @@ class ModuleTracker:
         return self._task_threads[task]
 
     def _place_of_node(self, node: Any, thread: int) -> Place:
-        module, source = self._by_sequence.get((thread, node._sequence_nr()), (LOSS, ""))
-        return Place(Phase.BACKWARD, module, source, node)
+        number = node._sequence_nr()
+        module, source = self._by_sequence.get((thread, number), (LOSS, ""))
+        return Place(Phase.BACKWARD, module, source, number)
 
     def _mark(self, place: Place) -> None:
         """Nodes numbered since the last operator belong to this one."""

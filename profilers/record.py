@@ -10,12 +10,10 @@ storage was for. Storages die when their last tensor does, so their finalizers g
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,21 +25,12 @@ from dnnmem.estimator.trace import Kind
 from dnnmem.profilers.flops import op_cost
 from dnnmem.profilers.modules import ModuleTracker, Place
 from dnnmem.profilers.tensors import tensors_in
+from dnnmem.profilers.unwatched import FILLS, call_site, is_accumulation, is_formula
 
 _ALIASES = frozenset({"aten::detach", "aten::_unsafe_view", "aten::alias", "aten::lift_fresh", "aten::detach_"})
 _ADD = torch.ops.aten.add.Tensor
 _DEVICE = torch.ops.prim.device.default
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor})
-_FILLS = {
-    "index_put.default": ("_index_put_impl_.default", (True,)),
-    "scatter.src": ("scatter_.src", ()),
-    "scatter.value": ("scatter_.value", ()),
-    "scatter_add.default": ("scatter_add_.default", ()),
-    "index_add.default": ("index_add_.default", ()),
-    "put.default": ("put_.default", ()),
-}
-"""What backward formulas call on the zeros they just made, and what they call there with more arguments when nobody watches
-(FunctionsManual.cpp: areAnyTensorSubclassLike)."""
 _NO_DISPATCH = torch._C._disabled_torch_dispatch_impl
 
 
@@ -136,7 +125,7 @@ class Recorder(TorchDispatchMode):
         self._refs: dict[int, weakref.ref[Any]] = {}
         self._tick = 0
         self._current: tuple[int, Place | None] = (-1, None)
-        self._call_site: tuple[object, tuple[int, ...]] = (None, ())
+        self._made_by: tuple[object, tuple[int, ...]] = (None, ())
         self._schemas: dict[Any, _Schema] = {}
 
     @classmethod
@@ -201,7 +190,7 @@ class Recorder(TorchDispatchMode):
         reads = self._numbers(inputs)
         entry = Entry(str(func), place, reads, (), len(self.log.events), 0, 0, None, self._tick)
         self._current = (len(self.log.entries), place)
-        if schema[3] is not None and self._fills_fresh_zeros(place, args):
+        if schema[3] is not None and self._is_fresh(place, args[0]) and is_formula():
             func, more = schema[3]
             args, entry.name, schema = (*args, *more), str(func), self._schemas.get(func) or self._read_schema(func)
         out = self._call(entry, func, args, kwargs)
@@ -232,56 +221,30 @@ class Recorder(TorchDispatchMode):
         entry.writes = new + self._numbers(tensors_in(changed)) if changed else new
         entry.flops, entry.moved_bytes = op_cost(func, args, kwargs, out)
         if func is _ADD and new and len(args) == 2 and isinstance(args[1], Tensor):
-            if entry.place.node is not None:
-                entry.accumulates = self._accumulation(entry, args, new[0])
-            if self._is_linear_bias(args):
-                entry.accumulates = self._live[args[0].untyped_storage()._cdata], new[0]
-        self._call_site = (_call_site(), entry.writes)
+            old = self._live.get(args[0].untyped_storage()._cdata)
+            if old is not None and self._adds_in_place(entry.place, args, old):
+                entry.accumulates = old, new[0]
+        self._made_by = (call_site(), entry.writes)
         self.log.entries.append(entry)
 
-    def _accumulation(self, entry: Entry, args: tuple[Any, ...], new: int) -> tuple[int, int] | None:
-        """(old, new) if this is the engine's own sum of two gradients of one tensor (InputBuffer::accumulate).
+    def _adds_in_place(self, place: Place, args: tuple[Any, ...], old: int) -> bool:
+        """True if this sum goes into its first term, `old`, when nobody watches; provided that `old` then dies."""
+        if place.node is not None and is_accumulation(args, made_here=self.log.blocks[old].node == place.node):
+            return True
+        return args[1].dim() == 1 and old in self._made_by[1] and self._made_by[0] == call_site()
 
-        Not so for sums within a formula: there the first term was made by the node that runs, and a Python function's
-        sum is called from its own frame.
-        """
-        if torch.is_grad_enabled() or args[0]._is_view() or not _dense(args[0]) or not _called_by_engine():
-            return None
-        old = self._live.get(args[0].untyped_storage()._cdata)
-        if old is None or old == self._live.get(args[1].untyped_storage()._cdata):
-            return None
-        node = entry.place.node
-        edges = [edge for edge in node.next_functions if edge[0] is not None]
-        if self.log.blocks[old].node == _number(node) and len(set(edges)) == len(edges):
-            return None
-        return old, new
-
-    def _fills_fresh_zeros(self, place: Place, args: tuple[Any, ...]) -> bool:
-        """True within a backward formula whose node has made the first argument itself."""
-        number = self._live.get(args[0].untyped_storage()._cdata)
-        if place.node is None or number is None or torch.is_grad_enabled() or not _called_by_engine():
-            return False
-        return self.log.blocks[number].node == _number(place.node)
-
-    def _is_linear_bias(self, args: tuple[Any, ...]) -> bool:
-        """True for the sum with the bias in at::linear, which is in place over plain tensors (Linear.cpp).
-
-        Product and sum then come from one call: from the same instruction of the same frame.
-        """
-        if args[1].dim() != 1 or self._call_site[0] != _call_site():
-            return False
-        return self._live.get(args[0].untyped_storage()._cdata) in self._call_site[1]
+    def _is_fresh(self, place: Place, tensor: Tensor) -> bool:
+        """True if the autograd node that runs has made `tensor` itself."""
+        number = self._live.get(tensor.untyped_storage()._cdata)
+        return place.node is not None and number is not None and self.log.blocks[number].node == place.node
 
     def _read_schema(self, func: Any) -> _Schema:
         arguments = func._schema.arguments
         mutable = [(i, a) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
         is_view = func.is_view or func._schema.name in _ALIASES
         positions = tuple(i for i, a in mutable if not a.kwarg_only)
-        fill = None
-        if func.namespace == "aten" and (name := str(func).removeprefix("aten.")) in _FILLS:
-            packet, overload = _FILLS[name][0].split(".")
-            fill = getattr(getattr(torch.ops.aten, packet), overload), _FILLS[name][1]
-        result = self._schemas[func] = (is_view and not mutable, positions, tuple(a.name for _, a in mutable), fill)
+        names = tuple(a.name for _, a in mutable)
+        result = self._schemas[func] = (is_view and not mutable, positions, names, FILLS.get(func))
         return result
 
     def _numbers(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
@@ -309,7 +272,7 @@ class Recorder(TorchDispatchMode):
         number = len(self.log.blocks)
         index, place = self._current
         dtype = str(tensor.dtype).removeprefix("torch.")
-        node = _number(place.node) if place is not None else None
+        node = place.node if place is not None else None
         module = place.module if place is not None else None
         address = storage.data_ptr() if self._label is not None else 0
         self.log.blocks[number] = Block(
@@ -330,41 +293,6 @@ class Recorder(TorchDispatchMode):
         block = self.log.blocks[number]
         block.died = self._tick
         self.log.events.append((-block.nbytes, number))
-
-
-def _caller() -> FrameType | None:
-    """The frame whose call led to the dispatch; None in autograd's own threads."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name != "__torch_dispatch__":
-        frame = frame.f_back
-    return frame.f_back if frame is not None else None
-
-
-def _called_by_engine() -> bool:
-    """True if no Python function stands between autograd's engine and the dispatch."""
-    caller = _caller()
-    return caller is None or caller.f_code.co_name == "_engine_run_backward"
-
-
-def _call_site() -> object:
-    """Which instruction of which frame led to the dispatch; never equal to another's where there is no frame."""
-    caller = _caller()
-    return object() if caller is None else (id(caller), caller.f_lasti)
-
-
-def _number(node: Any) -> int | None:
-    """Sequence number of an autograd node; None outside backward."""
-    return None if node is None else int(node._sequence_nr())
-
-
-def _dense(tensor: Tensor) -> bool:
-    """True if the elements fill a block without gaps or overlap, in whatever order of dimensions."""
-    expected = 1
-    for stride, size in sorted((st, n) for st, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def saved_hooks(recorder: Recorder) -> torch.autograd.graph.saved_tensors_hooks:

@@ -1,0 +1,77 @@
+"""Where a watched step differs from one that nobody watches, and what the latter does there.
+
+While a dispatch mode is active, torch takes every tensor for a subclass (`isTensorSubclassLike`) and avoids writing in place
+where it otherwise would. Three places do so, and the recorder undoes all of them:
+
+    InputBuffer::accumulate    gradients of one tensor are summed into the first, if nobody else holds it
+    at::linear                 the bias is added into the product
+    FunctionsManual.cpp        backward formulas of indexing fill the zeros that they have just made
+"""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_aten = torch.ops.aten
+
+FILLS = {
+    _aten.index_put.default: (_aten._index_put_impl_.default, (True,)),
+    _aten.scatter.src: (_aten.scatter_.src, ()),
+    _aten.scatter.value: (_aten.scatter_.value, ()),
+    _aten.scatter_add.default: (_aten.scatter_add_.default, ()),
+    _aten.index_add.default: (_aten.index_add_.default, ()),
+    _aten.put.default: (_aten.put_.default, ()),
+}
+"""What formulas call on their zeros when watched; what they call instead, with which arguments more."""
+
+
+def is_accumulation(args: tuple[Tensor, Tensor], *, made_here: bool) -> bool:
+    """True if add(*args), called in backward, is the engine's own sum of two gradients, done in place if the first dies.
+
+    Formulas sum too, but there the node that runs has made the first term itself (`made_here`), which the engine's has not
+    unless the node feeds one tensor twice; and a Python function sums from its own frame.
+    """
+    if torch.is_grad_enabled() or args[0] is args[1] or args[0]._is_view() or not _is_dense(args[0]) or not is_formula():
+        return False
+    if not made_here:
+        return True
+    node: Any = torch._C._current_autograd_node()
+    edges = [edge for edge in node.next_functions if edge[0] is not None]
+    return len(set(edges)) < len(edges)
+
+
+def is_formula() -> bool:
+    """True if the dispatch comes from autograd's engine or its formulas, no Python function between."""
+    if torch.is_grad_enabled():
+        return False
+    caller = _caller()
+    return caller is None or caller.f_code.co_name == "_engine_run_backward"
+
+
+def call_site() -> object:
+    """Which instruction of which frame led to the dispatch; equal to nothing where there is no frame."""
+    caller = _caller()
+    return object() if caller is None else (id(caller), caller.f_lasti)
+
+
+def _caller() -> FrameType | None:
+    """The frame whose call led to the dispatch; None in autograd's own threads."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "__torch_dispatch__":
+        frame = frame.f_back
+    return frame.f_back if frame is not None else None
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """True if the elements fill a block without gaps or overlap, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted((st, n) for st, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
