@@ -7,15 +7,19 @@ would run instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
     UnsupportedFakeTensorException,
 )
+from torch.optim import optimizer
+from torch.utils import _foreach_utils
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement
@@ -38,18 +42,39 @@ class DataDependent(UnsupportedError):
         self.operator = operator
 
 
+class _Mode(FakeTensorMode):
+    """A mode that stays one when a model is copied, as averages of weights are made."""
+
+    def __deepcopy__(self, memo: object) -> _Mode:
+        return self
+
+
+@contextmanager
+def _as_plain_tensors() -> Iterator[None]:
+    """Let torch choose its foreach paths for FakeTensors as for plain ones: it asks for exact types."""
+    lists = (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types)  # type: ignore[attr-defined]
+    for types in lists:
+        types.append(FakeTensor)
+    try:
+        yield
+    finally:
+        for types in lists:
+            types.remove(FakeTensor)
+
+
 def profile_fake(
     target: Target, *, steps: int, origin: Origin, on_step: Callable[[int], None]
 ) -> tuple[Trace, Measurement]:
     """Trace of the last of `steps` fake steps. Raises `DataDependent` naming the operator."""
     batch = target.make_batch()
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = _Mode(allow_non_fake_inputs=True)
     values = SmallValues(fake)
     try:
-        with fake, values:
+        with fake, values, _as_plain_tensors():
             model = target.make_model()
-            optimizer = target.make_optimizer(model.parameters())
-            built = Built(model=model, batch=map_tensors(batch, values.adopt), optimizer=optimizer)
+            built = Built(
+                model=model, batch=map_tensors(batch, values.adopt), optimizer=target.make_optimizer(model.parameters())
+            )
             trace, growth = capture(
                 target, built, device_type="cpu", fake=True, steps=steps, origin=origin, on_step=on_step
             )

@@ -1,0 +1,95 @@
+"""What kernels allocate beyond what their meta functions say, put into a fake run.
+
+A FakeTensor has the size that an operator's meta function gives it. Some kernels make a larger block and shrink the tensor on
+it, which keeps the block; oneDNN's LSTM keeps a workspace whose size only it knows, so it is asked. Found by running every
+common operator for real and comparing storages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_aten = torch.ops.aten
+_MOST_STEPS = 128
+
+
+def _shrunk(made: torch.Size, out: Tensor) -> Tensor:
+    """A tensor like `out` on a block that was made for shape `made`."""
+    block = torch.empty(made, dtype=out.dtype, device=out.device)
+    return block.resize_(out.shape) if block.numel() > out.numel() else out
+
+
+def _loss(func: Any) -> Callable[..., Tensor]:
+    """Losses whose kernel fills a block of the input's size and then shrinks it to the scalar."""
+
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = func(*args, **kwargs)
+        return out if out.dim() else _shrunk(torch.broadcast_shapes(args[0].shape, args[1].shape), out)
+
+    return run
+
+
+def _col2im(*args: Any, **kwargs: Any) -> Tensor:
+    return _shrunk(args[0].shape, _aten.col2im.default(*args, **kwargs))
+
+
+def _mkldnn_rnn_layer(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    output, hidden, cell, workspace = _aten.mkldnn_rnn_layer.default(*args, **kwargs)
+    shapes = tuple((tuple(a.shape), a.dtype) if isinstance(a, Tensor) else a for a in args if not isinstance(a, list))
+    nbytes = _rnn_workspace(shapes, tuple(args[8]))
+    return output, hidden, cell, workspace.new_empty(nbytes // workspace.element_size())
+
+
+@lru_cache
+def _rnn_workspace(described: tuple[Any, ...], batch_sizes: tuple[int, ...]) -> int:
+    """Bytes that oneDNN keeps for the backward of one layer: its own answer, over at most 128 steps; then a line."""
+    (steps, *shape), dtype = described[0]
+
+    def ask(length: int) -> int:
+        inputs = [((length, *shape), dtype), *described[1:]]
+        real = [torch.zeros(a[0], dtype=a[1]) if isinstance(a, tuple) else a for a in inputs]
+        out = _aten.mkldnn_rnn_layer.default(*real[:8], list(batch_sizes), *real[8:])
+        return int(out[3].untyped_storage().nbytes())
+
+    if steps <= _MOST_STEPS:
+        return _outside_modes(ask, steps)
+    half = _MOST_STEPS // 2
+    most = _outside_modes(ask, _MOST_STEPS)
+    return most + (steps - _MOST_STEPS) * (most - _outside_modes(ask, half)) // half
+
+
+def _outside_modes(function: Callable[[int], int], argument: int) -> int:
+    """Call `function` where no dispatch mode is: in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, argument).result()
+
+
+def _norm(func: Any, weight: int) -> Callable[..., tuple[Tensor, ...]]:
+    """Normalisations whose kernel keeps statistics in the type of the weight, argument number `weight`."""
+
+    def run(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        out, mean, deviation = func(*args, **kwargs)
+        kind = args[weight].dtype if len(args) > weight and args[weight] is not None else mean.dtype
+        return out, mean.to(kind), deviation.to(kind)
+
+    return run
+
+
+REPLACEMENTS: dict[Any, Callable[..., Any]] = {
+    _aten.mse_loss.default: _loss(_aten.mse_loss.default),
+    _aten.smooth_l1_loss.default: _loss(_aten.smooth_l1_loss.default),
+    _aten.binary_cross_entropy.default: _loss(_aten.binary_cross_entropy.default),
+    _aten.soft_margin_loss.default: _loss(_aten.soft_margin_loss.default),
+    _aten.col2im.default: _col2im,
+    _aten.native_layer_norm.default: _norm(_aten.native_layer_norm.default, 2),
+    _aten.native_group_norm.default: _norm(_aten.native_group_norm.default, 1),
+    _aten.native_batch_norm.default: _norm(_aten.native_batch_norm.default, 1),
+    _aten.mkldnn_rnn_layer.default: _mkldnn_rnn_layer,
+}
+"""Operators whose fake form is mended, and how; each is called with the operator's own arguments."""
