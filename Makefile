@@ -36,13 +36,13 @@ $(VENV)/.set-up: pyproject.toml constraints/common.txt constraints/cuda.txt
 $(VENV_CPU)/.set-up: pyproject.toml constraints/common.txt constraints/cpu.txt
 	$(call install,$(VENV_CPU),constraints/cpu.txt,$(EXTRAS_CPU))
 
-setup: $(VENV)/.set-up
-setup-cpu: $(VENV_CPU)/.set-up
+setup: $(VENV)/.set-up ; @:
+setup-cpu: $(VENV_CPU)/.set-up ; @:
 
 demo: setup
-	@echo; echo '$$ dnnmem profile sample_models/gpt.py --batch 8 --gpu rtx-4090-24gb'
+	@echo; echo '$$ dnnmem profile sample_models/gpt.py --batch 8 --device fake --gpu rtx-4090-24gb'
 	@$(BIN)/dnnmem profile sample_models/gpt.py --batch 8 --device fake --gpu rtx-4090-24gb
-	@echo; echo '$$ dnnmem profile torchvision:resnet50 --batch 32 --gpu h100-sxm-80gb'
+	@echo; echo '$$ dnnmem profile torchvision:resnet50 --batch 32 --device fake --gpu h100-sxm-80gb'
 	@$(BIN)/dnnmem profile torchvision:resnet50 --batch 32 --device fake --gpu h100-sxm-80gb
 
 lint: setup
@@ -64,7 +64,7 @@ test: lint types
 
 test-cpu: setup-cpu
 	@echo "pytest, on the torch of constraints/cpu.txt"
-	@$(VENV_CPU)/bin/pytest -q tests/estimator tests/profilers
+	@$(VENV_CPU)/bin/pytest -q tests/cli tests/estimator tests/profilers tests/sample_models tests/test_doctests.py
 
 format: setup
 	@$(BIN)/ruff check -q --fix . || true
