@@ -3,7 +3,7 @@
     parts at the trace's peak         what the device measured, or the allocator's replay         total
     param + grad + ... + input        allocated_bytes (the difference goes to `temp`, noted)
     temp     (named "workspace": workspace)
-                                      reserved_bytes - allocated = fragmentation
+                                      reserved_bytes - requested = fragmentation, the allocator's rounding included
                                       context_bytes              = context
     `------------------------------------------------------------------------------------------'  sum, to the byte
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 WORKSPACE = "workspace"
 """Name of the pinned TEMP storages that stand for what libraries such as cuBLAS keep."""
 
+_WORTH_SAYING = 0.001
+"""Share of the peak below which memory inside kernels gets no note."""
+
 _YIELD_ORDER = ("temp", "activation", "grad", "comm", "input", "workspace", "buffer", "optimizer", "param")
 """Which parts give way, one after the other, when an unobserved run needs less than the trace says."""
 
@@ -46,9 +49,13 @@ def build_profile(trace: Trace, measurement: Measurement, device: Device | None)
     notes = list(trace.origin.notes)
     parts: dict[str, int | None] = dict.fromkeys(PARTS)
     parts.update(_tensor_parts(trace, curve, on_gpu=_is_gpu(trace, device)))
-    allocated = _match(parts, measurement.allocated_bytes, notes)
-    reserved = _reserved(trace, measurement, device, allocated, notes)
-    parts["fragmentation"] = None if reserved is None else reserved - allocated
+    predicted = replay_trace(trace) if device is not None and measurement.reserved_bytes is None else None
+    measured = measurement.allocated_bytes if measurement.requested_bytes is None else measurement.requested_bytes
+    requested = _match(parts, measured, notes)
+    allocated = measurement.allocated_bytes or (predicted.peak_allocated_bytes if predicted else requested)
+    reserved = predicted.peak_reserved_bytes if predicted else measurement.reserved_bytes
+    reserved = _at_least(reserved, allocated, notes)
+    parts["fragmentation"] = None if reserved is None else reserved - requested
     parts["context"] = _context(measurement, device)
     total = sum(nbytes for nbytes in parts.values() if nbytes is not None)
     notes += _growth(measurement)
@@ -96,10 +103,11 @@ def _match(parts: dict[str, int | None], measured: int | None, notes: list[str])
         return explained
     if measured > explained:
         parts["temp"] = (parts["temp"] or 0) + measured - explained
-        notes.append(
-            f"A run that nothing observes peaks at {format_bytes(measured)}, {format_bytes(measured - explained)} more "
-            "than the recorded storages explain: memory inside kernels and the allocator's rounding, counted in temp."
-        )
+        if measured - explained > _WORTH_SAYING * measured:
+            notes.append(
+                f"A run that nothing observes peaks at {format_bytes(measured)}, {format_bytes(measured - explained)} more "
+                "than the recorded storages explain: memory inside kernels, counted in temp."
+            )
         return measured
     less, excess, taken = format_bytes(explained - measured), explained - measured, []
     for part in _YIELD_ORDER:
@@ -115,20 +123,15 @@ def _match(parts: dict[str, int | None], measured: int | None, notes: list[str])
     return measured
 
 
-def _reserved(
-    trace: Trace, measurement: Measurement, device: Device | None, allocated: int, notes: list[str]
-) -> int | None:
-    """What the caching allocator holds: measured, else replayed for an assumed GPU, else None."""
-    reserved = measurement.reserved_bytes
-    if reserved is None and device is not None:
-        reserved = replay_trace(trace).peak_reserved_bytes
-    if reserved is not None and reserved < allocated:
-        notes.append(
-            f"The allocator was seen to hold {format_bytes(reserved)}, less than the {format_bytes(allocated)} alive "
-            "at the peak; the larger number counts."
-        )
-        return allocated
-    return reserved
+def _at_least(reserved: int | None, allocated: int, notes: list[str]) -> int | None:
+    """What the caching allocator holds, never less than what lives in it."""
+    if reserved is None or reserved >= allocated:
+        return reserved
+    notes.append(
+        f"The allocator was seen to hold {format_bytes(reserved)}, less than the {format_bytes(allocated)} alive "
+        "at the peak; the larger number counts."
+    )
+    return allocated
 
 
 def _context(measurement: Measurement, device: Device | None) -> int | None:

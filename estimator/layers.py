@@ -96,17 +96,17 @@ def _owned_bytes(trace: Trace) -> Counter[tuple[Kind, Path]]:
 
 
 def _saved_bytes(trace: Trace) -> Counter[Path]:
-    """Bytes by module at the first moment when the saved storages alive sum to most."""
+    """Bytes by module at the first moment of a forward pass when the saved storages alive sum to most."""
     saved = {storage.id: storage for storage in saved_storages(trace)}
     live = {i: saved[i].nbytes for i in sorted(trace.pinned & saved.keys())}
     total = sum(live.values())
-    changes = [event for _, event in trace.events() if event.storage in saved]
+    changes = [(trace.ops[index].phase, event) for index, event in trace.events() if event.storage in saved]
     most, best = total, 0
-    for count, event in enumerate(changes, start=1):
+    for count, (phase, event) in enumerate(changes, start=1):
         total += event.nbytes
-        if total > most:
+        if total > most and phase is Phase.FORWARD:
             most, best = total, count
-    for event in changes[:best]:
+    for _, event in changes[:best]:
         live[event.storage] = max(event.nbytes, 0)
     rows: Counter[Path] = Counter()
     for i, nbytes in live.items():

@@ -96,6 +96,8 @@ class Measurement:
 
     allocated_bytes: int | None = None
     """Peak of live bytes in a run without a recorder."""
+    requested_bytes: int | None = None
+    """The same before the allocator rounds each block up; None where it does not round."""
     reserved_bytes: int | None = None
     """Peak of bytes held by the caching allocator in that run."""
     step_seconds: float | None = None

@@ -114,6 +114,7 @@ def _encode(trace: Trace, measurement: Measurement) -> dict[str, object]:
         },
         "measurement": {
             "allocated_bytes": measurement.allocated_bytes,
+            "requested_bytes": measurement.requested_bytes,
             "reserved_bytes": measurement.reserved_bytes,
             "step_seconds": measurement.step_seconds,
             "context_bytes": measurement.context_bytes,
@@ -313,6 +314,7 @@ def _decode_measurement(reader: Reader) -> Measurement:
     seconds = Reader(reader.file, {"step_seconds": [reader.get("step_seconds")]}, reader.prefix).seconds("step_seconds")
     return Measurement(
         allocated_bytes=reader.optional("allocated_bytes"),
+        requested_bytes=reader.optional("requested_bytes"),
         reserved_bytes=reader.optional("reserved_bytes"),
         step_seconds=seconds[0],
         context_bytes=reader.optional("context_bytes"),

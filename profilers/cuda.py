@@ -97,8 +97,7 @@ def _bare_run(
         target.train_step(built.model, built.batch, built.optimizer)
         on_step(index)
     torch.cuda.synchronize()
-    allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    retries = int(torch.cuda.memory_stats().get("num_alloc_retries", 0))
+    stats = torch.cuda.memory_stats()
     seconds = []
     for _ in range(repeats):
         clock = EventClock()
@@ -106,15 +105,16 @@ def _bare_run(
         target.train_step(built.model, built.batch, built.optimizer)
         seconds.append(clock.seconds(start, clock.now()))
     after = monitor.read()
-    facts: dict[str, float | int | str] = {"alloc_retries": retries, "repeats": repeats}
+    facts: dict[str, float | int | str] = {"alloc_retries": int(stats["num_alloc_retries"]), "repeats": repeats}
     named = {
         "gpu_used_bytes": after.used_bytes, "gpu_free_bytes": after.free_bytes, "others_bytes": after.others_bytes,
         "sm_clock_mhz": after.sm_clock_mhz, "temperature_c": after.temperature_c, "throttled": after.throttled or None,
     }  # fmt: skip
     facts.update({name: value for name, value in named.items() if value is not None})
     return Measurement(
-        allocated_bytes=allocated,
-        reserved_bytes=reserved,
+        allocated_bytes=int(stats["allocated_bytes.all.peak"]),
+        requested_bytes=int(stats["requested_bytes.all.peak"]),
+        reserved_bytes=int(stats["reserved_bytes.all.peak"]),
         step_seconds=statistics.median(seconds) if seconds else None,
         context_bytes=_context(before, after, torch.cuda.memory_reserved()),
         facts=facts,

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from dnnmem.estimator.trace import Phase
+from dnnmem.profilers.unwatched import called_from
 
 LOSS = ("<loss>",)
 """Path of code outside all modules."""
@@ -91,6 +92,8 @@ class ModuleTracker:
         if self._stack:
             self._after_backward = False
             place = Place(Phase.FORWARD, self._stack[-1], self._source(), None)
+        elif called_from("_make_grads"):
+            return Place(Phase.BACKWARD, LOSS, self._source(), None)
         elif self._after_backward and not torch.is_grad_enabled():
             return Place(Phase.STEP, OPTIMIZER, self._source(), None)
         else:

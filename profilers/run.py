@@ -25,7 +25,7 @@ from dnnmem.estimator.trace_file import load_trace
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.worker import ERROR_FILE, TRACE_FILE
 
-_QUIET = {"KINETO_LOG_LEVEL": "5", "TORCH_CPP_LOG_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+_QUIET = {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 _LAST_LINES = 12
 
 

@@ -49,8 +49,13 @@ def is_formula() -> bool:
     """True if the dispatch comes from autograd's engine or its formulas, no Python function between."""
     if torch.is_grad_enabled():
         return False
+    return _caller() is None or called_from("_engine_run_backward")
+
+
+def called_from(function: str) -> bool:
+    """True if the dispatch comes from the Python function of that name."""
     caller = _caller()
-    return caller is None or caller.f_code.co_name == "_engine_run_backward"
+    return caller is not None and caller.f_code.co_name == function
 
 
 def call_site() -> object:
