@@ -83,4 +83,6 @@ def profile_fake(
     except UnsupportedFakeTensorException as error:
         raise UnsupportedError(f"this step cannot run on FakeTensors: {error}", hint="use --device cpu") from error
     notes = tuple(f"{text} ({count} times)" for text, count in sorted(values.assumptions.items()))
+    if origin.gpu is None:
+        notes = (*notes, "operators are those of a CPU: on a GPU, attention and dropout differ; --gpu NAME says which GPU")
     return replace(trace, origin=replace(trace.origin, notes=(*trace.origin.notes, *notes))), Measurement(growth_bytes=growth)

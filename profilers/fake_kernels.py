@@ -81,6 +81,20 @@ def _norm(func: Any, weight: int) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
+def _grouped_mm(
+    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """As the meta function, which refuses the types that only CPU kernels take."""
+    groups = offs.shape[0] if offs is not None else a.shape[0]
+    shapes = {
+        (2, 2): (groups, a.shape[0], b.shape[-1]),
+        (2, 3): (a.shape[0], b.shape[-1]),
+        (3, 2): (a.shape[1], b.shape[-1]),
+        (3, 3): (groups, a.shape[-2], b.shape[-1]),
+    }
+    return a.new_empty(shapes[a.dim(), b.dim()], dtype=out_dtype or a.dtype)
+
+
 REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     _aten.mse_loss.default: _loss(_aten.mse_loss.default),
     _aten.smooth_l1_loss.default: _loss(_aten.smooth_l1_loss.default),
@@ -91,5 +105,6 @@ REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     _aten.native_group_norm.default: _norm(_aten.native_group_norm.default, 1),
     _aten.native_batch_norm.default: _norm(_aten.native_batch_norm.default, 1),
     _aten.mkldnn_rnn_layer.default: _mkldnn_rnn_layer,
+    **({_aten._grouped_mm.default: _grouped_mm} if hasattr(_aten, "_grouped_mm") else {}),
 }
 """Operators whose fake form is mended, and how; each is called with the operator's own arguments."""

@@ -88,7 +88,7 @@ def make_model(
     return GPT(vocab=vocab, context=context, width=width, layers=layers, heads=heads, checkpointing=checkpointing)
 
 
-def make_batch(batch_size: int, seq_len: int = 1024, vocab: int = 50257) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(batch_size: int = 8, seq_len: int = 1024, vocab: int = 50257) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and the tokens that follow them, both (batch, seq_len)."""
     text = torch.randint(vocab, (batch_size, seq_len + 1))
     return text[:, :-1], text[:, 1:]

@@ -21,7 +21,7 @@ def make_model(inputs: int = 784, width: int = 2048, depth: int = 4, classes: in
     return nn.Sequential(*layers, nn.Linear(width, classes))
 
 
-def make_batch(batch_size: int, inputs: int = 784, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(batch_size: int = 8, inputs: int = 784, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (batch, inputs) and their classes (batch,)."""
     return torch.randn(batch_size, inputs), torch.randint(classes, (batch_size,))
 

@@ -118,7 +118,7 @@ def make_model(
     return MoE(vocab=vocab, width=width, layers=layers, heads=heads, experts=experts, capacity_factor=capacity_factor)
 
 
-def make_batch(batch_size: int, seq_len: int = 512, vocab: int = 32000) -> Batch:
+def make_batch(batch_size: int = 8, seq_len: int = 512, vocab: int = 32000) -> Batch:
     """Tokens and the tokens that follow them, both (batch, seq_len)."""
     text = torch.randint(vocab, (batch_size, seq_len + 1))
     return text[:, :-1], text[:, 1:]

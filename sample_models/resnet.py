@@ -48,7 +48,7 @@ def make_model(blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes:
     return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
 
-def make_batch(batch_size: int, image: int = 224, classes: int = 1000) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(batch_size: int = 8, image: int = 224, classes: int = 1000) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (batch, 3, image, image) and their classes (batch,)."""
     return torch.randn(batch_size, 3, image, image), torch.randint(classes, (batch_size,))
 

@@ -94,7 +94,7 @@ def make_model(width: int = 128, levels: tuple[int, ...] = (1, 2, 2, 4)) -> nn.M
     return UNet(width, levels)
 
 
-def make_batch(batch_size: int, image: int = 64) -> dict[str, torch.Tensor]:
+def make_batch(batch_size: int = 8, image: int = 64) -> dict[str, torch.Tensor]:
     """Noisy images, the times they are at, and the noise; `image` is a multiple of 2 to the number of levels."""
     noise = torch.randn(batch_size, 3, image, image)
     return {"images": torch.randn_like(noise) + noise, "times": torch.rand(batch_size) * 1000, "noise": noise}

@@ -61,7 +61,7 @@ def make_model(
     return ViT(image=image, patch=patch, width=width, layers=layers, heads=heads, classes=classes, precision=precision)
 
 
-def make_batch(batch_size: int, image: int = 224, classes: int = 1000) -> Batch:
+def make_batch(batch_size: int = 8, image: int = 224, classes: int = 1000) -> Batch:
     """Images (batch, 3, image, image) and their classes (batch,)."""
     return {"images": torch.randn(batch_size, 3, image, image), "labels": torch.randint(classes, (batch_size,))}
 
