@@ -1,7 +1,7 @@
 """Runs a built step under the recorder: the part that all devices share.
 
-All steps are recorded, since the first ones decide what the allocator holds when the last one runs (optimizer states are
-made in the first); the last one becomes the trace.
+All steps are recorded, since the first ones decide what the allocator holds when the last one runs (optimizer states
+are made in the first); the last one becomes the trace.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import inspect
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 from torch import nn
@@ -67,7 +68,9 @@ def capture(
     """
     gc.collect()
     tracker = ModuleTracker(built.model)
-    recorder = Recorder(tracker, device_type=device_type, fake=fake, clock=clock and clock.now, label=label)
+    recorder = Recorder(
+        tracker, device_type=device_type, fake=fake, clock=clock.now if clock is not None else None, label=label
+    )
     names = parameter_names(built.model)
     name_model(recorder, built.model)
     name_batch(recorder, built.batch)
@@ -82,13 +85,15 @@ def capture(
     seconds = _median_seconds(recorder.log, clock) if clock is not None else []
     if history is not None:
         use_history(recorder.log, history())
-    return to_trace(recorder.log, seconds=seconds, modules=describe_modules(built.model), batch=target.batch, origin=origin)
+    return to_trace(
+        recorder.log, seconds=seconds, modules=describe_modules(built.model), batch=target.batch, origin=origin
+    )
 
 
 def _median_seconds(log: Log, clock: Clock) -> list[float | None]:
     """Median seconds of each op of the last step, over the steps after the first that ran the same ops."""
     bounds = [first for first, _ in log.steps] + [len(log.entries)]
-    steps = [log.entries[a:b] for a, b in zip(bounds[1:-1], bounds[2:], strict=True)]
+    steps = [log.entries[a:b] for a, b in pairwise(bounds[1:])]
     names = [entry.name for entry in steps[-1]]
     alike = [step for step in steps if [entry.name for entry in step] == names]
     result: list[float | None] = []

@@ -1,7 +1,7 @@
 """The `cpu` device: the step really runs, so that a trace, its times and its memory are measured on this machine.
 
-Three runs of one built model: recorded steps (the trace, with seconds of each operator), bare steps (the wall time), and bare
-steps under torch's profiler, which reports every allocation and perturbs none (the peak).
+Three runs of one built model: recorded steps (the trace, with seconds of each operator), bare steps (the wall time),
+and bare steps under torch's profiler, which reports every allocation and perturbs none (the peak).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MARK = "dnnmem.step"
 
 
 class WallClock:
-    """This machine's clock."""
+    """The clock of this machine."""
 
     now = staticmethod(time.perf_counter)
 
@@ -60,7 +60,7 @@ def profile_cpu(
 def peak_rise(run: Callable[[], object]) -> int:
     """Most bytes that one call of `run` holds beyond what is alive when it begins; runs it twice, nothing observing.
 
-    The profiler knows only blocks that were allocated under it; what the first call leaves behind makes the second exact.
+    The profiler knows only blocks allocated under it; what the first call leaves behind makes the second exact.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

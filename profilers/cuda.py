@@ -3,7 +3,7 @@
 Two runs of the target in one process, the allocator emptied between them:
 
     bare       the peak that is reported (allocated, reserved) and the wall time; nothing observes
-    recorded   the trace: every operator, joined with the allocator's own history, which has the temporaries inside operators
+    recorded   the trace: every operator, joined with the allocator's own history, which has their temporaries
 
 The same code runs on the virtual GPU, whose memory is true and whose events say nothing of time.
 """
@@ -41,13 +41,13 @@ class EventClock:
     def seconds(self, before: torch.cuda.Event, after: torch.cuda.Event) -> float:
         """Seconds between two events; waits for the second."""
         after.synchronize()
-        return before.elapsed_time(after) / 1000
+        return float(before.elapsed_time(after)) / 1000
 
 
 def profile_cuda(
     target: Target, *, steps: int, repeats: int, origin: Origin, timed: bool, on_step: Callable[[int], None]
 ) -> tuple[Trace, Measurement]:
-    """Trace of the last recorded step, and what a bare run of the same steps measured. `timed`: the events tell time."""
+    """Trace of the last recorded step, and what a bare run of them measured. `timed`: events tell the time."""
     before = monitor.read()
     torch.cuda.init()
     measurement = _bare_run(target, steps, repeats if timed else 0, before, on_step)

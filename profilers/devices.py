@@ -44,7 +44,7 @@ def run_on(
     if device == "cpu":
         return profile_cpu(target, steps=request.steps, repeats=request.repeats, origin=origin, on_step=on_step)
     if device == "cuda":
-        from dnnmem.profilers.cuda import profile_cuda  # noqa: PLC0415 - needs NVML
+        from dnnmem.profilers.cuda import profile_cuda
 
         return profile_cuda(
             target, steps=request.steps, repeats=request.repeats, origin=origin, timed=True, on_step=on_step
@@ -82,4 +82,6 @@ def _refit_from_cpu(
         f"(largest residual {residual:.1%})"
     )
     ops = tuple(replace(op, seconds=None) for op in trace.ops)
-    return replace(trace, ops=ops, batch=target.batch, origin=replace(origin, notes=(*origin.notes, note))), Measurement()
+    return replace(
+        trace, ops=ops, batch=target.batch, origin=replace(origin, notes=(*origin.notes, note))
+    ), Measurement()

@@ -1,8 +1,8 @@
-"""Joins a recorder's log with the CUDA allocator's own history, which knows the true order and the temporaries inside ops.
+"""Joins a recorder's log with the CUDA allocator's own history, which has the true order and the hidden temporaries.
 
-Each history entry carries the label that was set when it happened: `12` inside the operator with dispatch count 12, `~12`
-after it, empty before the first one. A block of the log is the allocation at its address that lives when it is first seen;
-allocations which no block claims are temporaries, or a library's workspace if they outlive their operator.
+Each history entry carries the label that was set when it happened: `12` inside the operator with dispatch count 12,
+`~12` after it, empty before the first one. A block of the log is the allocation at its address that lives when it is
+first seen; allocations which no block claims are temporaries, or a library's workspace if they outlive their operator.
 
     history   alloc 0x1000 "7"   alloc 0x2000 "7"   free 0x2000 "7"   free 0x1000 "~9"
     log       op 7 made block 3 at 0x1000

@@ -1,7 +1,8 @@
-"""What each storage of a step is for: parameters, gradients, optimizer states, activations, temporaries, inputs, buffers.
+"""What each storage of a step is for: parameters, gradients, optimizer states, activations, temporaries, inputs.
 
-Owners are named first (`name_model`, `name_batch`, and hooks for gradients and optimizer states); `kind_of` then decides for
-everything that operators made: what forward makes and backward finds alive is an activation, the rest is temporary.
+Owners are named first (`name_model`, `name_batch`, and hooks for gradients and optimizer states); `kind_of` then
+decides for everything that operators made: what forward makes and backward finds alive is an activation, the rest is
+temporary.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def parameter_names(model: nn.Module) -> Names:
 
 def name_model(recorder: Recorder, model: nn.Module) -> None:
     """Name the storages of parameters and buffers."""
-    for name, tensor in model.named_parameters():
+    for name, parameter in model.named_parameters():
         path = tuple(name.split("."))
-        recorder.watch(tensor, Kind.PARAM, path[:-1], path[-1])
-    for name, tensor in model.named_buffers():
+        recorder.watch(parameter, Kind.PARAM, path[:-1], path[-1])
+    for name, buffer in model.named_buffers():
         path = tuple(name.split("."))
-        recorder.watch(tensor, Kind.BUFFER, path[:-1], path[-1])
+        recorder.watch(buffer, Kind.BUFFER, path[:-1], path[-1])
 
 
 def name_batch(recorder: Recorder, batch: object) -> None:
@@ -47,7 +48,7 @@ def name_batch(recorder: Recorder, batch: object) -> None:
 
 
 def name_rest(recorder: Recorder) -> None:
-    """Name what else lives on the device when a step begins: averages of weights, caches, whatever the program keeps."""
+    """Name what else lives when a step begins: averages of weights, caches, whatever the program keeps."""
     is_tensor: dict[type, bool] = {}
     for thing in gc.get_objects():
         kind = type(thing)
@@ -73,7 +74,9 @@ def naming_gradients(recorder: Recorder, names: Names, model: nn.Module) -> Iter
             for parameter in group["params"]:
                 _name_state(recorder, names, parameter, optimizer.state.get(parameter, {}), on_device=on_device)
 
-    handles: list[Any] = [p.register_post_accumulate_grad_hook(name_gradient) for p in model.parameters() if p.requires_grad]
+    handles: list[Any] = [
+        p.register_post_accumulate_grad_hook(name_gradient) for p in model.parameters() if p.requires_grad
+    ]
     handles.append(register_optimizer_step_post_hook(name_states))
     try:
         yield

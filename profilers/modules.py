@@ -1,8 +1,8 @@
-"""Where an operator belongs: phase, module path and the user's source line, for forward, recomputation, backward and update.
+"""Where an operator belongs: phase, module path and the user's source line, whatever calls it.
 
-Forward: global module hooks keep the path of the running module. Backward: autograd's sequence numbers tie a node to the
-forward operator that made it (a node is numbered just before its operator is dispatched). Outside modules the path is
-`<loss>`, in the update it is `<optimizer>`.
+Forward: global module hooks keep the path of the running module. Backward: autograd's sequence numbers tie a node to
+the forward operator that made it (a node is numbered just before its operator is dispatched). Outside modules the path
+is `<loss>`, in the update it is `<optimizer>`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ModuleTracker:
         self._is_user: dict[str, bool] = {}
         self._lines: dict[tuple[str, int], str] = {}
 
-    def __enter__(self) -> ModuleTracker:
+    def __enter__(self) -> ModuleTracker:  # noqa: PYI034  # typing.Self needs Python 3.11
         """Install the hooks."""
         hooks = nn.modules.module
         self._handles = [
@@ -129,13 +129,13 @@ class ModuleTracker:
             self._by_sequence[thread, i] = (place.module, place.source)
         self._sequences[thread] = number
 
-    def _enter_module(self, module: nn.Module, args: object) -> None:
+    def _enter_module(self, module: nn.Module, _args: object) -> None:
         path = self._paths.get(id(module))
         if path is None:
             path = self._stack[-1] if self._stack else LOSS
         self._stack.append(path)
 
-    def _leave_module(self, module: nn.Module, args: object, output: object) -> None:
+    def _leave_module(self, _module: nn.Module, _args: object, _output: object) -> None:
         if self._stack:
             self._stack.pop()
 

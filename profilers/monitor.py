@@ -9,8 +9,12 @@ import os
 from dataclasses import dataclass
 
 THROTTLE_REASONS = {
-    0x04: "power cap", 0x08: "hardware slowdown", 0x20: "thermal (software)", 0x40: "thermal (hardware)", 0x80: "power brake",
-}  # fmt: skip
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "thermal (software)",
+    0x40: "thermal (hardware)",
+    0x80: "power brake",
+}
 """Bits of nvmlDeviceGetCurrentClocksEventReasons that slow training down (nvml.h, nvmlClocksEventReason*)."""
 
 
@@ -37,7 +41,7 @@ class Reading:
 def read(index: int = 0) -> Reading:
     """Look at GPU `index`, as CUDA_VISIBLE_DEVICES leaves it to the caller to count."""
     try:
-        import pynvml  # noqa: PLC0415 - only where there is a GPU
+        import pynvml
 
         pynvml.nvmlInit()
     except Exception:  # noqa: BLE001 - no NVML in whatever way: it says nothing

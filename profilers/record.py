@@ -1,8 +1,8 @@
 """Records what a training step does: each operator, the storages it reads and makes, and when each storage dies.
 
 One recorder for all devices: a dispatch mode over real tensors (cpu, cuda, virtual) or over FakeTensors. It only notes;
-`rewrite.py` undoes what a dispatch mode changes (autograd then adds gradients out of place) and `kinds.py` says what each
-storage was for. Storages die when their last tensor does, so their finalizers give the allocator's order of frees.
+`rewrite.py` undoes what a dispatch mode changes (autograd then adds gradients out of place) and `kinds.py` says what
+each storage was for. Storages die when their last tensor does, so their finalizers give the allocator's order of frees.
 
     dispatch(op)  ->  _Entry(op, place, reads, writes, first event)
     finalizer     ->  event (-bytes, storage)         both in one list, in program order
@@ -111,10 +111,10 @@ class Recorder(TorchDispatchMode):
     ) -> None:
         """Args: `device_type`: whose tensors count; `fake`: FakeTensors count and others do not.
 
-        `clock` is read before and after each operator; `label` tells the allocator's history which one runs: its dispatch
-        count, and after it `~` and the count.
+        `clock` is read before and after each operator; `label` tells the allocator's history which one runs: its
+        dispatch count, and after it `~` and the count.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.log = Log()
         self._tracker = tracker
         self._device_type = device_type
@@ -194,7 +194,7 @@ class Recorder(TorchDispatchMode):
             func, more = schema[3]
             args, entry.name, schema = (*args, *more), str(func), self._schemas.get(func) or self._read_schema(func)
         out = self._call(entry, func, args, kwargs)
-        self._note(entry, func, args, kwargs, out, schema)
+        self._note(entry, func, args, kwargs, out, schema=schema)
         return out
 
     def _call(self, entry: Entry, func: Any, args: Any, kwargs: Any) -> Any:
@@ -211,7 +211,7 @@ class Recorder(TorchDispatchMode):
             if self._label is not None:
                 self._label(f"~{self._tick}")
 
-    def _note(self, entry: Entry, func: Any, args: Any, kwargs: Any, out: Any, schema: Any) -> None:
+    def _note(self, entry: Entry, func: Any, args: Any, kwargs: Any, out: Any, *, schema: _Schema) -> None:
         outputs = self._numbers(tensors_in((out,)))
         known = set(entry.reads)
         changed = [args[i] for i in schema[1] if i < len(args)] + [kwargs[k] for k in schema[2] if k in kwargs]

@@ -1,20 +1,21 @@
 """From what a recorder noted to the Trace of the last step, as the step is when nobody watches it.
 
 While any dispatch mode is active, autograd adds gradients out of place (`can_accumulate_inplace` in torch's
-input_buffer.cpp asks for plain tensors). The rewrite undoes it: where the old sum died with the addition, nobody else held
-it, so the engine would have added into it. Then the step is closed: what it leaves behind in place of what it found (new
-gradients for old ones) becomes the same storage, so that the trace can follow itself.
+input_buffer.cpp asks for plain tensors). The rewrite undoes it: where the old sum died with the addition, nobody else
+held it, so the engine would have added into it. Then the step is closed: what it leaves behind in place of what it
+found (new gradients for old ones) becomes the same storage, so that the trace can follow itself.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from dnnmem.estimator.trace import Event, Kind, Module, Op, Origin, Phase, Storage, Trace
 from dnnmem.profilers.kinds import kind_of
-from dnnmem.profilers.record import Block, Entry, Log
+from dnnmem.profilers.record import Block, Log
 
 
 def to_trace(
@@ -36,7 +37,7 @@ def to_trace(
     entries = log.entries[first_entry:]
     moments, growth = _close(log, windows)
     ops = _ops(log, windows, names, moments, seconds or [None] * len(entries))
-    storages = _storages(log, ops, setup, first_entry, pinned)
+    storages = _storages(log, ops, setup, pinned, _read_back(log, names, moments))
     trace = Trace(
         ops=ops, storages=storages, setup=setup, pinned=frozenset(pinned), modules=modules, batch=batch, origin=origin
     )
@@ -106,7 +107,7 @@ def _windows(
     starts = [first_event, *(e.start for e in log.entries[first_entry:]), len(events)]
     moved = {n for n in pinned if log.blocks[n].entry < 0 and log.blocks[n].died < 0}
     windows = []
-    for start, stop in zip(starts, starts[1:], strict=False):
+    for start, stop in pairwise(starts):
         window = [e for e in events[start:stop] if e is not None]
         windows.append([e for e in window if not (e.nbytes > 0 and e.storage in moved)])
     return windows
@@ -115,7 +116,7 @@ def _windows(
 def _close(log: Log, windows: list[list[Event]]) -> tuple[dict[int, tuple[int, int]], int]:
     """Give what the step leaves behind the name of what it found and freed; free the rest at the end.
 
-    Returns for each renamed storage the window from which on it has its new name, and that name; and the bytes of growth.
+    Returns for each renamed storage the window from which on it has its new name, and that name; and the growth.
     """
     made: dict[int, int] = {}
     freed: dict[int, int] = {}
@@ -125,15 +126,7 @@ def _close(log: Log, windows: list[list[Event]]) -> tuple[dict[int, tuple[int, i
                 made[event.storage] = index
             elif made.pop(event.storage, None) is None:
                 freed[event.storage] = index
-    partners: dict[int, int] = {}
-    for likeness in (_alike, _same_size):
-        waiting: dict[object, list[int]] = defaultdict(list)
-        for number in reversed(freed):
-            if number not in partners.values():
-                waiting[likeness(log.blocks[number])].append(number)
-        for number in made:
-            if number not in partners and waiting[likeness(log.blocks[number])]:
-                partners[number] = waiting[likeness(log.blocks[number])].pop()
+    partners = _partners(log, made, freed)
     moments = _rename_events(windows, {left: (freed[found], found) for left, found in partners.items()})
     growth = 0
     for number in made.keys() - partners.keys():
@@ -143,6 +136,20 @@ def _close(log: Log, windows: list[list[Event]]) -> tuple[dict[int, tuple[int, i
         growth -= log.blocks[number].nbytes
         windows[-1].append(Event(log.blocks[number].nbytes, 0, number))
     return moments, growth
+
+
+def _partners(log: Log, made: Iterable[int], freed: Mapping[int, int]) -> dict[int, int]:
+    """Which found storage each one that the step leaves replaces: first those alike, then those of the same size."""
+    partners: dict[int, int] = {}
+    for likeness in (_alike, _same_size):
+        waiting: dict[object, list[int]] = defaultdict(list)
+        for number in reversed(freed):
+            if number not in partners.values():
+                waiting[likeness(log.blocks[number])].append(number)
+        for number in made:
+            if number not in partners and waiting[likeness(log.blocks[number])]:
+                partners[number] = waiting[likeness(log.blocks[number])].pop()
+    return partners
 
 
 def _alike(block: Block) -> object:
@@ -221,19 +228,18 @@ def _ops(
 
 
 def _storages(
-    log: Log, ops: tuple[Op, ...], setup: tuple[Event, ...], first_entry: int, pinned: set[int]
+    log: Log, ops: tuple[Op, ...], setup: tuple[Event, ...], pinned: set[int], read_back: set[int]
 ) -> dict[int, Storage]:
     """Every storage that the setup or the step names, with its kind."""
     used = {e.storage for e in setup} | pinned | {e.storage for op in ops for e in op.events}
     used = {number for number in used if number >= 0}
-    backward_reads = {i for op in ops if op.phase is Phase.BACKWARD for i in op.reads}
     survivors = _outlive_forward(ops)
     result = {}
     for number in sorted(used):
         block = log.blocks[number]
         phase = log.entries[block.entry].place.phase if block.entry >= 0 else None
         kind = kind_of(block, phase=phase, outlives_forward=number in survivors)
-        saved = kind is Kind.ACTIVATION and (block.saved or (phase is Phase.FORWARD and number in backward_reads))
+        saved = kind is Kind.ACTIVATION and (block.saved or (phase is Phase.FORWARD and number in read_back))
         if number in pinned and block.kind is None:
             kind = Kind.BUFFER
         result[number] = Storage(
@@ -247,6 +253,13 @@ def _storages(
             saved=saved,
         )
     return result
+
+
+def _read_back(log: Log, names: Mapping[int, int], moments: Mapping[int, tuple[int, int]]) -> set[int]:
+    """Storages that autograd's nodes read; the engine's own first gradient, made from the loss, reads nothing of it."""
+    backward = (e for e in log.entries[log.steps[-1][0] :] if e.place.node is not None)
+    read = {names.get(n, n) for entry in backward for n in entry.reads}
+    return read | {moments[n][1] for n in read & moments.keys()}
 
 
 def _outlive_forward(ops: tuple[Op, ...]) -> set[int]:

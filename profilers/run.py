@@ -1,4 +1,4 @@
-"""Runs a request in a child process and brings back its trace: an abort, a kill or a hang of the child becomes a message.
+"""Runs a request in a child process and brings back its trace; an abort, a kill or a hang of it becomes a message.
 
 Imports no torch. The child's own process group is ended with it, whatever workers the user's code has started.
 """
@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -95,10 +96,8 @@ def _follow(stream: IO[bytes], say: Callable[[str], None]) -> threading.Thread:
 def _end(child: subprocess.Popen[bytes]) -> None:
     """End the child and what it started; does nothing if all are gone."""
     if hasattr(os, "killpg"):
-        try:
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
     elif child.poll() is None:
         child.kill()
     child.wait()

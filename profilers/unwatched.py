@@ -1,7 +1,7 @@
 """Where a watched step differs from one that nobody watches, and what the latter does there.
 
-While a dispatch mode is active, torch takes every tensor for a subclass (`isTensorSubclassLike`) and avoids writing in place
-where it otherwise would. Three places do so, and the recorder undoes all of them:
+While a dispatch mode is active, torch takes every tensor for a subclass (`isTensorSubclassLike`) and avoids writing in
+place where it otherwise would. Three places do so, and the recorder undoes all of them:
 
     InputBuffer::accumulate    gradients of one tensor are summed into the first, if nobody else holds it
     at::linear                 the bias is added into the product
@@ -31,12 +31,18 @@ FILLS = {
 
 
 def is_accumulation(args: tuple[Tensor, Tensor], *, made_here: bool) -> bool:
-    """True if add(*args), called in backward, is the engine's own sum of two gradients, done in place if the first dies.
+    """True if add(*args), called in backward, is the engine's own sum of gradients, in place if the first dies.
 
-    Formulas sum too, but there the node that runs has made the first term itself (`made_here`), which the engine's has not
-    unless the node feeds one tensor twice; and a Python function sums from its own frame.
+    Formulas sum too, but there the node that runs has made the first term itself (`made_here`), which the engine's has
+    not unless the node feeds one tensor twice; and a Python function sums from its own frame.
     """
-    if torch.is_grad_enabled() or args[0] is args[1] or args[0]._is_view() or not _is_dense(args[0]) or not is_formula():
+    if (
+        torch.is_grad_enabled()
+        or args[0] is args[1]
+        or args[0]._is_view()
+        or not _is_dense(args[0])
+        or not is_formula()
+    ):
         return False
     if not made_here:
         return True

@@ -1,9 +1,9 @@
 """True values for small tensors in a fake run, so that host code that reads them takes the path it really takes.
 
-FakeTensors have shapes but no values; a mask that is all ones, a schedule of drop rates or a step counter is then unreadable.
-`SmallValues` runs an operator a second time, for real, when everything it reads is known and small. Values that cannot be
-known (anything computed from large activations) get a stated assumption where a number is enough, and an error where a shape
-would depend on them.
+FakeTensors have shapes but no values; a mask that is all ones, a schedule of drop rates or a step counter is then
+unreadable. `SmallValues` runs an operator a second time, for real, when everything it reads is known and small. Values
+that cannot be known (anything computed from large activations) get a stated assumption where a number is enough, and an
+error where a shape would depend on them.
 
 >>> from torch._subclasses.fake_tensor import FakeTensorMode
 >>> with FakeTensorMode(allow_non_fake_inputs=True) as fake, SmallValues(fake) as values:
@@ -52,7 +52,7 @@ class SmallValues(TorchDispatchMode):
 
     def __init__(self, fake: FakeTensorMode) -> None:
         """`fake`: the mode whose tensors get values."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.assumptions: Counter[str] = Counter()
         """How often a value that nobody knows was assumed, by sentence."""
         self._fake = fake
@@ -104,7 +104,8 @@ class SmallValues(TorchDispatchMode):
         if func is _ITEM and len(inputs) == 1 and not _is_count(inputs[0].dtype):
             kind = inputs[0].dtype
             value = False if kind is torch.bool else 0.0
-            self.assumptions[f"a {str(kind).removeprefix('torch.')} that the program reads back is taken as {value}"] += 1
+            name = str(kind).removeprefix("torch.")
+            self.assumptions[f"a {name} that the program reads back is taken as {value}"] += 1
             return value
         return func(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""The child process that imports torch, runs the user's code and writes what it found: `python -m dnnmem.profilers.worker`.
+"""The child process that imports torch, runs the user's code and writes what it found.
 
     argv      REQUEST.json FOLDER       ->  FOLDER/step.trace.json.gz  or  FOLDER/error.json
     stdout    one line for each step done, for the parent's progress
@@ -49,16 +49,14 @@ def main(argv: list[str]) -> int:
 
 
 def profile(request: Request, on_step: Callable[[int], None]) -> tuple[Trace, Measurement]:
-    """Build and run what `request` names on the device that it names; raises a `DnnmemError` for whatever goes wrong."""
-    from dnnmem.profilers.devices import choose_device, run_on  # noqa: PLC0415 - imports torch
-    from dnnmem.profilers.target import resolve  # noqa: PLC0415
+    """Build and run what `request` names, on the device it names; raises a `DnnmemError` for whatever goes wrong."""
+    from dnnmem.profilers.devices import choose_device, run_on
+    from dnnmem.profilers.target import resolve
 
     device = choose_device(request.device)
     _seed(request.seed)
     target = resolve(request)
-    origin = Origin(
-        target=target.name, device=device, gpu=request.gpu, versions=_versions(), notes=tuple(target.notes)
-    )
+    origin = Origin(target=target.name, device=device, gpu=request.gpu, versions=_versions(), notes=tuple(target.notes))
     try:
         trace, measurement = run_on(device, target, request, origin, on_step)
     except DnnmemError:
@@ -70,25 +68,34 @@ def profile(request: Request, on_step: Callable[[int], None]) -> tuple[Trace, Me
 
 def _user_error(error: Exception, user_files: tuple[str, ...]) -> DnnmemError:
     """What a person should hear of an exception that the step raised."""
-    from dnnmem.profilers.targets.frames import trim_traceback  # noqa: PLC0415 - only here
+    from dnnmem.profilers.targets.frames import trim_traceback
 
     text = trim_traceback(error, user_files)
     if isinstance(error, MemoryError) or any(mark in str(error) for mark in _OUT_OF_MEMORY):
-        return ModelError(f"the step ran out of memory\n{text}", hint="give a smaller --batch, or --device fake: it needs none")
+        return ModelError(
+            f"the step ran out of memory\n{text}", hint="give a smaller --batch, or --device fake: it needs none"
+        )
     if isinstance(error, NotImplementedError) and "FakeTensor" in str(error):
         return UnsupportedError(f"an operator of this step cannot run without data\n{text}", hint="use --device cpu")
     return ModelError(f"the training step failed\n{text}", hint=_device_hint(str(error)))
 
 
 def _device_hint(text: str) -> str:
-    marks = ("Expected all tensors to be on the same device", "Torch not compiled with CUDA", "No CUDA GPUs", "NVIDIA driver")
+    marks = (
+        "Expected all tensors to be on the same device",
+        "Torch not compiled with CUDA",
+        "No CUDA GPUs",
+        "NVIDIA driver",
+    )
     if any(mark in text for mark in marks):
-        return "leave devices to dnnmem: make_model and make_batch return what they build without .cuda() or .to(device)"
+        return (
+            "leave devices to dnnmem: make_model and make_batch return what they build without .cuda() or .to(device)"
+        )
     return ""
 
 
 def _seed(seed: int) -> None:
-    import torch  # noqa: PLC0415 - the parent of this module's constants has no torch
+    import torch
 
     random.seed(seed)
     torch.manual_seed(seed)
@@ -98,7 +105,7 @@ def _seed(seed: int) -> None:
 
 def _versions() -> dict[str, str]:
     """Versions of what decides the step; libraries count if they are loaded."""
-    from dnnmem import __version__  # noqa: PLC0415 - cheap, and no cycle
+    from dnnmem import __version__
 
     found = {"dnnmem": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
     for name in ("torch", "torchvision", "timm", "transformers"):
