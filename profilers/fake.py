@@ -7,9 +7,11 @@ would run instead.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -51,15 +53,25 @@ class _Mode(FakeTensorMode):
 
 @contextmanager
 def _as_plain_tensors() -> Iterator[None]:
-    """Let torch choose its foreach paths for FakeTensors as for plain ones: it asks for exact types."""
+    """Let code that asks for exact types take the path that it takes for plain tensors.
+
+    torch chooses its foreach paths so; transformers takes a FakeTensor for a sign of tracing and then builds masks which a
+    plain run leaves out.
+    """
     lists = (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types)  # type: ignore[attr-defined]
     for types in lists:
         types.append(FakeTensor)
+    hugging_face: Any = sys.modules.get("transformers.utils.import_utils")
+    asked = getattr(hugging_face, "is_fake_tensor", None)
+    if asked is not None:
+        hugging_face.is_fake_tensor = lambda _: False
     try:
         yield
     finally:
         for types in lists:
             types.remove(FakeTensor)
+        if asked is not None:
+            hugging_face.is_fake_tensor = asked
 
 
 def profile_fake(
