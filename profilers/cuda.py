@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.profilers import monitor
@@ -62,7 +64,7 @@ def profile_cuda(
             _build(target),
             device_type="cuda",
             steps=steps + (repeats if timed else 0),
-            origin=replace(origin, gpu=origin.gpu or torch.cuda.get_device_name()),
+            origin=replace(origin, gpu=origin.gpu or _spec_name()),
             clock=EventClock() if timed else None,
             label=torch._C._cuda_setMemoryMetadata,
             history=_history,
@@ -78,6 +80,15 @@ def _build(target: Target) -> Built:
     model = target.make_model().cuda()
     batch = map_tensors(target.make_batch(), lambda tensor: tensor.cuda())
     return Built(model=model, batch=batch, optimizer=target.make_optimizer(model.parameters()))
+
+
+def _spec_name() -> str:
+    """This GPU's name in `specs/`, or what torch calls it if it is not there."""
+    name = torch.cuda.get_device_name()
+    try:
+        return find_device(name).name
+    except UsageError:
+        return name
 
 
 def _history() -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from dnnmem.estimator.scale import refit
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.profilers.cpu import profile_cpu
 from dnnmem.profilers.fake import DataDependent, profile_fake
-from dnnmem.profilers.request import Request
+from dnnmem.profilers.request import STEPS, Request
 from dnnmem.profilers.step import Target
 
 SMALL_BATCHES = (2, 4, 6)
@@ -41,16 +41,17 @@ def run_on(
     device: str, target: Target, request: Request, origin: Origin, on_step: Callable[[int], None]
 ) -> tuple[Trace, Measurement]:
     """Run the step on `device` and return its trace and what was measured."""
+    steps = request.steps or STEPS[device]
     if device == "cpu":
-        return profile_cpu(target, steps=request.steps, repeats=request.repeats, origin=origin, on_step=on_step)
+        return profile_cpu(target, steps=steps, repeats=request.repeats, origin=origin, on_step=on_step)
     if device == "cuda":
         from dnnmem.profilers.cuda import profile_cuda
 
         return profile_cuda(
-            target, steps=request.steps, repeats=request.repeats, origin=origin, timed=True, on_step=on_step
+            target, steps=steps, repeats=request.repeats, origin=origin, timed=True, on_step=on_step
         )
     try:
-        return profile_fake(target, steps=request.steps, origin=origin, on_step=on_step)
+        return profile_fake(target, steps=steps, origin=origin, on_step=on_step)
     except DataDependent as error:
         return _refit_from_cpu(target, request, origin, error, on_step)
 
@@ -59,16 +60,17 @@ def _refit_from_cpu(
     target: Target, request: Request, origin: Origin, reason: DataDependent, on_step: Callable[[int], None]
 ) -> tuple[Trace, Measurement]:
     wanted = int(target.batch["batch_size"])
+    steps = request.steps or STEPS["cpu"]
     why = f"{reason.operator} depends on values that a fake run does not have"
     if wanted <= max(SMALL_BATCHES):
         note = f"{why}: the step was really run on the CPU instead"
         return profile_cpu(
-            target, steps=request.steps, repeats=1, origin=replace(origin, notes=(*origin.notes, note)), on_step=on_step
+            target, steps=steps, repeats=1, origin=replace(origin, notes=(*origin.notes, note)), on_step=on_step
         )
     traces = []
     for batch_size in SMALL_BATCHES:
         small = target.rescale(batch_size, request.seq_len)
-        trace, _ = profile_cpu(small, steps=request.steps, repeats=0, origin=origin, on_step=on_step)
+        trace, _ = profile_cpu(small, steps=steps, repeats=0, origin=origin, on_step=on_step)
         traces.append(trace)
     try:
         trace, residual = refit(traces, wanted)

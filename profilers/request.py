@@ -21,6 +21,10 @@ from typing import Any
 from dnnmem.estimator.errors import InternalError, UsageError
 
 
+STEPS = {"fake": 2, "cpu": 3, "virtual": 3, "cuda": 3}
+"""Steps by device. One more where memory or times are real: the second step may still warm something up."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One call of `dnnmem profile`. Raises `UsageError` for numbers that no step can have."""
@@ -41,8 +45,8 @@ class Request:
     """Where to run the step: `auto`, `cpu`, `fake`, `virtual` or `cuda`."""
     gpu: str | None = None
     """Name in `specs/` of the GPU to report against, or None."""
-    steps: int = 3
-    """Steps to run, 2 or more; the last one is reported, since optimizer state appears in the first."""
+    steps: int | None = None
+    """Steps to run, 2 or more; the last one is reported, since optimizer state appears in the first. None: `STEPS`."""
     seed: int = 0
     """Seed of weights and inputs."""
     repeats: int = 5
