@@ -19,7 +19,7 @@ from pathlib import Path
 
 from measure import DNNMEM, report, usage
 
-STEPS = 3
+STEPS = 2
 """What `dnnmem profile` runs without `--steps`."""
 
 BARE = """
