@@ -1,0 +1,5 @@
+/* What the library headers want of cuda_bf16.h: that the type has a size. Nothing computes with it. */
+#ifndef DNNMEM_CUDA_BF16_H
+#define DNNMEM_CUDA_BF16_H
+typedef struct { unsigned short bits; } __nv_bfloat16;
+#endif

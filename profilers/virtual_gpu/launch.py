@@ -1,0 +1,85 @@
+"""How a process is started on a virtual GPU: which variables make it load the stub libraries, and whether that works here.
+
+The libraries are preloaded: torch finds its own copies of NVIDIA's by a path that is written into it, but a library that
+is loaded already under the same name comes before that.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.device import Device
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.profilers.virtual_gpu.build import build, find_compiler
+from dnnmem.profilers.virtual_gpu.identity import identity
+from dnnmem.profilers.virtual_gpu.installed import find_torch
+
+DEFAULT_GPU = "h100-sxm-80gb"
+"""The GPU where nobody names one."""
+
+_MACHINES = ("x86_64", "aarch64")
+_REAL_GPUS = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MPS_PIPE_DIRECTORY")
+"""What these say of the machine's own GPUs does not hold for virtual ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """How to start a process on virtual GPUs."""
+
+    environment: Mapping[str, str]
+    """All of its environment."""
+    note: str
+    """What a person should know of the libraries' place; may be empty."""
+
+
+def unavailable() -> str | None:
+    """Why there is no virtual GPU on this machine; None if there is."""
+    if sys.platform != "linux" or platform.machine() not in _MACHINES:
+        return f"it needs Linux on {' or '.join(_MACHINES)}; this is {platform.system()} on {platform.machine()}"
+    try:
+        find_torch()
+        find_compiler()
+    except UnsupportedError as error:
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    return None
+
+
+def prepare(
+    gpu: str | Device | None,
+    base: Mapping[str, str],
+    *,
+    count: int = 1,
+    cache: Path | None = None,
+    error_file: Path | None = None,
+) -> Launch:
+    """How to start a process on `count` GPUs called `gpu`, beginning with the environment `base`; builds what is missing.
+
+    `error_file`: where a call that the virtual GPU lacks is written as JSON before it ends the process. Raises
+    `UnsupportedError` if this machine cannot, `UsageError` if there is no such GPU.
+    """
+    if reason := unavailable():
+        raise UnsupportedError(f"no virtual GPU here: {reason}", hint="use --device fake")
+    device = gpu if isinstance(gpu, Device) else find_device(gpu or DEFAULT_GPU)
+    described = identity(device, count=count)
+    folder, note = build(cache)
+    kept = {name: value for name, value in base.items() if name not in _REAL_GPUS and "DNNMEM_VGPU_" not in name}
+    told = {"DNNMEM_VGPU_ERROR_FILE": str(error_file)} if error_file else {}
+    return Launch(environment={**kept, **described, **told, **_preload(folder, base)}, note=note)
+
+
+def _preload(folder: Path, base: Mapping[str, str]) -> dict[str, str]:
+    """Load the libraries of `folder` before any other. They go by name, since a path with a blank would be two."""
+    if ":" in str(folder) or ";" in str(folder):
+        raise UnsupportedError(f"libraries cannot be loaded from {folder}: there is a {':;'!r} in it", hint="set DNNMEM_CACHE")
+    names = sorted(path.name for path in folder.glob("lib*.so.*"))
+    names.sort(key=lambda name: name != "libcuda.so.1")
+    return {
+        "LD_PRELOAD": " ".join([*names, *base.get("LD_PRELOAD", "").replace(":", " ").split()]),
+        "LD_LIBRARY_PATH": ":".join(filter(None, (str(folder), base.get("LD_LIBRARY_PATH", "")))),
+        "TRITON_LIBCUDA_PATH": str(folder),
+    }

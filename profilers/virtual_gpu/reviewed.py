@@ -1,0 +1,94 @@
+"""Calls that somebody has reviewed and that need no code of their own: they succeed, and memory does not notice.
+
+All other functions of the libraries either are written by hand in the C files or end the process with their name. A
+pattern is matched whole. What is listed allocates nothing, gives nothing back that its caller reads, and waits for
+nothing, because all work is done at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_TYPES = "[SDCZ]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """What is known of a library's functions, beside those written by hand."""
+
+    quiet: tuple[str, ...] = ()
+    """Succeed and do nothing: settings that nobody reads back, waits, ends of things."""
+    computes: tuple[str, ...] = ()
+    """Succeed and would write device memory: its values are unknown afterwards."""
+
+    def kind(self, name: str) -> str:
+        """`quiet`, `computes`, or `unreviewed`."""
+        for kind, patterns in (("quiet", self.quiet), ("computes", self.computes)):
+            if any(re.fullmatch(pattern, name) for pattern in patterns):
+                return kind
+        return "unreviewed"
+
+
+REVIEWS: Mapping[str, Review] = {
+    "libcuda": Review(
+        quiet=(
+            "cuCtxSynchronize", "cuStreamSynchronize", "cuEventSynchronize",
+            "cuStreamQuery", "cuEventQuery", "cuCtxEnablePeerAccess", "cuCtxDisablePeerAccess",
+            "cuMemSetAccess", "cuFuncSetAttribute", "cuFuncSetCacheConfig", "cuKernelSetAttribute",
+            "cuLibraryUnload", "cuProfilerStart", "cuProfilerStop",
+            "cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col", "cuTensorMapReplaceAddress", "cuLogsRegisterCallback", "cuLogsUnregisterCallback",
+        ),
+        computes=("cuLaunchKernel", "cuLaunchKernelEx", "cuLaunchCooperativeKernel"),
+    ),
+    "libcudart": Review(
+        quiet=(
+            "cudaStreamSynchronize", "cudaStreamQuery", "cudaEventSynchronize", "cudaEventQuery",
+            "cudaDeviceEnablePeerAccess", "cudaDeviceDisablePeerAccess", "cudaProfilerStart", "cudaProfilerStop",
+            "cudaFuncSetAttribute", "cudaFuncSetCacheConfig", "cudaKernelSetAttributeForDevice", "cudaLibraryUnload",
+            "cudaGraphRetainUserObject", "cudaUserObjectRelease", "cudaMemcpyToSymbol", "cudaMemcpyToSymbolAsync",
+            "__cudaRegisterFatBinaryEnd", "__cudaUnregisterFatBinary", "__cudaRegisterFunction", "__cudaRegisterVar",
+        ),
+    ),
+    "libcublas": Review(
+        quiet=("cublasSetWorkspace(_v2)?", "cublasSetEmulationStrategy", "cublasSetEnvironmentMode"),
+        computes=(
+            # levels 1 to 3 as torch calls them: results go to memory of the caller
+            rf"cublas{_TYPES}(dot|dotu|dotc|axpy|scal|swap|copy)(_v2)?(_64)?",
+            rf"cublas{_TYPES}(gemv|ger|geru|gerc|gemm|gemm3m|trmm|trsm|syrk|herk|geam|dgmm)(_v2)?(_64)?",
+            rf"cublas{_TYPES}(gemm|gemv)(Batched|StridedBatched)(_64)?", rf"cublas{_TYPES}trsmBatched(_64)?",
+            rf"cublas{_TYPES}(getrf|getrs|geqrf|gels)Batched",
+            r"cublas(Gemm|Sgemm|Cgemm|Dot|Nrm2|Scal|Axpy)Ex(_64)?",
+            r"cublasGemm(Batched|StridedBatched|GroupedBatched)Ex(_64)?",
+        ),
+    ),
+    "libcublasLt": Review(
+        quiet=(
+            "cublasLtMatmulDescSetAttribute", "cublasLtMatrixLayoutSetAttribute", "cublasLtMatmulPreferenceSetAttribute",
+        ),
+        computes=("cublasLtMatmul",),
+    ),
+    "libcudnn": Review(
+        quiet=(
+            "cudnnSetTensorNdDescriptor(Ex)?", "cudnnSetTensor4dDescriptor(Ex)?", "cudnnSetFilterNdDescriptor",
+            "cudnnSetFilter4dDescriptor", "cudnnSetConvolutionNdDescriptor", "cudnnSetConvolutionGroupCount",
+            "cudnnSetConvolutionMathType", "cudnnSetActivationDescriptor", "cudnnSetSpatialTransformerNdDescriptor",
+            "cudnnBackendFinalize", "cudnnBackendInitialize",
+        ),
+        computes=(
+            "cudnnBackendExecute", "cudnnBatchNormalizationForwardInference",
+            "cudnnBatchNormalization(ForwardTraining|Backward)(Ex)?",
+            "cudnnSpatialTf(GridGenerator|Sampler)(Forward|Backward)",
+        ),
+    ),
+    "libnccl": Review(
+        quiet=(
+            "ncclGroupStart", "ncclGroupEnd", "ncclCommFinalize", "ncclCommRegister", "ncclCommDeregister",
+            "ncclRedOpCreatePreMulSum", "ncclRedOpDestroy",
+        ),
+        computes=("ncclSend", "ncclRecv", "ncclBcast", "ncclAlltoAll", "ncclGather", "ncclScatter"),
+    ),
+    "libnvidia-ml": Review(),
+}  # fmt: skip
+"""By library."""

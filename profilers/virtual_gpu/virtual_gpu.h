@@ -1,0 +1,61 @@
+/* What the stub libraries share: the virtual GPUs of this process. They live in libcuda.so.1 (state.c, values.c).
+ *
+ * Addresses of device memory are reserved and have no memory behind them, except where a small copy or memset went
+ * (values.c). All functions here are safe to call from any thread.
+ */
+#ifndef DNNMEM_VIRTUAL_GPU_H
+#define DNNMEM_VIRTUAL_GPU_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* The build reads the names of the functions that are written by hand after this word; it generates all others. */
+#define EXPORT __attribute__((visibility("default")))
+
+#define VG_MAX_DEVICES 64
+#define VG_MIB ((size_t)1 << 20)
+#define VG_PAGE_BYTES (2 * VG_MIB) /* the driver's granularity of device memory */
+
+/* ---- identity: what the environment says of the GPUs (identity.py writes it) ---- */
+EXPORT int vg_device_count(void);
+EXPORT const char *vg_device_name(void);
+EXPORT size_t vg_total_bytes(void);
+EXPORT int vg_attribute(int number, int device); /* CU_DEVICE_ATTRIBUTE_number; 0 where the identity has none */
+EXPORT bool vg_peers(void);                      /* can the GPUs read each other's memory? */
+EXPORT void vg_uuid(int device, char bytes[16]);
+
+/* ---- memory ---- */
+typedef enum { VG_DEVICE_MEMORY, VG_ADDRESSES, VG_HOST_MEMORY, VG_REGISTERED } vg_kind;
+
+typedef struct {
+    uintptr_t start;
+    size_t nbytes;  /* as asked for */
+    size_t charged; /* bytes of the GPU that it holds by itself: 0 for host memory and for pieces of a page */
+    vg_kind kind;
+    int device;     /* -1: host */
+    int page;       /* index of the page that a small allocation is a piece of, else -1 */
+} vg_range;
+
+EXPORT bool vg_open(int device);                /* the context appears and takes its bytes; false: they do not fit */
+EXPORT bool vg_is_open(int device);
+EXPORT size_t vg_used_bytes(int device);        /* context included */
+EXPORT bool vg_charge(int device, size_t nbytes); /* false: out of memory */
+EXPORT void vg_discharge(int device, size_t nbytes);
+EXPORT uintptr_t vg_allocate(int device, size_t nbytes); /* 0: out of memory */
+EXPORT uintptr_t vg_reserve(int device, size_t nbytes);  /* addresses alone; 0: there are none left */
+EXPORT void vg_track(vg_range range);
+EXPORT bool vg_forget(uintptr_t start, vg_range *was); /* false: nothing begins there; device memory is given back */
+EXPORT bool vg_find(uintptr_t address, vg_range *found);
+EXPORT int vg_device_of(uintptr_t address); /* -1: not an address of a virtual GPU */
+
+/* ---- values ---- */
+EXPORT void vg_copy(uintptr_t to, uintptr_t from, size_t nbytes);
+EXPORT void vg_fill(uintptr_t to, unsigned value, size_t width, size_t count);
+EXPORT void vg_ran(void); /* a kernel, a product or a collective ran: what it wrote is not known */
+void vg_drop_values(uintptr_t start, size_t nbytes);
+
+/* ---- calls ---- */
+EXPORT int vg_unreviewed(const char *symbol); /* a call that nobody has reviewed: ends the process, or returns 0 */
+
+#endif
