@@ -32,8 +32,6 @@ def choose_device(name: str) -> str:
         raise UnsupportedError(
             f"no CUDA device here (torch {torch.__version__})", hint="use --device fake --gpu NAME: it needs no GPU"
         )
-    if name == "virtual":
-        raise UnsupportedError("the virtual GPU is not part of this version", hint="use --device fake --gpu NAME")
     return name
 
 
@@ -50,6 +48,10 @@ def run_on(
         return profile_cuda(
             target, steps=steps, repeats=request.repeats, origin=origin, timed=True, on_step=on_step
         )
+    if device == "virtual":
+        from dnnmem.profilers.virtual import profile_virtual
+
+        return profile_virtual(target, steps=steps, origin=origin, on_step=on_step)
     try:
         return profile_fake(target, steps=steps, origin=origin, on_step=on_step)
     except DataDependent as error:

@@ -13,16 +13,18 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from dnnmem.estimator import errors
+from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import DnnmemError, InternalError, ModelError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Trace
 from dnnmem.estimator.trace_file import load_trace
+from dnnmem.profilers.place import place
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.worker import ERROR_FILE, TRACE_FILE
 
@@ -34,31 +36,41 @@ def run(
     request: Request,
     *,
     timeout: float | None = None,
+    gpu: Device | None = None,
+    cache: Path | None = None,
     on_output: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[Trace, Measurement]:
     """Run `request` in a child process.
 
-    Args: `timeout` in seconds; `on_output` gets each line that the user's code prints, `on_progress` the number of each
+    Args: `timeout` in seconds; `gpu` is the one that a virtual GPU shows, if it is not packaged under `request.gpu`;
+    `cache` keeps what the virtual GPU is built of; `on_output` gets each line that the user's code prints, `on_progress` the number of each
     step done (from another thread). Raises the child's `DnnmemError`, or `ModelError` if it died or took too long.
     """
     with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
         folder = Path(name)
-        (folder / "request.json").write_text(request.to_json())
+        launch = place(
+            request, {**_QUIET, **os.environ}, gpu=gpu, cache=cache, error_file=folder / ERROR_FILE, say=on_output
+        )
+        (folder / "request.json").write_text(launch.request.to_json())
         last: deque[str] = deque(maxlen=_LAST_LINES)
 
         def heard(line: str) -> None:
             last.append(line)
             on_output(line)
 
-        code = _run_child(folder, timeout, heard, lambda line: on_progress(int(line)))
+        code = _run_child(folder, launch.environment, timeout, heard, lambda line: on_progress(int(line)))
         if code == 0:
             return load_trace(folder / TRACE_FILE)
         raise _child_error(folder, code, timeout, list(last))
 
 
 def _run_child(
-    folder: Path, timeout: float | None, on_output: Callable[[str], None], on_progress: Callable[[str], None]
+    folder: Path,
+    environment: Mapping[str, str],
+    timeout: float | None,
+    on_output: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> int | None:
     """The child's exit code; None if it was ended for taking too long."""
     command = [sys.executable, "-m", "dnnmem.profilers.worker", str(folder / "request.json"), str(folder)]
@@ -67,7 +79,7 @@ def _run_child(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**_QUIET, **os.environ},
+        env=environment,
         start_new_session=True,
     )
     assert child.stdout is not None and child.stderr is not None  # noqa: S101, PT018 - pipes were asked for

@@ -79,6 +79,7 @@ def _step(job: Job, *, quiet: bool, no_color: bool) -> tuple[Trace, Measurement]
         from dnnmem.estimator.trace_file import load_trace
 
         return load_trace(job.target)
+    from dnnmem.cli.cache import cache_folder
     from dnnmem.cli.progress import listening
     from dnnmem.profilers.run import run
 
@@ -86,6 +87,8 @@ def _step(job: Job, *, quiet: bool, no_color: bool) -> tuple[Trace, Measurement]
         return run(
             job.request,
             timeout=job.timeout_seconds,
+            gpu=job.device,
+            cache=cache_folder(os.environ),
             on_output=listeners.on_output,
             on_progress=listeners.on_progress,
         )

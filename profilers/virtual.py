@@ -1,0 +1,76 @@
+"""The `virtual` device: the step runs on a stub of CUDA that has a chosen GPU's memory and no GPU behind it.
+
+It is the `cuda` device's own code, in a process that the parent starts with the stub libraries (`virtual_gpu`): torch's
+dispatcher, autograd and caching allocator are the real ones, so every allocation is. Nothing is computed, and no event
+tells a time: the trace has no seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from dnnmem.estimator.cluster import load_devices
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.profile import Measurement
+from dnnmem.estimator.trace import Origin, Trace
+from dnnmem.profilers.cuda import profile_cuda
+from dnnmem.profilers.step import Target
+from dnnmem.profilers.virtual_gpu.launch import DEFAULT_GPU
+
+_WITH_WORKSPACE = ("conv", "cudnn", "_rnn")
+"""Parts of the names of operators for which cuDNN may take a workspace."""
+
+
+def is_virtual() -> bool:
+    """Whether this process has virtual GPUs, and no others."""
+    return hasattr(ctypes.CDLL(None), "vg_device_count")
+
+
+def profile_virtual(
+    target: Target, *, steps: int, origin: Origin, on_step: Callable[[int], None]
+) -> tuple[Trace, Measurement]:
+    """Trace of the last recorded step, and the memory that a bare run of the same steps had; no times.
+
+    Raises `UnsupportedError` in a process that was not started with the stub libraries.
+    """
+    if not is_virtual():
+        raise UnsupportedError(
+            "this process was not started on a virtual GPU", hint="start it with `dnnmem profile --device virtual`"
+        )
+    notes = [*origin.notes, *_notes(origin.gpu)]
+    origin = replace(origin, gpu=origin.gpu or DEFAULT_GPU, notes=tuple(notes))
+    trace, measurement = profile_cuda(target, steps=steps, repeats=0, origin=origin, timed=False, on_step=on_step)
+    if any(part in op.name for op in trace.ops for part in _WITH_WORKSPACE):
+        notes.append("cuDNN's workspaces are counted as 0: convolutions may need more on a real GPU")
+        trace = replace(trace, origin=replace(trace.origin, notes=tuple(notes)))
+    return trace, measurement
+
+
+def _notes(gpu: str | None) -> list[str]:
+    """What a reader should know of the GPU that was shown."""
+    notes = [] if gpu else [f"no --gpu was named: the virtual GPU is {DEFAULT_GPU}"]
+    device = load_devices().get(gpu or DEFAULT_GPU)
+    if device is not None and device.context_bytes is None:
+        notes.append(f"the CUDA context of {device.name} is counted as 0: its size is not known")
+    capability = torch.cuda.get_device_capability()
+    built = [arch for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
+    if built and not any(_runs(arch, capability) for arch in built):
+        notes.append(
+            f"torch {torch.__version__} has no kernels for compute capability {'.'.join(map(str, capability))}: "
+            "a real GPU of this kind needs another build"
+        )
+    return notes
+
+
+def _runs(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether code for `arch` (`sm_86`, `sm_90a`) runs on a GPU of this compute capability: same major, minor not above.
+
+    >>> _runs("sm_80", (8, 9)), _runs("sm_90a", (8, 9)), _runs("sm_89", (8, 6))
+    (True, False, False)
+    """
+    digits = "".join(c for c in arch.removeprefix("sm_") if c.isdigit())
+    return int(digits[:-1]) == capability[0] and int(digits[-1]) <= capability[1]
