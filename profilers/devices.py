@@ -16,7 +16,7 @@ from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.scale import refit
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.profilers.cpu import profile_cpu
-from dnnmem.profilers.fake import DataDependent, profile_fake
+from dnnmem.profilers.fake import DataDependentError, profile_fake
 from dnnmem.profilers.request import STEPS, Request
 from dnnmem.profilers.step import Target
 
@@ -45,21 +45,19 @@ def run_on(
     if device == "cuda":
         from dnnmem.profilers.cuda import profile_cuda
 
-        return profile_cuda(
-            target, steps=steps, repeats=request.repeats, origin=origin, timed=True, on_step=on_step
-        )
+        return profile_cuda(target, steps=steps, repeats=request.repeats, origin=origin, timed=True, on_step=on_step)
     if device == "virtual":
         from dnnmem.profilers.virtual import profile_virtual
 
         return profile_virtual(target, steps=steps, origin=origin, on_step=on_step)
     try:
         return profile_fake(target, steps=steps, origin=origin, on_step=on_step)
-    except DataDependent as error:
+    except DataDependentError as error:
         return _refit_from_cpu(target, request, origin, error, on_step)
 
 
 def _refit_from_cpu(
-    target: Target, request: Request, origin: Origin, reason: DataDependent, on_step: Callable[[int], None]
+    target: Target, request: Request, origin: Origin, reason: DataDependentError, on_step: Callable[[int], None]
 ) -> tuple[Trace, Measurement]:
     wanted = int(target.batch["batch_size"])
     steps = request.steps or STEPS["cpu"]

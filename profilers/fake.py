@@ -1,13 +1,14 @@
 """The `fake` device: any size of model on any machine, by FakeTensors that have shapes and no memory.
 
 The step really runs: the user's Python, autograd and the optimizer. Only kernels do not, so that peaks come from the
-recorded lives of storages. Without a GPU named, operators are those that a CPU runs; with one, `rules.py` puts in what CUDA
-would run instead.
+recorded lives of storages. Without a GPU named, operators are those that a CPU runs; with one, `rules.py` puts in what
+CUDA would run instead.
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +33,7 @@ from dnnmem.profilers.tensors import map_tensors
 from dnnmem.profilers.values import SmallValues
 
 
-class DataDependent(UnsupportedError):
+class DataDependentError(UnsupportedError):
     """A shape or a branch depends on values that a fake run does not have."""
 
     def __init__(self, operator: str) -> None:
@@ -55,8 +56,8 @@ class _Mode(FakeTensorMode):
 def _as_plain_tensors() -> Iterator[None]:
     """Let code that asks for exact types take the path that it takes for plain tensors.
 
-    torch chooses its foreach paths so; transformers takes a FakeTensor for a sign of tracing and then builds masks which a
-    plain run leaves out.
+    torch chooses its foreach paths so; transformers takes a FakeTensor for a sign of tracing and then builds masks
+    which a plain run leaves out.
     """
     lists = (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types)  # type: ignore[attr-defined]
     for types in lists:
@@ -66,7 +67,9 @@ def _as_plain_tensors() -> Iterator[None]:
     if asked is not None:
         hugging_face.is_fake_tensor = lambda _: False
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # deepcopy does
+            yield
     finally:
         for types in lists:
             types.remove(FakeTensor)
@@ -77,7 +80,7 @@ def _as_plain_tensors() -> Iterator[None]:
 def profile_fake(
     target: Target, *, steps: int, origin: Origin, on_step: Callable[[int], None]
 ) -> tuple[Trace, Measurement]:
-    """Trace of the last of `steps` fake steps. Raises `DataDependent` naming the operator."""
+    """Trace of the last of `steps` fake steps. Raises `DataDependentError` naming the operator."""
     batch = target.make_batch()
     fake = _Mode(allow_non_fake_inputs=True)
     values = SmallValues(fake)
@@ -91,10 +94,15 @@ def profile_fake(
                 target, built, device_type="cpu", fake=True, steps=steps, origin=origin, on_step=on_step
             )
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise DataDependent(str(error.func)) from error
+        raise DataDependentError(str(error.func)) from error
     except UnsupportedFakeTensorException as error:
         raise UnsupportedError(f"this step cannot run on FakeTensors: {error}", hint="use --device cpu") from error
     notes = tuple(f"{text} ({count} times)" for text, count in sorted(values.assumptions.items()))
     if origin.gpu is None:
-        notes = (*notes, "operators are those of a CPU: on a GPU, attention and dropout differ; --gpu NAME says which GPU")
-    return replace(trace, origin=replace(trace.origin, notes=(*trace.origin.notes, *notes))), Measurement(growth_bytes=growth)
+        notes = (
+            *notes,
+            "operators are those of a CPU: on a GPU, attention and dropout differ; --gpu NAME says which GPU",
+        )
+    return replace(trace, origin=replace(trace.origin, notes=(*trace.origin.notes, *notes))), Measurement(
+        growth_bytes=growth
+    )

@@ -1,8 +1,8 @@
 """What kernels allocate beyond what their meta functions say, put into a fake run.
 
-A FakeTensor has the size that an operator's meta function gives it. Some kernels make a larger block and shrink the tensor on
-it, which keeps the block; oneDNN's LSTM keeps a workspace whose size only it knows, so it is asked. Found by running every
-common operator for real and comparing storages.
+A FakeTensor has the size that an operator's meta function gives it. Some kernels make a larger block and shrink the
+tensor on it, which keeps the block; oneDNN's LSTM keeps a workspace whose size only it knows, so it is asked. Found by
+running every common operator for real and comparing storages.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ def _mkldnn_rnn_layer(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     return output, hidden, cell, workspace.new_empty(nbytes // workspace.element_size())
 
 
+def _mkldnn_rnn_layer_backward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    """As the meta function, which gives both biases one gradient."""
+    *first, bias, same, hidden, cell = _aten.mkldnn_rnn_layer_backward.default(*args, **kwargs)
+    return *first, bias, torch.empty_like(bias) if same is bias else same, hidden, cell
+
+
 @lru_cache
 def _rnn_workspace(described: tuple[Any, ...], batch_sizes: tuple[int, ...]) -> int:
     """Bytes that oneDNN keeps for the backward of one layer: its own answer, over at most 128 steps; then a line."""
@@ -67,7 +73,8 @@ def _rnn_workspace(described: tuple[Any, ...], batch_sizes: tuple[int, ...]) -> 
 def _outside_modes(function: Callable[[int], int], argument: int) -> int:
     """Call `function` where no dispatch mode is: in a thread of its own."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function, argument).result()
+        answer: int = pool.submit(function, argument).result()
+        return answer
 
 
 def _norm(func: Any, weight: int) -> Callable[..., tuple[Tensor, ...]]:
@@ -82,7 +89,7 @@ def _norm(func: Any, weight: int) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def _grouped_mm(
-    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+    a: Tensor, b: Tensor, offs: Tensor | None = None, _bias: Tensor | None = None, out_dtype: torch.dtype | None = None
 ) -> Tensor:
     """As the meta function, which refuses the types that only CPU kernels take."""
     groups = offs.shape[0] if offs is not None else a.shape[0]
@@ -105,6 +112,7 @@ REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     _aten.native_group_norm.default: _norm(_aten.native_group_norm.default, 1),
     _aten.native_batch_norm.default: _norm(_aten.native_batch_norm.default, 1),
     _aten.mkldnn_rnn_layer.default: _mkldnn_rnn_layer,
+    _aten.mkldnn_rnn_layer_backward.default: _mkldnn_rnn_layer_backward,
     **({_aten._grouped_mm.default: _grouped_mm} if hasattr(_aten, "_grouped_mm") else {}),
 }
 """Operators whose fake form is mended, and how; each is called with the operator's own arguments."""

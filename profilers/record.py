@@ -29,6 +29,7 @@ from dnnmem.profilers.unwatched import FILLS, call_site, is_accumulation, is_for
 
 _ALIASES = frozenset({"aten::detach", "aten::_unsafe_view", "aten::alias", "aten::lift_fresh", "aten::detach_"})
 _ADD = torch.ops.aten.add.Tensor
+_PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.bmm.default})
 _DEVICE = torch.ops.prim.device.default
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor})
 _NO_DISPATCH = torch._C._disabled_torch_dispatch_impl
@@ -224,14 +225,14 @@ class Recorder(TorchDispatchMode):
             old = self._live.get(args[0].untyped_storage()._cdata)
             if old is not None and self._adds_in_place(entry.place, args, old):
                 entry.accumulates = old, new[0]
-        self._made_by = (call_site(), entry.writes)
+        self._made_by = (call_site(), entry.writes) if func in _PRODUCTS else (None, ())
         self.log.entries.append(entry)
 
     def _adds_in_place(self, place: Place, args: tuple[Any, ...], old: int) -> bool:
         """True if this sum goes into its first term, `old`, when nobody watches; provided that `old` then dies."""
         if place.node is not None and is_accumulation(args, made_here=self.log.blocks[old].node == place.node):
             return True
-        return args[1].dim() == 1 and old in self._made_by[1] and self._made_by[0] == call_site()
+        return old in self._made_by[1] and self._made_by[0] == call_site() and not is_formula()
 
     def _is_fresh(self, place: Place, tensor: Tensor) -> bool:
         """True if the autograd node that runs has made `tensor` itself."""

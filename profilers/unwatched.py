@@ -1,10 +1,11 @@
 """Where a watched step differs from one that nobody watches, and what the latter does there.
 
 While a dispatch mode is active, torch takes every tensor for a subclass (`isTensorSubclassLike`) and avoids writing in
-place where it otherwise would. Three places do so, and the recorder undoes all of them:
+place where it otherwise would. Four places do so, and the recorder undoes all of them:
 
     InputBuffer::accumulate    gradients of one tensor are summed into the first, if nobody else holds it
     at::linear                 the bias is added into the product
+    attention without a kernel the mask is added into the scores, by the same call as their product
     FunctionsManual.cpp        backward formulas of indexing fill the zeros that they have just made
 """
 

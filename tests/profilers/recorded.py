@@ -1,0 +1,106 @@
+"""Recorded steps for tests: any model and loop, really run or on FakeTensors, and what the allocator did when bare."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+
+from dnnmem.estimator.profile import Measurement
+from dnnmem.estimator.trace import Origin, Trace
+from dnnmem.profilers.cpu import profile_cpu
+from dnnmem.profilers.fake import profile_fake
+from dnnmem.profilers.step import Target
+from tests.models.entry import plain_step
+from tests.models.zoo import ZOO
+
+BATCH = 4
+
+
+class Recorded(NamedTuple):
+    """One step, and what was measured beside it."""
+
+    trace: Trace
+    measured: Measurement
+
+
+def target_of(make_model, make_batch, train_step, make_optimizer=None, *, batch_size=BATCH):
+    """A target of functions; `make_batch(batch_size)` as in the zoo."""
+    return Target(
+        name="test",
+        make_model=make_model,
+        make_batch=lambda: make_batch(batch_size),
+        make_optimizer=make_optimizer or partial(torch.optim.AdamW, lr=1e-3),
+        train_step=train_step,
+        batch={"batch_size": batch_size},
+        rescale=lambda size, _: target_of(make_model, make_batch, train_step, make_optimizer, batch_size=size),
+    )
+
+
+def on_cpu(target, *, steps=2, repeats=0):
+    torch.manual_seed(0)
+    return Recorded(*profile_cpu(target, steps=steps, repeats=repeats, origin=Origin(), on_step=lambda _: None))
+
+
+def on_fake(target, *, steps=2):
+    torch.manual_seed(0)
+    return Recorded(*profile_fake(target, steps=steps, origin=Origin(), on_step=lambda _: None))
+
+
+def loss_step(loss):
+    """The plain loop around `loss(model, batch)`."""
+    return partial(plain_step, loss)
+
+
+def step_of(make_model, loss, make_batch, make_optimizer=None, *, record=on_fake):
+    """The trace of a plain loop."""
+    return record(target_of(make_model, make_batch, loss_step(loss), make_optimizer)).trace
+
+
+def zoo_target(name):
+    entry = ZOO[name]
+    return target_of(entry.make_model, entry.make_batch, entry.train_step, entry.make_optimizer)
+
+
+@cache
+def zoo_cpu(name) -> Recorded:
+    """A model of the zoo, really run; once a session."""
+    return on_cpu(zoo_target(name))
+
+
+@cache
+def zoo_fake(name) -> Recorded:
+    """The same on FakeTensors."""
+    return on_fake(zoo_target(name))
+
+
+def bare_allocations(run, *, least=64):
+    """Sizes of what the allocator gives during the second call of `run`, by count, nothing watching.
+
+    Blocks under `least` bytes are left out: scalars that torch wraps on the way into an operator.
+    """
+    with torch.autograd.profiler.profile(use_cpu=True, profile_memory=True) as profiler:
+        run()
+        with torch.autograd.profiler.record_function("here"):
+            run()
+    events = list(profiler.kineto_results.events())
+    begin = next(e.start_ns() for e in events if e.name() == "here")
+    sizes = [e.nbytes() for e in events if e.name() == "[memory]" and e.start_ns() >= begin]
+    return Counter(n for n in sizes if n >= least)
+
+
+def allocations(trace, *, least=64):
+    """The same of a trace."""
+    return Counter(event.nbytes for _, event in trace.events() if event.nbytes >= least)
+
+
+def ops_named(trace, *names) -> list[Any]:
+    """Ops of these names (`aten.mm.default`), in order."""
+    return [op for op in trace.ops if op.name in names]
+
+
+def owned(trace, kind):
+    """Bytes of the storages of a kind."""
+    return sum(storage.nbytes for storage in trace.storages.values() if storage.kind is kind)
