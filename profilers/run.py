@@ -44,8 +44,10 @@ def run(
     """Run `request` in a child process.
 
     Args: `timeout` in seconds; `gpu` is the one that a virtual GPU shows, if it is not packaged under `request.gpu`;
-    `cache` keeps what the virtual GPU is built of; `on_output` gets each line that the user's code prints, `on_progress` the number of each
-    step done (from another thread). Raises the child's `DnnmemError`, or `ModelError` if it died or took too long.
+    `cache` keeps what the virtual GPU is built of; `on_output` gets each line that the user's code prints,
+    `on_progress` the number of each step done (from another thread).
+
+    Raises the child's `DnnmemError`, or `ModelError` if it died or took too long.
     """
     with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
         folder = Path(name)

@@ -67,7 +67,7 @@ def _notes(gpu: str | None) -> list[str]:
 
 
 def _runs(arch: str, capability: tuple[int, int]) -> bool:
-    """Whether code for `arch` (`sm_86`, `sm_90a`) runs on a GPU of this compute capability: same major, minor not above.
+    """Whether code for `arch` (`sm_86`, `sm_90a`) runs on such a GPU: the same major number, the minor not above.
 
     >>> _runs("sm_80", (8, 9)), _runs("sm_90a", (8, 9)), _runs("sm_89", (8, 6))
     (True, False, False)

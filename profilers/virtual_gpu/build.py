@@ -21,10 +21,10 @@ from pathlib import Path
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.virtual_gpu.elf import defined
+from dnnmem.profilers.virtual_gpu.generate import declared, entry_points_text, newest_versions, stubs_text
 from dnnmem.profilers.virtual_gpu.installed import HEADERS, Torch, find_torch
-from dnnmem.profilers.virtual_gpu.libraries import (
-    LIBRARIES, Library, Wanted, declared, entry_points_text, find_wanted, newest_versions, stubs_text,
-)  # fmt: skip
+from dnnmem.profilers.virtual_gpu.libraries import LIBRARIES, Library
+from dnnmem.profilers.virtual_gpu.wanted import Wanted, find_wanted
 
 SOURCES = Path(__file__).resolve().parent
 COMPILERS = ("cc", "gcc", "clang")

@@ -1,7 +1,7 @@
 """What a shared library needs of others, and what an object file defines: the tables of an ELF file, read in Python.
 
-The tools that print these (`nm`, `readelf`) are not on every machine. Only 64-bit little-endian files are read, which is
-what torch is built for on Linux. System V ABI, chapter "Object files"; symbol versions as in the GNU extension to it.
+The tools that print these (`nm`, `readelf`) are not on every machine. Only 64-bit little-endian files are read, which
+is what torch is built for on Linux. System V ABI, chapter "Object files"; symbol versions as in GNU's extension to it.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ _MAX_GPUS = 64
 
 
 def attributes(device: Device) -> dict[str, int]:
-    """CUDA attributes of `device` by name; those that it lacks are 0. Raises `UnsupportedError` for a GPU without CUDA."""
+    """CUDA attributes of `device` by name; all others are 0. Raises `UnsupportedError` for a GPU without CUDA."""
     major, minor = _capability(device)
     cores = 64 if (major, minor) in {(7, 0), (7, 5), (8, 0)} else 128
     khz = device.flops_per_s["float32"] / (2 * cores * device.sm_count) / 1e3

@@ -1,7 +1,7 @@
 """Which torch is installed, for which CUDA, and where its headers and libraries lie; nothing here imports it.
 
-The headers of CUDA's libraries come with torch's own pip dependencies: `nvidia/cu13/include` for CUDA 13, one folder for
-each library (`nvidia/cublas/include`, ...) for CUDA 12.
+The headers of CUDA's libraries come with torch's own pip dependencies: `nvidia/cu13/include` for CUDA 13, one folder
+for each library (`nvidia/cublas/include`, ...) for CUDA 12.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def find_torch() -> Torch:
     facts = _version_facts(folder / "version.py")
     version, cuda = facts.get("__version__") or "?", facts.get("cuda")
     if not cuda:
-        raise UnsupportedError(f"torch {version} is not built for CUDA", hint="install a CUDA build of the same version")
+        raise UnsupportedError(
+            f"torch {version} is not built for CUDA", hint="install a CUDA build of the same version"
+        )
     parts = _nvidia_folders(folder, cuda.split(".")[0])
     found = Torch(
         version=version,

@@ -1,7 +1,7 @@
-"""How a process is started on a virtual GPU: which variables make it load the stub libraries, and whether that works here.
+"""How a process is started on a virtual GPU: which variables make it load the stub libraries, and whether it works.
 
-The libraries are preloaded: torch finds its own copies of NVIDIA's by a path that is written into it, but a library that
-is loaded already under the same name comes before that.
+The libraries are preloaded: torch finds its own copies of NVIDIA's by a path that is written into it, but a library
+that is loaded already under the same name comes before that.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def prepare(
     cache: Path | None = None,
     error_file: Path | None = None,
 ) -> Launch:
-    """How to start a process on `count` GPUs called `gpu`, beginning with the environment `base`; builds what is missing.
+    """How to start a process on `count` GPUs called `gpu`, with the environment `base` besides; builds what is missing.
 
     `error_file`: where a call that the virtual GPU lacks is written as JSON before it ends the process. Raises
     `UnsupportedError` if this machine cannot, `UsageError` if there is no such GPU.
@@ -75,7 +75,9 @@ def prepare(
 def _preload(folder: Path, base: Mapping[str, str]) -> dict[str, str]:
     """Load the libraries of `folder` before any other. They go by name, since a path with a blank would be two."""
     if ":" in str(folder) or ";" in str(folder):
-        raise UnsupportedError(f"libraries cannot be loaded from {folder}: there is a {':;'!r} in it", hint="set DNNMEM_CACHE")
+        raise UnsupportedError(
+            f"libraries cannot be loaded from {folder}: its name has a colon or semicolon", hint="set DNNMEM_CACHE"
+        )
     names = sorted(path.name for path in folder.glob("lib*.so.*"))
     names.sort(key=lambda name: name != "libcuda.so.1")
     return {

@@ -38,7 +38,8 @@ REVIEWS: Mapping[str, Review] = {
             "cuStreamQuery", "cuEventQuery", "cuCtxEnablePeerAccess", "cuCtxDisablePeerAccess",
             "cuMemSetAccess", "cuFuncSetAttribute", "cuFuncSetCacheConfig", "cuKernelSetAttribute",
             "cuLibraryUnload", "cuProfilerStart", "cuProfilerStop",
-            "cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col", "cuTensorMapReplaceAddress", "cuLogsRegisterCallback", "cuLogsUnregisterCallback",
+            "cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col", "cuTensorMapReplaceAddress",
+            "cuLogsRegisterCallback", "cuLogsUnregisterCallback",
         ),
         computes=("cuLaunchKernel", "cuLaunchKernelEx", "cuLaunchCooperativeKernel"),
     ),
@@ -65,7 +66,8 @@ REVIEWS: Mapping[str, Review] = {
     ),
     "libcublasLt": Review(
         quiet=(
-            "cublasLtMatmulDescSetAttribute", "cublasLtMatrixLayoutSetAttribute", "cublasLtMatmulPreferenceSetAttribute",
+            "cublasLtMatmulDescSetAttribute", "cublasLtMatrixLayoutSetAttribute",
+            "cublasLtMatmulPreferenceSetAttribute",
         ),
         computes=("cublasLtMatmul",),
     ),
