@@ -59,7 +59,7 @@ def _as_plain_tensors() -> Iterator[None]:
     torch chooses its foreach paths so; transformers takes a FakeTensor for a sign of tracing and then builds masks
     which a plain run leaves out.
     """
-    lists = (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types)  # type: ignore[attr-defined]
+    lists = (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types)
     for types in lists:
         types.append(FakeTensor)
     hugging_face: Any = sys.modules.get("transformers.utils.import_utils")

@@ -67,7 +67,7 @@ def _rnn_workspace(described: tuple[Any, ...], batch_sizes: tuple[int, ...]) -> 
         return _outside_modes(ask, steps)
     half = _MOST_STEPS // 2
     most = _outside_modes(ask, _MOST_STEPS)
-    return most + (steps - _MOST_STEPS) * (most - _outside_modes(ask, half)) // half
+    return most + int(steps - _MOST_STEPS) * (most - _outside_modes(ask, half)) // half
 
 
 def _outside_modes(function: Callable[[int], int], argument: int) -> int:

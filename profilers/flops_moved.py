@@ -204,7 +204,7 @@ def _rows_put(target: torch.Tensor, indices: Iterable[torch.Tensor | None]) -> i
         else:
             shapes.append(index.shape)
             dim += 1
-    reached = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    reached = torch.broadcast_shapes(*shapes)
     return kept * int(prod(reached)) * int(prod(target.shape[dim:]))
 
 

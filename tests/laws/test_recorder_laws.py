@@ -17,8 +17,8 @@ AUTOCAST = {"grad_scaler"}
 """Autocast's cache is a hash map by address: the copies it drops at the end die in an order of no meaning."""
 
 EXPLAINED = {"gpt", "tied_lm", "llama", "bert", "moe", "gru", "gnn", "zeroed_grads"}
-"""Where no CPU kernel has a block of its own at the peak. Elsewhere bare steps need more: convolutions and oneDNN's LSTM
-have scratch memory, a view made contiguous within a product, wrapped scalars of 4 bytes."""
+"""Where no CPU kernel has a block of its own at the peak. Elsewhere bare steps need more: scratch of convolutions
+and of oneDNN's LSTM, views made contiguous for a product, wrapped scalars of 4 bytes."""
 
 
 @pytest.fixture(params=sorted(ZOO))
