@@ -44,6 +44,9 @@ def profile_virtual(
     notes = [*origin.notes, *_notes(origin.gpu)]
     origin = replace(origin, gpu=origin.gpu or DEFAULT_GPU, notes=tuple(notes))
     trace, measurement = profile_cuda(target, steps=steps, repeats=0, origin=origin, timed=False, on_step=on_step)
+    device = load_devices().get(origin.gpu or DEFAULT_GPU)
+    if device is not None and device.context_bytes is None:
+        measurement = replace(measurement, context_bytes=None)
     if any(part in op.name for op in trace.ops for part in _WITH_WORKSPACE):
         notes.append("cuDNN's workspaces are counted as 0: convolutions may need more on a real GPU")
         trace = replace(trace, origin=replace(trace.origin, notes=tuple(notes)))
@@ -55,7 +58,7 @@ def _notes(gpu: str | None) -> list[str]:
     notes = [] if gpu else [f"no --gpu was named: the virtual GPU is {DEFAULT_GPU}"]
     device = load_devices().get(gpu or DEFAULT_GPU)
     if device is not None and device.context_bytes is None:
-        notes.append(f"the CUDA context of {device.name} is counted as 0: its size is not known")
+        notes.append(f"the size of the CUDA context on {device.name} is not known, and not counted")
     capability = torch.cuda.get_device_capability()
     built = [arch for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
     if built and not any(_runs(arch, capability) for arch in built):

@@ -69,12 +69,15 @@ def describe(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _devices(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from dnnmem.profilers.virtual_gpu.launch import unavailable
+
     if "torch" not in facts:
         yield "devices", "none: they all need torch"
         return
     yield "device cpu", "works"
     yield "device fake", f"does not work: {facts['fake']}" if facts["fake"] else "works"
-    yield "device virtual", "not in this version of dnnmem"
+    reason = unavailable()
+    yield "device virtual", f"does not work: {reason}" if reason else "works"
     gpus = ", ".join(f"{gpu['name']} ({gpu['nbytes'] / 2**30:.1f} GiB)" for gpu in facts["gpus"])
     yield "device cuda", f"works: {gpus}" if gpus else f"does not work: {_why_no_cuda(facts)}"
 
