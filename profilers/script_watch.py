@@ -1,0 +1,78 @@
+"""Everything that watches a script from the moment torch is loaded: steps, peaks, failed allocations, other ranks.
+
+Nothing here allocates on the GPU or changes what the script's operators do: the peaks are those of a run that nobody
+watches. What does change it, the recorder, is asked for apart (`ScriptRequest.record`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+
+from dnnmem.profilers.script_failure import MemoryWatch, is_out_of_memory
+from dnnmem.profilers.script_peaks import PeakMeter
+from dnnmem.profilers.script_result import OutOfMemory
+from dnnmem.profilers.script_steps import StepCounter
+
+if TYPE_CHECKING:
+    from dnnmem.profilers.script import Session
+
+
+class Watch:
+    """The watchers of one process."""
+
+    def __init__(self, session: Session) -> None:
+        """Install all that `session.request` asks for."""
+        self._session = session
+        request = session.request
+        self._recording: Any = None
+        self._groups: Any = None
+        self._values: Any = None
+        self._meter = PeakMeter()
+        self._counter = StepCounter(request.steps, on_step=self._on_step, on_end=self._on_end)
+        self._memory = MemoryWatch(session.roots, lambda: self._counter.steps)
+        if request.rank is not None:
+            from dnnmem.profilers.script_groups import Groups
+
+            self._groups = Groups(request)
+        if request.record:
+            from dnnmem.profilers.script_record import Recording
+
+            self._recording = Recording(session)
+
+    def facts(self) -> dict[str, Any]:
+        """What is known so far, as fields of a `RankResult`."""
+        notes = [*self._groups.notes()] if self._groups is not None else []
+        memory = self._meter.memory()
+        caught = len(self._memory.failures)
+        if caught and any(gpu.out_of_memory_errors for gpu in memory):
+            notes.append(f"{caught} allocations failed; the errors that the script caught are counted")
+        return {
+            "steps": self._counter.steps,
+            "optimizers": dict(self._counter.by_optimizer),
+            "memory": memory,
+            "notes": tuple(notes),
+        }
+
+    def last_failure(self, message: str) -> OutOfMemory | None:
+        """The last allocation that failed."""
+        failures = self._memory.failures
+        return replace(failures[-1], message=message) if failures else None
+
+    def out_of_memory(self, error: BaseException) -> OutOfMemory | None:
+        """What failed, if `error` comes from a failed allocation."""
+        cause = is_out_of_memory(error)
+        if cause is None:
+            return None
+        return self.last_failure(str(cause)) or OutOfMemory(message=str(cause), step=self._counter.steps + 1)
+
+    def _on_step(self, steps: int, optimizer: Optimizer) -> None:
+        self._meter.end_step()
+        self._session.step_done(steps)
+        if self._recording is not None:
+            self._recording.step_done(steps, optimizer)
+
+    def _on_end(self) -> None:
+        self._session.leave("ran", stopped=True)
