@@ -22,11 +22,13 @@ from pathlib import Path
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.virtual_gpu.elf import defined
 from dnnmem.profilers.virtual_gpu.generate import declared, entry_points_text, newest_versions, stubs_text
-from dnnmem.profilers.virtual_gpu.installed import HEADERS, Torch, find_torch
+from dnnmem.profilers.virtual_gpu.installed import HEADERS, Torch, find_torch, kernel_targets
 from dnnmem.profilers.virtual_gpu.libraries import LIBRARIES, Library
 from dnnmem.profilers.virtual_gpu.wanted import Wanted, find_wanted
 
 SOURCES = Path(__file__).resolve().parent
+TARGETS = "kernel-targets.txt"
+"""File beside the libraries: `installed.kernel_targets`."""
 COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-pthread")
 _HOUR_SECONDS = 3600.0
@@ -72,6 +74,11 @@ def build(cache: Path | None = None) -> tuple[Path, str]:
     if _is_complete(own / name):
         return own / name, note
     return _build_in(own, name, torch, compiler), note
+
+
+def read_targets(folder: Path) -> tuple[int, ...]:
+    """What the kernels of the torch are compiled for that the libraries in `folder` were built for."""
+    return tuple(map(int, (folder / TARGETS).read_text().split()))
 
 
 def _key(torch: Torch, compiler: tuple[str, ...]) -> str:
@@ -132,6 +139,7 @@ def _compile_all(folder: Path, torch: Torch, compiler: tuple[str, ...]) -> None:
         driver, *others = LIBRARIES
         _link(driver, folder, torch, wanted.result(), compiler)
         list(pool.map(lambda library: _link(library, folder, torch, wanted.result(), compiler), others))
+    (folder / TARGETS).write_text(" ".join(map(str, kernel_targets(torch))))
     shutil.rmtree(work)
     (folder / "libcuda.so").symlink_to("libcuda.so.1")  # what `-lcuda` finds, when a kernel's launcher is linked
 

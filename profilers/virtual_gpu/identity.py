@@ -13,7 +13,7 @@ Capabilities"; the clocks are those that give the table's rates.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UnsupportedError
@@ -99,8 +99,27 @@ def _capability(device: Device) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def identity(device: Device, *, count: int = 1) -> dict[str, str]:
-    """The variables that make the stub libraries `count` GPUs of this model; the memory is what its driver offers."""
+def kernel_version(device: Device, targets: Collection[int]) -> int:
+    """Which of the compiled `targets` a kernel runs as on `device`: the newest that its hardware can run.
+
+    CUB refuses a GPU whose kernels claim another target than one that it was compiled for: an RTX 4090 (8.9) runs code
+    for 8.6. Where none fits, torch does not run on such a GPU at all, and the oldest target stands in.
+
+    >>> from dnnmem.estimator.cluster import find_device
+    >>> [kernel_version(find_device(name), (75, 80, 86, 90)) for name in ("rtx-4090", "a100-80gb", "v100-16gb")]
+    [86, 80, 75]
+    """
+    major, minor = _capability(device)
+    own = 10 * major + minor
+    fitting = [target for target in targets if target // 10 == major and target <= own]
+    return max(fitting, default=min(targets, default=own))
+
+
+def identity(device: Device, *, count: int = 1, targets: Collection[int] = ()) -> dict[str, str]:
+    """The variables that make the stub libraries `count` GPUs of this model; the memory is what its driver offers.
+
+    `targets`: what the kernels of torch are compiled for (`installed.kernel_targets`).
+    """
     if not 1 <= count <= _MAX_GPUS:
         raise UnsupportedError(f"{count} GPUs in one process; the virtual GPU shows 1 to {_MAX_GPUS}")
     known = sorted((NUMBERS[name], value) for name, value in attributes(device).items() if name in NUMBERS)
@@ -110,5 +129,6 @@ def identity(device: Device, *, count: int = 1) -> dict[str, str]:
         "DNNMEM_VGPU_TOTAL_BYTES": str(device.usable_bytes),
         "DNNMEM_VGPU_CONTEXT_BYTES": str(device.context_bytes or 0),
         "DNNMEM_VGPU_PEERS": str(int(device.link != "none")),
+        "DNNMEM_VGPU_KERNEL_VERSION": str(kernel_version(device, targets)),
         "DNNMEM_VGPU_ATTRIBUTES": ",".join(f"{number}={value}" for number, value in known),
     }

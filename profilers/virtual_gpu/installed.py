@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import mmap
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +69,19 @@ def find_torch() -> Torch:
     for name in HEADERS:
         found.header(name)
     return found
+
+
+def kernel_targets(torch: Torch) -> tuple[int, ...]:
+    """Compute capabilities that torch's kernels are compiled for, as CUDA writes them: 86 for 8.6. Empty if unknown.
+
+    It is what `torch.cuda.get_arch_list` returns, a text inside libtorch_python.so.
+    """
+    path = torch.folder / "lib" / "libtorch_python.so"
+    if not path.is_file():
+        return ()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = re.search(rb"sm_\d+[a-z]?(?: (?:sm|compute)_\d+[a-z]?)*\0", data)
+        return tuple(int(n) for n in re.findall(rb"sm_(\d+)", found[0])) if found else ()
 
 
 def _package(name: str) -> Path | None:

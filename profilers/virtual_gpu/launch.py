@@ -15,7 +15,7 @@ from pathlib import Path
 from dnnmem.estimator.cluster import find_device
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.profilers.virtual_gpu.build import build, find_compiler
+from dnnmem.profilers.virtual_gpu.build import build, find_compiler, read_targets
 from dnnmem.profilers.virtual_gpu.identity import identity
 from dnnmem.profilers.virtual_gpu.installed import find_torch
 
@@ -65,8 +65,9 @@ def prepare(
     if reason := unavailable():
         raise UnsupportedError(f"no virtual GPU here: {reason}", hint="use --device fake")
     device = gpu if isinstance(gpu, Device) else find_device(gpu or DEFAULT_GPU)
-    described = identity(device, count=count)
+    identity(device, count=count)  # first: it is quick to say no
     folder, note = build(cache)
+    described = identity(device, count=count, targets=read_targets(folder))
     kept = {name: value for name, value in base.items() if name not in _REAL_GPUS and "DNNMEM_VGPU_" not in name}
     told = {"DNNMEM_VGPU_ERROR_FILE": str(error_file)} if error_file else {}
     return Launch(environment={**kept, **described, **told, **_preload(folder, base)}, note=note)

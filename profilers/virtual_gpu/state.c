@@ -1,6 +1,7 @@
 /* The virtual GPUs of this process: who they are, how many bytes are in use, which addresses are taken.
  *
- *   DNNMEM_VGPU_NAME  _COUNT  _TOTAL_BYTES  _CONTEXT_BYTES  _PEERS  _ATTRIBUTES (number=value,...)    who they are
+ *   DNNMEM_VGPU_NAME  _COUNT  _TOTAL_BYTES  _CONTEXT_BYTES  _PEERS  _KERNEL_VERSION
+ *   _ATTRIBUTES (number=value,...)                             who they are
  *   DNNMEM_VGPU_STRICT=0       a call that nobody has reviewed does nothing, instead of ending the process
  *   DNNMEM_VGPU_ERROR_FILE     where such a call writes what it was, as JSON
  *
@@ -40,6 +41,7 @@ static int count;
 static char name[256];
 static size_t total_bytes, context_bytes;
 static bool peers;
+static int kernel_version;
 static int attributes[MAX_ATTRIBUTE];
 
 static vg_range *ranges; /* sorted by start */
@@ -80,6 +82,7 @@ __attribute__((constructor)) static void read_identity(void)
     total_bytes = number("DNNMEM_VGPU_TOTAL_BYTES");
     context_bytes = number("DNNMEM_VGPU_CONTEXT_BYTES");
     peers = number("DNNMEM_VGPU_PEERS") != 0;
+    kernel_version = (int)number("DNNMEM_VGPU_KERNEL_VERSION");
     text = getenv("DNNMEM_VGPU_ATTRIBUTES");
     while (text && *text) {
         char *end;
@@ -95,6 +98,7 @@ int vg_device_count(void) { return count; }
 const char *vg_device_name(void) { return name; }
 size_t vg_total_bytes(void) { return total_bytes; }
 bool vg_peers(void) { return peers; }
+int vg_kernel_version(void) { return kernel_version; }
 
 int vg_attribute(int key, int device)
 {

@@ -22,6 +22,7 @@ EXPORT int vg_device_count(void);
 EXPORT const char *vg_device_name(void);
 EXPORT size_t vg_total_bytes(void);
 EXPORT int vg_attribute(int number, int device); /* CU_DEVICE_ATTRIBUTE_number; 0 where the identity has none */
+EXPORT int vg_kernel_version(void);              /* 10 * major + minor of the code that kernels run */
 EXPORT bool vg_peers(void);                      /* can the GPUs read each other's memory? */
 EXPORT void vg_uuid(int device, char bytes[16]);
 
