@@ -31,6 +31,8 @@ TARGETS = "kernel-targets.txt"
 """File beside the libraries: `installed.kernel_targets`."""
 COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-pthread")
+_GENERATORS = ("build.py", "elf.py", "generate.py", "installed.py", "libraries.py", "reviewed.py", "wanted.py")
+"""Modules that decide what is built."""
 _HOUR_SECONDS = 3600.0
 
 
@@ -83,7 +85,8 @@ def read_targets(folder: Path) -> tuple[int, ...]:
 
 def _key(torch: Torch, compiler: tuple[str, ...]) -> str:
     digest = hashlib.sha256(repr((torch.version, torch.cuda, compiler)).encode())
-    for path in sorted(p for p in SOURCES.rglob("*") if p.suffix in {".c", ".h", ".py"}):
+    written = sorted(path for path in SOURCES.rglob("*") if path.suffix in {".c", ".h"})
+    for path in [*written, *(SOURCES / name for name in _GENERATORS)]:
         digest.update(path.read_bytes())
     for header in HEADERS:
         path = torch.header(header)
