@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
+from dnnmem.profilers.capture import Built, capture
 from dnnmem.profilers.cpu import profile_cpu
 from dnnmem.profilers.fake import profile_fake
 from dnnmem.profilers.step import Target
@@ -39,13 +41,27 @@ def target_of(make_model, make_batch, train_step, make_optimizer=None, *, batch_
     )
 
 
-def on_cpu(target, *, steps=2, repeats=0):
+def _begin():
+    """The same weights for all, and what other tests keep is out of sight: a recorder looks for all tensors alive."""
+    gc.freeze()  # also saves walking what imports have left, a hundred times
     torch.manual_seed(0)
+
+
+def on_cpu(target, *, steps=2, repeats=0):
+    _begin()
     return Recorded(*profile_cpu(target, steps=steps, repeats=repeats, origin=Origin(), on_step=lambda _: None))
 
 
+def watched(target, *, steps=2):
+    """The trace of a real run, nothing measured beside it."""
+    _begin()
+    model = target.make_model()
+    built = Built(model=model, batch=target.make_batch(), optimizer=target.make_optimizer(model.parameters()))
+    return capture(target, built, device_type="cpu", steps=steps, origin=Origin())[0]
+
+
 def on_fake(target, *, steps=2):
-    torch.manual_seed(0)
+    _begin()
     return Recorded(*profile_fake(target, steps=steps, origin=Origin(), on_step=lambda _: None))
 
 
@@ -76,19 +92,24 @@ def zoo_fake(name) -> Recorded:
     return on_fake(zoo_target(name))
 
 
-def bare_allocations(run, *, least=64):
-    """Sizes of what the allocator gives during the second call of `run`, by count, nothing watching.
+def bare_allocations(runs, *, least=64):
+    """Sizes of what the allocator gives during the second call of each of `runs` (by name), nothing watching.
 
     Blocks under `least` bytes are left out: scalars that torch wraps on the way into an operator.
     """
     with torch.autograd.profiler.profile(use_cpu=True, profile_memory=True) as profiler:
-        run()
-        with torch.autograd.profiler.record_function("here"):
+        for name, run in runs.items():
             run()
+            with torch.autograd.profiler.record_function(f"run {name}"):
+                run()
     events = list(profiler.kineto_results.events())
-    begin = next(e.start_ns() for e in events if e.name() == "here")
-    sizes = [e.nbytes() for e in events if e.name() == "[memory]" and e.start_ns() >= begin]
-    return Counter(n for n in sizes if n >= least)
+    spans = {e.name(): (e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name().startswith("run ")}
+    given = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]" and e.nbytes() >= least]
+    return {
+        name: Counter(nbytes for moment, nbytes in given if begin <= moment <= end)
+        for name in runs
+        for begin, end in [spans[f"run {name}"]]
+    }
 
 
 def allocations(trace, *, least=64):
