@@ -20,7 +20,6 @@ from typing import Any
 
 from dnnmem.estimator.errors import InternalError, UsageError
 
-
 STEPS = {"fake": 2, "cpu": 3, "virtual": 3, "cuda": 3}
 """Steps by device. One more where memory or times are real: the second step may still warm something up."""
 
