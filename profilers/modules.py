@@ -82,7 +82,10 @@ class ModuleTracker:
             self._after_backward = True
             thread = self._thread_of(task)
             if not self._stack:
-                return self._place_of_node(node, thread)
+                place = self._place_of_node(node, thread)
+                if torch.is_grad_enabled():
+                    self._mark(place)
+                return place
             place = Place(Phase.BACKWARD, self._stack[-1], self._source(), node._sequence_nr())
             self._mark(place)
             return place
