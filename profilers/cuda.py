@@ -24,6 +24,7 @@ from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.profilers import monitor
 from dnnmem.profilers.capture import Built, capture
+from dnnmem.profilers.labels import new_labels
 from dnnmem.profilers.step import Target
 from dnnmem.profilers.tensors import map_tensors
 
@@ -57,7 +58,8 @@ def profile_cuda(
     torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
     torch.cuda.memory._record_memory_history("all", context=None, max_entries=MAX_HISTORY)
-    torch._C._cuda_setMemoryMetadata("~0")
+    labels = new_labels()
+    labels.set("~0")
     try:
         trace, growth = capture(
             target,
@@ -66,8 +68,8 @@ def profile_cuda(
             steps=steps + (repeats if timed else 0),
             origin=replace(origin, gpu=origin.gpu or _spec_name()),
             clock=EventClock() if timed else None,
-            label=torch._C._cuda_setMemoryMetadata,
-            history=_history,
+            label=labels.set,
+            history=lambda: labels.put_on(_history()),
             on_step=lambda index: on_step(steps + index),
         )
     finally:
