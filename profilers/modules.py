@@ -46,6 +46,7 @@ class ModuleTracker:
         self._paths: dict[int, tuple[str, ...]] = {}
         for name, module in model.named_modules():
             self._paths[id(module)] = tuple(name.split(".")) if name else ()
+        self._owners = {id(p): tuple(name.split("."))[:-1] for name, p in model.named_parameters()}
         self._stack: list[tuple[str, ...]] = []
         self._by_sequence: dict[tuple[int, int], tuple[tuple[str, ...], str]] = {}
         self._sequences: dict[int, int] = {}
@@ -121,7 +122,10 @@ class ModuleTracker:
 
     def _place_of_node(self, node: Any, thread: int) -> Place:
         number = node._sequence_nr()
-        module, source = self._by_sequence.get((thread, number), (LOSS, ""))
+        place = self._by_sequence.get((thread, number))
+        if place is None:  # AccumulateGrad has no number of its own
+            place = self._owners.get(id(getattr(node, "variable", None)), LOSS), ""
+        module, source = place
         return Place(Phase.BACKWARD, module, source, number)
 
     def _mark(self, place: Place) -> None:

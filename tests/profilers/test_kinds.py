@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from functools import partial
 
 import pytest
@@ -138,11 +139,12 @@ def test_accumulated_gradients_are_made_once(record):
         optimizer.step()
         optimizer.zero_grad()
 
-    trace = record(target_of(lambda: nn.Linear(8, 4), numbers, step, sgd)).trace
+    trace = record(target_of(lambda: nn.Sequential(OrderedDict(layer=nn.Linear(8, 4))), numbers, step, sgd)).trace
     made = [e.storage for _, e in trace.events() if e.nbytes > 0 and trace.storages[e.storage].kind is Kind.GRAD]
     assert len(made) == 2
-    phases = {op.phase for op in trace.ops if op.name == "aten.add_.Tensor" and op.module == ()}
-    assert phases == {Phase.BACKWARD}
+    # AND the sums are their owner's
+    sums = [(op.module, op.phase) for op in trace.ops if op.name == "aten.add_.Tensor" and op.phase is not Phase.STEP]
+    assert sums == [(("layer",), Phase.BACKWARD)] * 4
 
 
 @BOTH
