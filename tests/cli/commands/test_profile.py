@@ -48,7 +48,9 @@ def _child(monkeypatch):
     """Stands in for the child process; keeps the requests it gets."""
     requests = []
 
-    def answer(request, *, timeout, on_output, on_progress):
+    def answer(request, *, timeout, gpu, cache, on_output, on_progress):
+        assert gpu is None or gpu.name == request.gpu
+        assert cache is None or cache.name == "dnnmem"
         requests.append((request, timeout))
         on_progress(1)
         on_output("loss 2.3")
