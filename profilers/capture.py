@@ -59,17 +59,23 @@ def capture(
     clock: Clock | None = None,
     label: Callable[[str], None] | None = None,
     history: Callable[[], list[dict[str, Any]]] | None = None,
+    inside: Callable[..., None] | None = None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> tuple[Trace, int]:
     """Run `steps` steps and return the trace of the last one, and by how many bytes memory grew over it.
 
     `clock` times operators, the median over all steps but the first; `label` and `history` belong to an allocator that
-    keeps a list of its events under the labels it is given.
+    keeps a list of its events under the labels it is given; `inside` adds to the log what only kernels allocate.
     """
     gc.collect()
     tracker = ModuleTracker(built.model)
     recorder = Recorder(
-        tracker, device_type=device_type, fake=fake, clock=clock.now if clock is not None else None, label=label
+        tracker,
+        device_type=device_type,
+        fake=fake,
+        clock=clock.now if clock is not None else None,
+        label=label,
+        inside=inside,
     )
     names = parameter_names(built.model)
     name_model(recorder, built.model)

@@ -1,7 +1,7 @@
 """The `fake` device: any size of model on any machine, by FakeTensors that have shapes and no memory.
 
 The step really runs: the user's Python, autograd and the optimizer. Only kernels do not, so that peaks come from the
-recorded lives of storages. Without a GPU named, operators are those that a CPU runs; with one, `rules.py` puts in what
+recorded lives of storages. Without a GPU named, operators are those that a CPU runs; with one, `rules` puts in what
 CUDA would run instead.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +24,12 @@ from torch._subclasses.fake_tensor import (
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
 
+from dnnmem.estimator.cluster import find_device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.profilers.capture import Built, capture
+from dnnmem.profilers.rules.cuda import cuda_rules
 from dnnmem.profilers.step import Target
 from dnnmem.profilers.tensors import map_tensors
 from dnnmem.profilers.values import SmallValues
@@ -84,25 +86,34 @@ def profile_fake(
     batch = target.make_batch()
     fake = _Mode(allow_non_fake_inputs=True)
     values = SmallValues(fake)
+    gpu = cuda_rules(find_device(origin.gpu)) if origin.gpu is not None else nullcontext()
     try:
-        with fake, values, _as_plain_tensors():
+        with gpu as rules, fake, values, _as_plain_tensors():
             model = target.make_model()
             built = Built(
                 model=model, batch=map_tensors(batch, values.adopt), optimizer=target.make_optimizer(model.parameters())
             )
             trace, growth = capture(
-                target, built, device_type="cpu", fake=True, steps=steps, origin=origin, on_step=on_step
+                target,
+                built,
+                device_type="cpu",
+                fake=True,
+                steps=steps,
+                origin=origin,
+                inside=rules.inside if rules is not None else None,
+                on_step=on_step,
             )
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise DataDependentError(str(error.func)) from error
     except UnsupportedFakeTensorException as error:
         raise UnsupportedError(f"this step cannot run on FakeTensors: {error}", hint="use --device cpu") from error
     notes = tuple(f"{text} ({count} times)" for text, count in sorted(values.assumptions.items()))
-    if origin.gpu is None:
-        notes = (
-            *notes,
-            "operators are those of a CPU: on a GPU, attention and dropout differ; --gpu NAME says which GPU",
-        )
+    kernels = (
+        "operators are those of a CPU: on a GPU, attention and dropout differ; --gpu NAME says which GPU"
+        if rules is None
+        else rules.note()
+    )
+    notes = (*notes, kernels)
     return replace(trace, origin=replace(trace.origin, notes=(*trace.origin.notes, *notes))), Measurement(
         growth_bytes=growth
     )

@@ -109,11 +109,13 @@ class Recorder(TorchDispatchMode):
         fake: bool = False,
         clock: Callable[[], Any] | None = None,
         label: Callable[[str], None] | None = None,
+        inside: Callable[[Log, Entry, Any, Any, Any, Any], None] | None = None,
     ) -> None:
         """Args: `device_type`: whose tensors count; `fake`: FakeTensors count and others do not.
 
         `clock` is read before and after each operator; `label` tells the allocator's history which one runs: its
-        dispatch count, and after it `~` and the count.
+        dispatch count, and after it `~` and the count. `inside` is told of each noted operator with its arguments and
+        outputs, and adds to the log what only its kernel allocates.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.log = Log()
@@ -122,6 +124,7 @@ class Recorder(TorchDispatchMode):
         self._fake = fake
         self._clock = clock
         self._label = label
+        self._inside = inside
         self._live: dict[int, int] = {}
         self._refs: dict[int, weakref.ref[Any]] = {}
         self._tick = 0
@@ -227,6 +230,8 @@ class Recorder(TorchDispatchMode):
                 entry.accumulates = old, new[0]
         self._made_by = (call_site(), entry.writes) if func in _PRODUCTS else (None, ())
         self.log.entries.append(entry)
+        if self._inside is not None:
+            self._inside(self.log, entry, func, args, kwargs, out)
 
     def _adds_in_place(self, place: Place, args: tuple[Any, ...], old: int) -> bool:
         """True if this sum goes into its first term, `old`, when nobody watches; provided that `old` then dies."""

@@ -1,0 +1,61 @@
+"""All rules together: while they hold, a fake run on the CPU takes the paths that CUDA would take.
+
+    what CUDA decides                                     here
+    which kernels a program's calls become                attention.py, dropout.py, autocast.py, norms.py, recurrent.py
+    how the optimizer goes over its parameters            foreach.py
+    what kernels and libraries allocate for themselves    inside.py
+    what the program may ask and say                      words.py
+
+Without them, nothing changes: a fake run is then equal to the `cpu` device.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from dnnmem.estimator.device import Device
+from dnnmem.profilers.rules.attention import attention
+from dnnmem.profilers.rules.autocast import cuda_autocast
+from dnnmem.profilers.rules.dispatch import kernels
+from dnnmem.profilers.rules.dropout import DROPOUT
+from dnnmem.profilers.rules.foreach import foreach_by_default
+from dnnmem.profilers.rules.gpu import Gpu, gpu_of
+from dnnmem.profilers.rules.inside import Inside
+from dnnmem.profilers.rules.norms import cuda_norms
+from dnnmem.profilers.rules.words import cuda_words
+
+
+class Rules:
+    """What holds while the rules do."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        """`gpu`: whose kernels are assumed."""
+        self.gpu = gpu
+        self.inside = Inside(gpu)
+        """For the recorder: adds what kernels allocate for themselves."""
+        self.attention: Counter[str] = Counter()
+        """How often each attention back-end was taken."""
+
+    def note(self) -> str:
+        """What was assumed, in a sentence for people."""
+        taken = ", ".join(name for name, _ in self.attention.most_common())
+        attended = f", attention by {taken}" if taken else ""
+        return (
+            f"kernels of {self.gpu.name} under CUDA are assumed{attended}; "
+            "cuDNN's workspaces for convolutions are not part of it"
+        )
+
+
+@contextmanager
+def cuda_rules(device: Device) -> Iterator[Rules]:
+    """Let fake CPU tensors be treated as `device` would treat its own until the context ends."""
+    rules = Rules(gpu_of(device))
+    with ExitStack() as stack:
+        stack.enter_context(kernels({**DROPOUT, **attention(rules.gpu.setup, rules.attention)}))
+        stack.enter_context(cuda_autocast())
+        stack.enter_context(cuda_norms())
+        stack.enter_context(foreach_by_default())
+        stack.enter_context(cuda_words(device))
+        yield rules

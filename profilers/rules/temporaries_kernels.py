@@ -1,0 +1,215 @@
+"""Temporaries inside CUDA's other kernels: copies that make an input contiguous, sorting, partial sums.
+
+Learned from torch's own allocations on a virtual GPU, operator by operator; the source file is named where a formula follows
+one. Below 4 KiB nothing is listed: the allocator's blocks of 512 bytes come from segments that are there anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnnmem.profilers.rules.gpu import Gpu
+from dnnmem.profilers.rules.reduction import buffers
+from dnnmem.profilers.rules.temporaries_attention import Groups
+from dnnmem.profilers.tensors import tensors_in
+
+_aten = torch.ops.aten
+_LONG = 8
+_FLOAT = 4
+_WELFORD = 16
+_FEW_INDICES = 3072
+_CHUNK = 65536
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Bytes of its elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+def copies(*tensors: Any) -> tuple[int, ...]:
+    """Bytes of a contiguous copy for each tensor that is not contiguous."""
+    return tuple(nbytes(x) for x in tensors if isinstance(x, Tensor) and not x.is_contiguous())
+
+
+def _copied(*places: int) -> Callable[..., Groups]:
+    """For kernels that want the arguments at these places contiguous."""
+
+    def find(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001 - all have one signature
+        return [copies(*(args[i] for i in places if i < len(args)))]
+
+    return find
+
+
+def reduced(gpu: Gpu, tensor: Tensor, dims: Any, accumulator_bytes: int) -> tuple[int, ...]:
+    """Buffers of a reduction over `dims`, all if None."""
+    chosen = [dims] if isinstance(dims, int) else list(dims or ())
+    layout = tuple(tensor.shape), tuple(tensor.stride())
+    return buffers(layout, chosen, gpu=gpu.threads, accumulator_bytes=accumulator_bytes)
+
+
+def _reduction(accumulator_bytes: int | None = None, *, dims_at: int | None = 1) -> Callable[..., Groups]:
+    """`accumulator_bytes`: None for sums, which take 4 bytes for float32 and less; 0 for the element's own."""
+
+    def find(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+        x = args[0]
+        dims = args[dims_at] if dims_at is not None and len(args) > dims_at else kwargs.get("dim")
+        size = max(_FLOAT, x.element_size()) if accumulator_bytes is None else accumulator_bytes or x.element_size()
+        whole = (x.numel() * _LONG,) if accumulator_bytes is None and not x.is_floating_point() else ()
+        return [(*whole, *reduced(gpu, x, dims, size))]
+
+    return find
+
+
+def _loss(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    """The loss of each element is the output's own block; its mean is a reduction."""
+    x = args[0]
+    return [(nbytes(x), *reduced(gpu, x, None, _FLOAT))] if out.dim() == 0 and x.dim() else []
+
+
+def _softmax_safely(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    """Where a row is masked throughout, as booleans of all elements and of all rows: native/transformers/attention.cpp."""
+    x = args[0]
+    return [(x.numel(), x.numel() // max(x.shape[args[1]], 1))]
+
+
+def _layer_norm_backward(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    """Many short rows are summed up in two stages: `LaunchGammaBetaBackwardCUDAKernel` in cuda/layer_norm_kernel.cu."""
+    gradient, x, shape = args[0], args[1], args[2]
+    width = int(torch.Size(shape).numel())
+    rows = x.numel() // max(width, 1)
+    made = copies(gradient, x)
+    if rows <= 64 * 1024 or width // 32 >= gpu.threads.sm_count / 2:
+        return [made]
+    parts = -(-rows // 32)
+    sums = buffers(((parts, width), (width, 1)), (0,), gpu=gpu.threads)
+    return [(*made, *(parts * width * x.element_size(),) * 2, *sums)]
+
+
+def _group_norm(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    """Scale and shift of each channel of each sample, in float32."""
+    x, n, c = args[0], args[3], args[4]
+    return [(*copies(x), n * c * _FLOAT, n * c * _FLOAT)]
+
+
+def _group_norm_backward(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    n, c, groups = args[5], args[6], args[8]
+    return [(*copies(args[0], args[1]), *(n * c * _FLOAT,) * 3, *(n * groups * _FLOAT,) * 2)]
+
+
+def _convolution(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    """cuDNN wants input and weight in one memory format: `cudnn_conv_suggest_memory_format`."""
+    return [_reformatted(*args[:2])]
+
+
+def _convolution_backward(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    gradient, x, weight, bias = args[:4]
+    made = _reformatted(x, weight, gradient)
+    if bias is None or not args[-1][2]:
+        return [made]
+    sums = [d for d in range(gradient.dim()) if d != 1]
+    return [made, (*made[2:], *reduced(gpu, gradient, sums, _FLOAT))]
+
+
+def _reformatted(*tensors: Tensor) -> tuple[int, ...]:
+    """Bytes of copies in the memory format that the first two suggest."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(tensors[0].dim())
+    is_last = last is not None and any(x.is_contiguous(memory_format=last) and not x.is_contiguous() for x in tensors[:2])
+    wanted = last if is_last and last is not None else torch.contiguous_format
+    return tuple(nbytes(x) for x in tensors if not x.is_contiguous(memory_format=wanted))
+
+
+def _embedding_backward(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    """Many indices are sorted and summed by segments: `embedding_backward_cuda_kernel` in cuda/EmbeddingBackwardKernel.cu."""
+    gradient, indices, rows, padding = args[:4]
+    n, width = indices.numel(), gradient.shape[-1]
+    if n <= _FEW_INDICES and padding < 0:
+        return [copies(gradient, indices)]
+    sorting = (*copies(gradient, indices), *(n * _LONG,) * 3, _sorting(n, _LONG))
+    parts = n // 10 + min(n, rows)
+    return [sorting, (*copies(gradient, indices), *(n * _LONG,) * 5, parts * _LONG, parts * width * _FLOAT)]
+
+
+def _index_put(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    """Accumulating sorts the indices: `index_put_with_sort_kernel` in cuda/Indexing.cu."""
+    indices, values, accumulate = args[1], args[2], bool(args[3]) if len(args) > 3 else False
+    found = [x for x in indices if x is not None and x.dtype is not torch.bool]
+    if not accumulate or not found:
+        return []
+    n = torch.broadcast_shapes(*(x.shape for x in found)).numel()
+    return [(*copies(values), *(n * _LONG,) * 5, _sorting(n, _LONG))]
+
+
+def _index(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    """Several index tensors get one layout: `make_info` in native/TensorAdvancedIndexing.cpp."""
+    found = [x for x in args[1] if x is not None and x.dtype is not torch.bool]
+    if len(found) < 2:
+        return []
+    expanded = torch.broadcast_tensors(*found)
+    if len({x.stride() for x in expanded}) == 1:
+        return []
+    return [copies(*expanded)]
+
+
+def _sort(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    """A range of positions, and CUB's buffers for many of them."""
+    x = args[0]
+    return [(x.numel() * _LONG, _sorting(x.numel(), x.element_size()))] if x.dim() == 1 else []
+
+
+def _sorting(n: int, key_bytes: int) -> int:
+    """CUB's radix sort of n keys with 8-byte values: one more of each, and histograms."""
+    return n * (key_bytes + _LONG) + n // 5 + 8192 if n > _FEW_INDICES else 1
+
+
+def _cumulative(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    """The input in the type of the output."""
+    return [(out.numel() * out.element_size(),)] if out.dtype is not args[0].dtype else []
+
+
+def _foreach_norm(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+    """A partial norm for each chunk of the largest tensor, for all tensors: cuda/ForeachReduceOp.cu."""
+    tensors = list(tensors_in(args[:1]))
+    chunks = max((-(-x.numel() // _CHUNK) for x in tensors), default=0)
+    return [(len(tensors) * chunks * _FLOAT,)]
+
+
+def _overloads(packet: str, *names: str) -> list[Any]:
+    """The operator's overloads of these names that the installed torch has."""
+    operators = getattr(_aten, packet, None)
+    return [getattr(operators, name) for name in names or ("default",) if hasattr(operators, name)]
+
+
+_FAMILIES: tuple[tuple[Callable[..., Groups], list[Any]], ...] = (
+    (_reduction(), [*_overloads("sum", "default", "dim_IntList"), *_overloads("mean", "default", "dim")]),
+    (_reduction(), [*_overloads("norm", "Scalar"), *_overloads("prod", "default", "dim_int")]),
+    (_reduction(dims_at=2), [*_overloads("norm", "ScalarOpt_dim"), *_overloads("linalg_vector_norm")]),
+    (_reduction(0), [*_overloads("amax"), *_overloads("amin"), *_overloads("max"), *_overloads("min")]),
+    (_reduction(_WELFORD), [*_overloads("var", "correction"), *_overloads("std", "correction")]),
+    (_reduction(_WELFORD), [*_overloads("var_mean", "correction"), *_overloads("argmax"), *_overloads("argmin")]),
+    (_copied(0, 1), [*_overloads("_softmax_backward_data"), *_overloads("_log_softmax_backward_data")]),
+    (_copied(0), [*_overloads("_softmax"), *_overloads("_log_softmax"), *_overloads("native_layer_norm")]),
+    (_copied(0), [*_overloads("roll"), *_overloads("upsample_nearest2d_backward")]),
+    (_copied(0), _overloads("upsample_bilinear2d_backward")),
+    (_copied(1), _overloads("embedding")),
+    (_loss, [*_overloads("mse_loss"), *_overloads("smooth_l1_loss"), *_overloads("huber_loss")]),
+    (_softmax_safely, _overloads("_safe_softmax")),
+    (_layer_norm_backward, _overloads("native_layer_norm_backward")),
+    (_group_norm, _overloads("native_group_norm")),
+    (_group_norm_backward, _overloads("native_group_norm_backward")),
+    (_convolution, _overloads("convolution")),
+    (_convolution_backward, _overloads("convolution_backward")),
+    (_embedding_backward, _overloads("embedding_dense_backward")),
+    (_index_put, _overloads("_index_put_impl_")),
+    (_index, _overloads("index", "Tensor")),
+    (_sort, _overloads("sort", "default", "stable")),
+    (_cumulative, [*_overloads("cumsum"), *_overloads("cumprod")]),
+    (_foreach_norm, _overloads("_foreach_norm", "Scalar")),
+)
+
+TEMPORARIES = {func: find for find, funcs in _FAMILIES for func in funcs}
+"""What each operator needs inside, called with the GPU, its arguments and its outputs."""
