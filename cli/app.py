@@ -32,6 +32,7 @@ from dnnmem.cli.commands.devices import devices
 from dnnmem.cli.commands.doctor import doctor
 from dnnmem.cli.commands.init import init
 from dnnmem.cli.commands.profile import profile
+from dnnmem.cli.commands.run import run as run_command
 from dnnmem.cli.console import wants_color
 from dnnmem.estimator.errors import DnnmemError, InternalError
 
@@ -52,6 +53,7 @@ app = typer.Typer(
     context_settings=_CONTEXT,
 )
 app.command(context_settings=_CONTEXT)(profile)
+app.command("run", context_settings={**_CONTEXT, "allow_interspersed_args": False})(run_command)
 app.command(context_settings=_CONTEXT)(init)
 app.command(context_settings=_CONTEXT)(devices)
 app.command(context_settings=_CONTEXT)(doctor)

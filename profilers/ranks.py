@@ -122,7 +122,7 @@ def run_script(
                     many, first = len(ranks) > 1, rank == ranks[0]
                     say = _headed(on_output, rank) if many else on_output
                     children.append(_Child(request, folder, environment, say, on_progress if first else _ignore))
-                found += _wait(children)
+                found += [_as_known(result, run.gpu) for result in _wait(children)]
             finally:
                 for child in children:
                     child.end()
@@ -130,6 +130,13 @@ def run_script(
             if save is not None and trace.exists() and children[0].request.rank == ranks[0]:
                 shutil.move(trace, save)
     return tuple(found)
+
+
+def _as_known(result: RankResult, gpu: Device) -> RankResult:
+    """Without what the virtual GPU was not told: the size of this card's context."""
+    if gpu.context_bytes is not None:
+        return result
+    return replace(result, memory=tuple(replace(used, outside_bytes=None) for used in result.memory))
 
 
 class _Child:

@@ -104,9 +104,12 @@ class Session:
             runpy.run_path(request.script, run_name="__main__")
 
     def _torch_loaded(self) -> None:
-        from dnnmem.profilers.script_watch import Watch
+        try:
+            from dnnmem.profilers.script_watch import Watch
 
-        self._watch = Watch(self)
+            self._watch = Watch(self)
+        except Exception as error:  # noqa: BLE001 - dnnmem's own fault must not look like the script's
+            self.leave("failed", message=f"dnnmem cannot watch this torch: {type(error).__name__}: {error}")
 
     def _exited(self, code: object) -> NoReturn:
         if code in (None, 0):

@@ -42,10 +42,8 @@ class PeakMeter:
         """A training step is over: note its peaks."""
         for device in self._devices():
             peaks = self._fold(device)
-            step = StepPeak(
-                allocated_bytes=peaks["allocated_bytes", "all"], reserved_bytes=peaks["reserved_bytes", "all"]
-            )
-            self._steps[device].append(step)
+            names = ("allocated_bytes", "reserved_bytes", "requested_bytes")
+            self._steps[device].append(StepPeak(**{name: peaks[name, "all"] for name in names}))
 
     def memory(self) -> tuple[DeviceMemory, ...]:
         """What each GPU needed so far; GPUs that never held anything are left out."""

@@ -26,6 +26,8 @@ class StepPeak:
     """Bytes in live blocks."""
     reserved_bytes: int
     """Bytes in the caching allocator's segments."""
+    requested_bytes: int = 0
+    """Bytes as the program asked for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

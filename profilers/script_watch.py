@@ -33,10 +33,14 @@ class Watch:
         self._meter = PeakMeter()
         self._counter = StepCounter(request.steps, on_step=self._on_step, on_end=self._on_end)
         self._memory = MemoryWatch(session.roots, lambda: self._counter.steps)
-        if request.rank is not None:
+        if request.alone:
             from dnnmem.profilers.script_groups import Groups
 
             self._groups = Groups(request)
+        else:
+            from dnnmem.profilers.script_objects import carry_objects
+
+            carry_objects()
         if request.record:
             from dnnmem.profilers.script_record import Recording
 
@@ -46,9 +50,6 @@ class Watch:
         """What is known so far, as fields of a `RankResult`."""
         notes = [*self._groups.notes()] if self._groups is not None else []
         memory = self._meter.memory()
-        caught = len(self._memory.failures)
-        if caught and any(gpu.out_of_memory_errors for gpu in memory):
-            notes.append(f"{caught} allocations failed; the errors that the script caught are counted")
         return {
             "steps": self._counter.steps,
             "optimizers": dict(self._counter.by_optimizer),
