@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from dnnmem import __version__
 from dnnmem.profilers.script_imports import after_import
 from dnnmem.profilers.script_request import ScriptRequest
 from dnnmem.profilers.script_result import RankResult
@@ -42,7 +43,6 @@ class Session:
         """Args: `folder` for the results, `progress` for a line a step."""
         self.request = request
         self.folder = folder
-        self.notes: list[str] = []
         self._progress = progress
         self._start = time.monotonic()
         self._lock = threading.Lock()
@@ -73,9 +73,9 @@ class Session:
             outcome=outcome,
             rank=self.request.rank,
             world_size=self.request.world_size,
-            versions=_versions(),
+            versions=self.versions(),
             seconds=time.monotonic() - self._start,
-            **{**known, **facts, "notes": (*self.notes, *known.get("notes", ()))},
+            **{**known, **facts, "notes": (*known.get("notes", ()), *facts.get("notes", ()))},
         )
         partial = self.folder / f"{RESULT_FILE}.tmp"
         partial.write_text(result.to_json())
@@ -91,6 +91,12 @@ class Session:
         """Tell the parent."""
         with contextlib.suppress(OSError, ValueError):
             self._progress.write(f"{steps}\n")
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what decides the run; libraries count if the script loaded them."""
+        found = {"dnnmem": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
+        loaded = {name: sys.modules[name] for name in _LIBRARIES if name in sys.modules}
+        return {**found, **{name: str(getattr(module, "__version__", "?")) for name, module in loaded.items()}}
 
     def _run_main(self) -> None:
         request = self.request
@@ -136,18 +142,6 @@ class Session:
         seconds = self.request.timeout_seconds
         where = f"; it was at {place}" if place else ""
         self.leave("timed_out", message=f"the script made no end within {seconds:g} s{where}")
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what decides the run; libraries count if the script loaded them."""
-    from dnnmem import __version__
-
-    found = {"dnnmem": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
-    for name in _LIBRARIES:
-        module = sys.modules.get(name)
-        if module is not None:
-            found[name] = str(getattr(module, "__version__", "?"))
-    return found
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ after the update (clearing gradients, logging, averaging) belongs to the last st
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +24,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 class StepCounter:
     """Hooks on all optimizers of the process."""
 
-    def __init__(self, enough: int, *, on_step: Callable[[int, Optimizer], None], on_end: Callable[[], None]) -> None:
-        """Args: `on_step` hears each new step and an optimizer that made it; `on_end` once after `enough` of them."""
+    def __init__(self, enough: int, *, on_step: Callable[[int, Sequence[Optimizer]], None], on_end: Callable[[], None]) -> None:
+        """Args: `on_step` hears the number of each new step and the optimizers so far; `on_end` once after `enough` of them."""
         self.steps = 0
         """Training steps done."""
         self._enough = enough
@@ -60,7 +60,7 @@ class StepCounter:
         done = min(self._done.values())
         if done > self.steps:
             self.steps = done
-            self._on_step(done, optimizer)
+            self._on_step(done, [optimizer for _, optimizer in self._kinds.values()])
         if self.steps >= self._enough and self._handle is None:
             self._handle = nn.modules.module.register_module_forward_pre_hook(self._next_step)
 

@@ -6,6 +6,7 @@ watches. What does change it, the recorder, is asked for apart (`ScriptRequest.r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +70,11 @@ class Watch:
             return None
         return self.last_failure(str(cause)) or OutOfMemory(message=str(cause), step=self._counter.steps + 1)
 
-    def _on_step(self, steps: int, optimizer: Optimizer) -> None:
+    def _on_step(self, steps: int, optimizers: Sequence[Optimizer]) -> None:
         self._meter.end_step()
         self._session.step_done(steps)
         if self._recording is not None:
-            self._recording.step_done(steps, optimizer)
+            self._recording.step_done(steps, optimizers)
 
     def _on_end(self) -> None:
         self._session.leave("ran", stopped=True)
