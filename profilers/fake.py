@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -79,6 +80,23 @@ def _as_plain_tensors() -> Iterator[None]:
             hugging_face.is_fake_tensor = asked
 
 
+@contextmanager
+def _swapping(fake: FakeTensorMode) -> Iterator[None]:
+    """Let `model.bfloat16()` convert parameters: torch swaps FakeTensors, and refuses those that the mode remembers."""
+    remembered, swap = fake.fake_tensor_converter.tensor_memo, torch.utils.swap_tensors
+
+    def forget_and_swap(old: torch.Tensor, new: torch.Tensor) -> None:
+        for key in [key for key, known in remembered.items() if known is old or known is new]:
+            del remembered[key]
+        swap(old, new)
+
+    torch.utils.swap_tensors = forget_and_swap
+    try:
+        yield
+    finally:
+        torch.utils.swap_tensors = swap
+
+
 def profile_fake(
     target: Target, *, steps: int, origin: Origin, on_step: Callable[[int], None]
 ) -> tuple[Trace, Measurement]:
@@ -88,7 +106,7 @@ def profile_fake(
     values = SmallValues(fake)
     gpu = cuda_rules(find_device(origin.gpu)) if origin.gpu is not None else nullcontext()
     try:
-        with gpu as rules, fake, values, _as_plain_tensors():
+        with gpu as rules, fake, values, _as_plain_tensors(), _swapping(fake):
             model = target.make_model()
             built = Built(
                 model=model, batch=map_tensors(batch, values.adopt), optimizer=target.make_optimizer(model.parameters())

@@ -88,6 +88,12 @@ def _norm(func: Any, weight: int) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
+def _native_group_norm_backward(*args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+    """As the meta function, whose gradient has the type of the statistics; the kernel's has that of the input."""
+    grad, *rest = _aten.native_group_norm_backward.default(*args, **kwargs)
+    return None if grad is None else grad.to(args[1].dtype), *rest
+
+
 def _grouped_mm(
     a: Tensor, b: Tensor, offs: Tensor | None = None, _bias: Tensor | None = None, out_dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -110,6 +116,7 @@ REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     _aten.col2im.default: _col2im,
     _aten.native_layer_norm.default: _norm(_aten.native_layer_norm.default, 2),
     _aten.native_group_norm.default: _norm(_aten.native_group_norm.default, 1),
+    _aten.native_group_norm_backward.default: _native_group_norm_backward,
     _aten.native_batch_norm.default: _norm(_aten.native_batch_norm.default, 1),
     _aten.mkldnn_rnn_layer.default: _mkldnn_rnn_layer,
     _aten.mkldnn_rnn_layer_backward.default: _mkldnn_rnn_layer_backward,
