@@ -15,7 +15,8 @@ from pathlib import Path
 from dnnmem.estimator.cluster import find_device
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.profilers.virtual_gpu.build import build, find_compiler, read_targets
+from dnnmem.profilers.virtual_gpu.build import build, default_cache, find_compiler, read_targets
+from dnnmem.profilers.virtual_gpu.cudnn_service import VARIABLE, find_cudnn, running
 from dnnmem.profilers.virtual_gpu.identity import identity
 from dnnmem.profilers.virtual_gpu.installed import find_torch
 
@@ -70,7 +71,17 @@ def prepare(
     described = identity(device, count=count, targets=read_targets(folder))
     kept = {name: value for name, value in base.items() if name not in _REAL_GPUS and "DNNMEM_VGPU_" not in name}
     told = {"DNNMEM_VGPU_ERROR_FILE": str(error_file)} if error_file else {}
+    told |= _workspaces(device, folder, cache or default_cache())
     return Launch(environment={**kept, **described, **told, **_preload(folder, base)}, note=note)
+
+
+def _workspaces(device: Device, folder: Path, cache: Path) -> dict[str, str]:
+    """Where the stub of cuDNN asks for workspaces, as long as this process lasts; nothing if nobody can be asked."""
+    try:
+        asked = find_cudnn(find_torch(), cache)
+    except UnsupportedError:
+        return {}  # the stub counts what it does not know
+    return {VARIABLE: running(asked, device, driver=folder / "libcuda.so.1", cache=cache).address}
 
 
 def _preload(folder: Path, base: Mapping[str, str]) -> dict[str, str]:

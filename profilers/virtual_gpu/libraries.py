@@ -57,7 +57,7 @@ LIBRARIES = (
     Library(
         stem="libcudnn",
         soname="libcudnn.so.9",
-        sources=("dnn.c",),
+        sources=("dnn.c", "dnn_graph.c", "dnn_rnn.c", "dnn_workspace.c"),
         prefix=r"cudnn[A-Z]\w*",
         headers=("cudnn_ops.h", "cudnn_graph.h", "cudnn_cnn.h", "cudnn_adv.h"),
     ),

@@ -76,12 +76,13 @@ REVIEWS: Mapping[str, Review] = {
             "cudnnSetTensorNdDescriptor(Ex)?", "cudnnSetTensor4dDescriptor(Ex)?", "cudnnSetFilterNdDescriptor",
             "cudnnSetFilter4dDescriptor", "cudnnSetConvolutionNdDescriptor", "cudnnSetConvolutionGroupCount",
             "cudnnSetConvolutionMathType", "cudnnSetActivationDescriptor", "cudnnSetSpatialTransformerNdDescriptor",
-            "cudnnBackendFinalize", "cudnnBackendInitialize",
+            "cudnnBackendInitialize", "cudnn(Set|Restore)DropoutDescriptor",
         ),
         computes=(
             "cudnnBackendExecute", "cudnnBatchNormalizationForwardInference",
             "cudnnBatchNormalization(ForwardTraining|Backward)(Ex)?",
             "cudnnSpatialTf(GridGenerator|Sampler)(Forward|Backward)",
+            "cudnnRNN(Forward|BackwardData_v8|BackwardWeights_v8)",
         ),
     ),
     "libnccl": Review(
