@@ -62,7 +62,7 @@ def run(
             on_output(line)
 
         code = _run_child(folder, launch.environment, timeout, heard, lambda line: on_progress(int(line)))
-        if code == 0:
+        if code == 0 and (folder / TRACE_FILE).exists():
             return load_trace(folder / TRACE_FILE)
         raise _child_error(folder, code, timeout, list(last))
 
