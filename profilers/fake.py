@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -102,6 +103,8 @@ def profile_fake(
 ) -> tuple[Trace, Measurement]:
     """Trace of the last of `steps` fake steps. Raises `DataDependentError` naming the operator."""
     batch = target.make_batch()
+    if origin.gpu is not None:
+        batch = map_tensors(batch, Tensor.clone)  # each goes to the GPU on its own, views too
     fake = _Mode(allow_non_fake_inputs=True)
     values = SmallValues(fake)
     gpu = cuda_rules(find_device(origin.gpu)) if origin.gpu is not None else nullcontext()

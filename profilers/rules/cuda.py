@@ -23,7 +23,7 @@ from dnnmem.profilers.rules.dropout import DROPOUT
 from dnnmem.profilers.rules.foreach import foreach_by_default
 from dnnmem.profilers.rules.gpu import Gpu, gpu_of
 from dnnmem.profilers.rules.inside import Inside
-from dnnmem.profilers.rules.norms import cuda_norms
+from dnnmem.profilers.rules.norms import RMS_NORM, cuda_norms
 from dnnmem.profilers.rules.words import cuda_words
 
 
@@ -53,7 +53,7 @@ def cuda_rules(device: Device) -> Iterator[Rules]:
     """Let fake CPU tensors be treated as `device` would treat its own until the context ends."""
     rules = Rules(gpu_of(device))
     with ExitStack() as stack:
-        stack.enter_context(kernels({**DROPOUT, **attention(rules.gpu.setup, rules.attention)}))
+        stack.enter_context(kernels({**DROPOUT, **RMS_NORM, **attention(rules.gpu.setup, rules.attention)}))
         stack.enter_context(cuda_autocast())
         stack.enter_context(cuda_norms())
         stack.enter_context(foreach_by_default())

@@ -26,6 +26,8 @@ _PRODUCTS = frozenset(
 )
 _TEMPORARIES = {**_ATTENTION, **_KERNELS}
 _SMALLEST = 4096
+_LAST_FIRST = frozenset({_aten.native_dropout.default})
+"""Operators whose kernel allocates its last output first: the mask, by `fused_dropout_kernel` in cuda/Dropout.cu."""
 
 
 class Inside:
@@ -41,6 +43,8 @@ class Inside:
         if func in _PRODUCTS:
             self._product(log, entry)
             return
+        if func in _LAST_FIRST:
+            log.events[entry.start :] = reversed(log.events[entry.start :])
         find = _TEMPORARIES.get(func)
         if find is None:
             return
@@ -58,4 +62,4 @@ class Inside:
         nbytes = self._gpu.workspace_bytes
         index = len(log.entries) - 1
         log.blocks[number] = Block(nbytes, (), "", index, kind=Kind.TEMP, module=entry.place.module, name=WORKSPACE)
-        log.events.insert(entry.start, (nbytes, number))
+        log.events.append((nbytes, number))

@@ -76,17 +76,24 @@ def _softmax_safely(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # no
     return [(x.numel(), x.numel() // max(x.shape[args[1]], 1))]
 
 
-def _layer_norm_backward(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
-    """Many short rows are summed up in two stages: `LaunchGammaBetaBackwardCUDAKernel` in cuda/layer_norm_kernel.cu."""
-    gradient, x, shape = args[0], args[1], args[2]
-    width = int(torch.Size(shape).numel())
-    rows = x.numel() // max(width, 1)
-    made = copies(gradient, x)
-    if rows <= 64 * 1024 or width // 32 >= gpu.threads.sm_count / 2:
-        return [made]
-    parts = -(-rows // 32)
-    sums = buffers(((parts, width), (width, 1)), (0,), gpu=gpu.threads)
-    return [(*made, *(parts * width * x.element_size(),) * 2, *sums)]
+def _norm_backward(weights: int) -> Callable[..., Groups]:
+    """Many short rows are summed up in two stages, for each of the weights (scale, shift).
+
+    `LaunchGammaBetaBackwardCUDAKernel` in cuda/layer_norm_kernel.cu.
+    """
+
+    def find(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+        gradient, x, shape = args[0], args[1], args[2]
+        width = int(torch.Size(shape).numel())
+        rows = x.numel() // max(width, 1)
+        made = copies(gradient, x)
+        if rows <= 64 * 1024 or width // 32 >= gpu.threads.sm_count / 2:
+            return [made]
+        parts = -(-rows // 32)
+        sums = buffers(((parts, width), (width, 1)), (0,), gpu=gpu.threads)
+        return [(*made, *(parts * width * x.element_size(),) * weights, *sums)]
+
+    return find
 
 
 def _group_norm(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
@@ -192,13 +199,14 @@ _FAMILIES: tuple[tuple[Callable[..., Groups], list[Any]], ...] = (
     (_reduction(_WELFORD), [*_overloads("var", "correction"), *_overloads("std", "correction")]),
     (_reduction(_WELFORD), [*_overloads("var_mean", "correction"), *_overloads("argmax"), *_overloads("argmin")]),
     (_copied(0, 1), [*_overloads("_softmax_backward_data"), *_overloads("_log_softmax_backward_data")]),
-    (_copied(0), [*_overloads("_softmax"), *_overloads("_log_softmax"), *_overloads("native_layer_norm")]),
+    (_copied(0), [*_overloads("_softmax"), *_overloads("_log_softmax"), *_overloads("native_layer_norm"), *_overloads("_fused_rms_norm")]),
     (_copied(0), [*_overloads("roll"), *_overloads("upsample_nearest2d_backward")]),
     (_copied(0), _overloads("upsample_bilinear2d_backward")),
     (_copied(1), _overloads("embedding")),
     (_loss, [*_overloads("mse_loss"), *_overloads("smooth_l1_loss"), *_overloads("huber_loss")]),
     (_softmax_safely, _overloads("_safe_softmax")),
-    (_layer_norm_backward, _overloads("native_layer_norm_backward")),
+    (_norm_backward(2), _overloads("native_layer_norm_backward")),
+    (_norm_backward(1), _overloads("_fused_rms_norm_backward")),
     (_group_norm, _overloads("native_group_norm")),
     (_group_norm_backward, _overloads("native_group_norm_backward")),
     (_convolution, _overloads("convolution")),
