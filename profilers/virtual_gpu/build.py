@@ -152,11 +152,13 @@ def _link(library: Library, folder: Path, torch: Torch, wanted: Wanted, compiler
     work, soname = folder / "work", wanted.soname(library)
     objects = [work / f"{source}.o" for source in library.sources]
     by_hand = frozenset[str]().union(*map(defined, objects))
+    newest = newest_versions(torch)
     names = wanted.names(library) | declared(library, torch) | _nvml_names(library)
+    names |= {newest[name] for name in names if name in newest}
     text = stubs_text(library, names - by_hand)
     is_driver = library is LIBRARIES[0]
     if is_driver:
-        text += entry_points_text(names | {n for n in by_hand if n.startswith("cu")}, newest_versions(torch))
+        text += entry_points_text(names | {n for n in by_hand if n.startswith("cu")}, newest)
     (work / f"{soname}.c").write_text(text)
     command = [*compiler, *_FLAGS, "-w", "-shared", str(work / f"{soname}.c"), *map(str, objects)]
     command += ["-o", str(folder / soname), f"-Wl,-soname,{soname}", "-Wl,-rpath,$ORIGIN"]

@@ -72,7 +72,7 @@ EXPORT CUresult cuDeviceGetName(char *name, int length, CUdevice device)
 
 EXPORT CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device)
 {
-    vg_uuid(device, uuid->bytes);
+    vg_uuid(vg_present_index(device), uuid->bytes);
     return is_device(device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
@@ -97,17 +97,17 @@ EXPORT CUresult cuDeviceComputeCapability(int *major, int *minor, CUdevice devic
 
 EXPORT CUresult cuDeviceGetPCIBusId(char *text, int length, CUdevice device)
 {
-    snprintf(text, (size_t)length, "00000000:%02X:00.0", device + 1);
+    snprintf(text, (size_t)length, "00000000:%02X:00.0", vg_present_index(device) + 1);
     return is_device(device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
 EXPORT CUresult cuDeviceGetByPCIBusId(CUdevice *device, const char *text)
 {
     unsigned domain = 0, bus = 0;
-    if (sscanf(text, "%x:%x", &domain, &bus) != 2 || !is_device((int)bus - 1))
-        return CUDA_ERROR_INVALID_DEVICE;
-    *device = (int)bus - 1;
-    return CUDA_SUCCESS;
+    if (sscanf(text, "%x:%x", &domain, &bus) != 2)
+        return CUDA_ERROR_INVALID_VALUE;
+    *device = vg_visible_index((int)bus - 1);
+    return is_device(*device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
 EXPORT CUresult cuDeviceCanAccessPeer(int *can, CUdevice from, CUdevice to)

@@ -30,14 +30,20 @@ typedef struct {
     unsigned gpu, memory;
 } utilization;
 
-/* A handle is the device's number plus 1. */
-static void *handle_of(unsigned device) { return (void *)(uintptr_t)(device + 1); }
-static int device_of(void *handle) { return (int)(uintptr_t)handle - 1; }
+/* A handle is the GPU's place in the machine, plus 1: NVML sees GPUs that this process has hidden from itself. */
+static void *handle_of(unsigned index) { return (void *)(uintptr_t)(index + 1); }
+static int index_of(void *handle) { return (int)(uintptr_t)handle - 1; }
 
-static int give(unsigned device, void **handle)
+static int give(unsigned index, void **handle)
 {
-    *handle = handle_of(device);
-    return (int)device < vg_device_count() ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
+    *handle = handle_of(index);
+    return (int)index < vg_present_count() ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
+}
+
+static size_t used_bytes(void *handle)
+{
+    int device = vg_visible_index(index_of(handle));
+    return device < 0 ? 0 : vg_used_bytes(device);
 }
 
 EXPORT int nvmlInit_v2(void) { return NVML_SUCCESS; }
@@ -54,7 +60,7 @@ EXPORT const char *nvmlErrorString(int error) { return error == NVML_SUCCESS ? "
 
 EXPORT int nvmlDeviceGetCount_v2(unsigned *count)
 {
-    *count = (unsigned)vg_device_count();
+    *count = (unsigned)vg_present_count();
     return NVML_SUCCESS;
 }
 
@@ -64,15 +70,14 @@ EXPORT int nvmlDeviceGetHandleByIndex(unsigned index, void **handle) { return gi
 
 EXPORT int nvmlDeviceGetHandleByPciBusId_v2(const char *text, void **handle)
 {
-    CUdevice device = -1;
-    cuDeviceGetByPCIBusId(&device, text);
-    return give((unsigned)device, handle);
+    unsigned domain, bus;
+    return sscanf(text, "%x:%x", &domain, &bus) == 2 ? give(bus - 1, handle) : NVML_ERROR_INVALID_ARGUMENT;
 }
 
 EXPORT int nvmlDeviceGetUUID(void *handle, char *text, unsigned room)
 {
     unsigned char b[16];
-    vg_uuid(device_of(handle), (char *)b);
+    vg_uuid(index_of(handle), (char *)b);
     int length = snprintf(text, room, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0],
                           b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
     return length < (int)room ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
@@ -80,18 +85,18 @@ EXPORT int nvmlDeviceGetUUID(void *handle, char *text, unsigned room)
 
 EXPORT int nvmlDeviceGetHandleByUUID(const char *text, void **handle)
 {
-    for (int device = 0; device < vg_device_count(); device++) {
+    for (int index = 0; index < vg_present_count(); index++) {
         char own[64];
-        nvmlDeviceGetUUID(handle_of((unsigned)device), own, sizeof own);
+        nvmlDeviceGetUUID(handle_of((unsigned)index), own, sizeof own);
         if (!strcmp(own, text))
-            return give((unsigned)device, handle);
+            return give((unsigned)index, handle);
     }
     return NVML_ERROR_INVALID_ARGUMENT;
 }
 
 EXPORT int nvmlDeviceGetIndex(void *handle, unsigned *index)
 {
-    *index = (unsigned)device_of(handle);
+    *index = (unsigned)index_of(handle);
     return NVML_SUCCESS;
 }
 
@@ -103,7 +108,9 @@ EXPORT int nvmlDeviceGetName(void *handle, char *text, unsigned room)
 
 EXPORT int nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor)
 {
-    cuDeviceComputeCapability(major, minor, device_of(handle));
+    (void)handle; /* all GPUs are alike */
+    *major = vg_attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 0);
+    *minor = vg_attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, 0);
     return NVML_SUCCESS;
 }
 
@@ -112,7 +119,7 @@ EXPORT int nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *min
 EXPORT int nvmlDeviceGetMemoryInfo(void *handle, memory *it)
 {
     it->total = vg_total_bytes();
-    it->used = vg_used_bytes(device_of(handle));
+    it->used = used_bytes(handle);
     it->free = it->total - it->used;
     return NVML_SUCCESS;
 }
@@ -121,7 +128,7 @@ EXPORT int nvmlDeviceGetMemoryInfo_v2(void *handle, memory_v2 *it)
 {
     it->total = vg_total_bytes();
     it->reserved = 0;
-    it->used = vg_used_bytes(device_of(handle));
+    it->used = used_bytes(handle);
     it->free = it->total - it->used;
     return NVML_SUCCESS;
 }
@@ -130,12 +137,12 @@ EXPORT int nvmlDeviceGetMemoryInfo_v2(void *handle, memory_v2 *it)
 EXPORT int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, process *processes)
 {
     unsigned room = *count;
-    *count = vg_is_open(device_of(handle));
+    *count = used_bytes(handle) > 0;
     if (*count > room)
         return NVML_ERROR_INSUFFICIENT_SIZE;
     if (*count)
         processes[0] = (process){.pid = (unsigned)getpid(),
-                                 .used_bytes = vg_used_bytes(device_of(handle)),
+                                 .used_bytes = used_bytes(handle),
                                  .gpu_instance = ~0u,
                                  .compute_instance = ~0u};
     return NVML_SUCCESS;

@@ -186,7 +186,7 @@ EXPORT cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *it, int which)
     CUresult error = cuDeviceGetName(it->name, sizeof it->name, which);
     if (error)
         return result(error);
-    vg_uuid(which, it->uuid.bytes);
+    vg_uuid(vg_present_index(which), it->uuid.bytes);
     it->totalGlobalMem = vg_total_bytes();
     it->major = ATTRIBUTE(COMPUTE_CAPABILITY_MAJOR);
     it->minor = ATTRIBUTE(COMPUTE_CAPABILITY_MINOR);

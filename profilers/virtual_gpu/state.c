@@ -37,7 +37,8 @@ typedef struct {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static gpu gpus[VG_MAX_DEVICES];
-static int count;
+static int present, count, visible[VG_MAX_DEVICES]; /* in the machine; seen; which those are */
+static pthread_once_t visible_once = PTHREAD_ONCE_INIT;
 static char name[256];
 static size_t total_bytes, context_bytes;
 static bool peers;
@@ -57,28 +58,29 @@ static unsigned long long number(const char *variable)
     return text ? strtoull(text, NULL, 10) : 0;
 }
 
-/* Devices that CUDA_VISIBLE_DEVICES leaves: they are alike, so that only their number counts. */
-static int visible(int present)
+/* CUDA reads the variable when it is first used, so that a program can set it before. */
+static void read_visible(void)
 {
     const char *text = getenv("CUDA_VISIBLE_DEVICES");
-    if (!text)
-        return present;
-    int found = 0;
-    for (char *end; *text; text = *end == ',' ? end + 1 : end) {
+    if (!text) {
+        for (count = 0; count < present; count++)
+            visible[count] = count;
+        return;
+    }
+    for (char *end; *text && count < VG_MAX_DEVICES; text = *end == ',' ? end + 1 : end) {
         long index = strtol(text, &end, 10);
         if (end == text || index < 0 || index >= present)
             break;
-        found++;
+        visible[count++] = (int)index;
     }
-    return found;
 }
 
 __attribute__((constructor)) static void read_identity(void)
 {
     const char *text = getenv("DNNMEM_VGPU_NAME");
     snprintf(name, sizeof name, "%s", text ? text : "");
-    count = (int)number("DNNMEM_VGPU_COUNT");
-    count = visible(count > VG_MAX_DEVICES ? VG_MAX_DEVICES : count);
+    present = (int)number("DNNMEM_VGPU_COUNT");
+    present = present > VG_MAX_DEVICES ? VG_MAX_DEVICES : present;
     total_bytes = number("DNNMEM_VGPU_TOTAL_BYTES");
     context_bytes = number("DNNMEM_VGPU_CONTEXT_BYTES");
     peers = number("DNNMEM_VGPU_PEERS") != 0;
@@ -94,7 +96,23 @@ __attribute__((constructor)) static void read_identity(void)
     }
 }
 
-int vg_device_count(void) { return count; }
+int vg_device_count(void)
+{
+    pthread_once(&visible_once, read_visible);
+    return count;
+}
+
+int vg_present_count(void) { return present; }
+int vg_present_index(int device) { return device >= 0 && device < vg_device_count() ? visible[device] : -1; }
+
+int vg_visible_index(int index)
+{
+    for (int i = 0; i < vg_device_count(); i++)
+        if (visible[i] == index)
+            return i;
+    return -1;
+}
+
 const char *vg_device_name(void) { return name; }
 size_t vg_total_bytes(void) { return total_bytes; }
 bool vg_peers(void) { return peers; }
@@ -104,14 +122,15 @@ int vg_attribute(int key, int device)
 {
     enum { PCI_BUS_ID = 33 };
     if (key == PCI_BUS_ID)
-        return device + 1;
+        return vg_present_index(device) + 1;
     return key > 0 && key < MAX_ATTRIBUTE ? attributes[key] : 0;
 }
 
-void vg_uuid(int device, char bytes[16])
+/* Of a GPU by its place in the machine. */
+void vg_uuid(int index, char bytes[16])
 {
     memcpy(bytes, "dnnmem-vgpu-0000", 16);
-    bytes[15] = (char)device;
+    bytes[15] = (char)index;
 }
 
 /* ---- bytes in use ---- */

@@ -18,7 +18,10 @@
 #define VG_PAGE_BYTES (2 * VG_MIB) /* the driver's granularity of device memory */
 
 /* ---- identity: what the environment says of the GPUs (identity.py writes it) ---- */
-EXPORT int vg_device_count(void);
+EXPORT int vg_device_count(void);            /* that this process sees: CUDA_VISIBLE_DEVICES hides the others */
+EXPORT int vg_present_count(void);           /* in the machine */
+EXPORT int vg_present_index(int device);     /* place in the machine of a device that this process sees */
+EXPORT int vg_visible_index(int present);    /* the other way; -1: hidden */
 EXPORT const char *vg_device_name(void);
 EXPORT size_t vg_total_bytes(void);
 EXPORT int vg_attribute(int number, int device); /* CU_DEVICE_ATTRIBUTE_number; 0 where the identity has none */
