@@ -302,11 +302,17 @@ class Recorder(TorchDispatchMode):
 
 
 def saved_hooks(recorder: Recorder) -> torch.autograd.graph.saved_tensors_hooks:
-    """Hooks that note what autograd keeps; they hand each tensor through unchanged."""
+    """Hooks that note what autograd keeps; they hand each tensor through.
+
+    A node that keeps its own result gets it without its history: else both would keep each other alive for ever, if no
+    backward comes. Such a node is the newest one.
+    """
 
     def pack(tensor: Tensor) -> Tensor:
         recorder.note_saved(tensor)
-        return tensor
+        node = tensor.grad_fn
+        is_result = node is not None and node._sequence_nr() == torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
+        return tensor.detach() if is_result else tensor
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _same)
 

@@ -166,6 +166,24 @@ def test_a_leak_is_growth(record):
 
 
 @BOTH
+@pytest.mark.parametrize("keeps_result", [torch.exp, torch.relu_, torch.sigmoid, lambda x: x.softmax(-1)])
+def test_what_is_never_differentiated_does_not_stay(record, keeps_result):
+    # GIVEN probabilities for a log, whose graph no backward ever frees, and whose node keeps its own result
+    def step(model, batch, optimizer):
+        keeps_result(model(batch["x"])).detach().sum()
+        loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    trace, measured = record(target_of(lambda: nn.Linear(8, 256), numbers, step, sgd), steps=3)
+    assert measured.growth_bytes == 0
+    # THEN it has died before backward begins
+    made = next(op.writes[-1] for op in trace.ops if op.name not in {"aten.addmm.default", "dnnmem.begin"})
+    dying = next(op.phase for op in trace.ops if made in op.frees)
+    assert dying is Phase.FORWARD
+
+
+@BOTH
 def test_a_cache_that_is_replaced_is_no_growth(record):
     cache = {}
 
