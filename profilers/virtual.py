@@ -19,10 +19,8 @@ from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.profilers.cuda import profile_cuda
 from dnnmem.profilers.step import Target
+from dnnmem.profilers.virtual_gpu.cudnn_query import OLDEST
 from dnnmem.profilers.virtual_gpu.launch import DEFAULT_GPU
-
-_WITH_WORKSPACE = ("conv", "cudnn", "_rnn")
-"""Parts of the names of operators for which cuDNN may take a workspace."""
 
 
 def is_virtual() -> bool:
@@ -47,10 +45,21 @@ def profile_virtual(
     device = load_devices().get(origin.gpu or DEFAULT_GPU)
     if device is not None and device.context_bytes is None:
         measurement = replace(measurement, context_bytes=None)
-    if any(part in op.name for op in trace.ops for part in _WITH_WORKSPACE):
-        notes.append("cuDNN's workspaces are counted as 0: convolutions may need more on a real GPU")
-        trace = replace(trace, origin=replace(trace.origin, notes=tuple(notes)))
+    if found := _cudnn_notes():
+        trace = replace(trace, origin=replace(trace.origin, notes=(*notes, *found)))
     return trace, measurement
+
+
+def _cudnn_notes() -> list[str]:
+    """What is not certain of the memory that cuDNN asked for."""
+    process, notes = ctypes.CDLL(None), []
+    if unknown := int(process.vg_dnn_unknown()):
+        version = torch.backends.cudnn.version() or 0
+        why = f": cuDNN {version} does not tell them without a GPU" if version < OLDEST else ""
+        notes.append(f"cuDNN's workspaces of {unknown} operations are not known, and counted as 0{why}")
+    if process.vg_dnn_modelled():
+        notes.append("the scratch memory of recurrent layers is a model of cuDNN's, measured once, in 2017")
+    return notes
 
 
 def _notes(gpu: str | None) -> list[str]:

@@ -14,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { CONFIG_WORKSPACE_SIZE = 303, CONFIG_SHARED_MEMORY_USED = 304 }; /* CUDNN_ATTR_ENGINECFG_..., since cuDNN 9.2 */
+
 typedef struct attribute {
     int name;
     cudnnBackendAttributeType_t type;
@@ -319,9 +321,9 @@ EXPORT cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t const han
     case CUDNN_ATTR_ENGINE_GLOBAL_INDEX:
         return answer(it->engine.index, 8, room, count, values);
     case CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE:
-    case CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE:
+    case CONFIG_WORKSPACE_SIZE:
         return answer(it->engine.workspace < 0 ? 0 : it->engine.workspace, 8, room, count, values);
-    case CUDNN_ATTR_ENGINECFG_SHARED_MEMORY_USED:
+    case CONFIG_SHARED_MEMORY_USED:
         return answer(0, 4, room, count, values);
     case CUDNN_ATTR_ENGINE_KNOB_INFO:
     case CUDNN_ATTR_ENGINECFG_KNOB_CHOICES:
