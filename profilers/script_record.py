@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -39,6 +39,38 @@ _WRAPPERS = frozenset({
     "DataParallel", "DeepSpeedEngine", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule",
 })  # fmt: skip
 """Modules that hold the model, and do nothing that a reader would look for."""
+_PLAIN = frozenset({torch.Tensor, nn.Parameter})
+
+
+class _PlainRecorder(Recorder):
+    """Counts plain tensors alone: wrappers have no memory of their own, and what they wrap is seen too."""
+
+    def tracks(self, tensor: torch.Tensor) -> bool:
+        """Whether the memory of `tensor` is counted."""
+        return type(tensor) in _PLAIN and super().tracks(tensor)
+
+    def forget(self, storage: torch.UntypedStorage) -> None:
+        """Its block is given back: whatever it holds next is another one."""
+        number = self._live.get(storage._cdata)
+        if number is not None:
+            self._dead(number, storage._cdata)
+
+
+@contextmanager
+def _noting_resizes(recorder: _PlainRecorder) -> Iterator[None]:
+    """Tell `recorder` of storages that are emptied and filled again without an operator: FSDP does so."""
+    real = torch.UntypedStorage.resize_
+
+    def resize(storage: torch.UntypedStorage, nbytes: int) -> Any:
+        if storage.nbytes() != nbytes:
+            recorder.forget(storage)
+        return real(storage, nbytes)
+
+    torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.UntypedStorage.resize_ = real  # type: ignore[method-assign]
 
 
 class Recording:
@@ -50,6 +82,8 @@ class Recording:
         self._recorder: Recorder | None = None
         self._open = ExitStack()
         self._model: nn.Module | None = None
+        self._names: Names = {}
+        self._optimizers: Sequence[Optimizer] = ()
         torch.cuda._lazy_call(_keep_history)
 
     def step_done(self, steps: int, optimizers: Sequence[Optimizer]) -> None:
@@ -68,23 +102,25 @@ class Recording:
             self._give_up("no module holds the optimizer's parameters")
         gc.collect()
         tracker = ModuleTracker(model)
-        recorder = Recorder(tracker, device_type="cuda", label=torch._C._cuda_setMemoryMetadata)
-        names = parameter_names(model)
+        recorder = _PlainRecorder(tracker, device_type="cuda", label=torch._C._cuda_setMemoryMetadata)
+        names = self._names = parameter_names(model)
         name_model(recorder, model)
         _name_updated(recorder, names, optimizers)
         name_rest(recorder)
         self._open.enter_context(tracker)
+        self._open.enter_context(_noting_resizes(recorder))
         self._open.enter_context(naming_gradients(recorder, names, model))
         recorder.start_step()
         self._open.enter_context(recorder)
         self._open.enter_context(saved_hooks(recorder))
-        self._recorder = recorder
+        self._recorder, self._optimizers = recorder, optimizers
 
     def _end(self) -> NoReturn:
         recorder, model = self._recorder, self._model
         if recorder is None or model is None:
             self._give_up("the run ended before a step could be recorded")
         self._open.close()
+        _name_updated(recorder, self._names, self._optimizers)
         torch.cuda.synchronize()
         traces = torch.cuda.memory._snapshot()["device_traces"]
         torch.cuda.memory._record_memory_history(None)
@@ -123,15 +159,22 @@ def is_compiled() -> bool:
 
 
 def _name_updated(recorder: Recorder, names: Names, optimizers: Sequence[Optimizer]) -> None:
-    """Name the gradients and optimizer states that earlier steps have left."""
+    """Name parameters, gradients and optimizer states, the local part of those that are spread over ranks."""
     for optimizer in optimizers:
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             module, name = names.get(id(parameter), ((), ""))
-            if parameter.grad is not None and recorder.tracks(parameter.grad):
-                recorder.watch(parameter.grad, Kind.GRAD, module, name)
+            recorder.watch(_local(parameter), Kind.PARAM, module, name)
+            if parameter.grad is not None:
+                recorder.watch(_local(parameter.grad), Kind.GRAD, module, name)
             for key, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, torch.Tensor) and recorder.tracks(value):
-                    recorder.watch(value, Kind.OPTIMIZER, module, f"{name}.{key}" if name else str(key))
+                if isinstance(value, torch.Tensor):
+                    recorder.watch(_local(value), Kind.OPTIMIZER, module, f"{name}.{key}" if name else str(key))
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a distributed tensor; any other tensor itself."""
+    part = getattr(tensor, "_local_tensor", tensor)
+    return part if isinstance(part, torch.Tensor) else tensor
 
 
 def _modules() -> Iterable[nn.Module]:

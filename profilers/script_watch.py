@@ -16,6 +16,7 @@ from dnnmem.profilers.script_failure import MemoryWatch, is_out_of_memory
 from dnnmem.profilers.script_peaks import PeakMeter
 from dnnmem.profilers.script_result import OutOfMemory
 from dnnmem.profilers.script_steps import StepCounter
+from dnnmem.profilers.virtual import is_virtual
 
 if TYPE_CHECKING:
     from dnnmem.profilers.script import Session
@@ -42,6 +43,10 @@ class Watch:
             from dnnmem.profilers.script_objects import carry_objects
 
             carry_objects()
+        if request.values and is_virtual():
+            from dnnmem.profilers.script_values import SmallValues
+
+            self._values = SmallValues()
         if request.record:
             from dnnmem.profilers.script_record import Recording
 
@@ -49,7 +54,7 @@ class Watch:
 
     def facts(self) -> dict[str, Any]:
         """What is known so far, as fields of a `RankResult`."""
-        notes = [*self._groups.notes()] if self._groups is not None else []
+        notes = [note for source in (self._groups, self._values) if source is not None for note in source.notes()]
         memory = self._meter.memory()
         return {
             "steps": self._counter.steps,

@@ -39,7 +39,8 @@ def record(
         try:
             (recorded,) = run_script(replace(job.run, request=request, ranks=ranks), base, cache=cache, save=path)
             if not path.exists():
-                said = recorded.notes or recorded.message.splitlines()[-1:] or ("the script ended before",)
+                reasons = recorded.notes if recorded.outcome == "ran" else ()
+                said = recorded.message.splitlines() or reasons or ("the second run ended before",)
                 return _noted(results, f"layers are not shown: {said[-1]}"), None
             trace, _ = load_trace(path)
         except DnnmemError as error:
