@@ -53,15 +53,16 @@ def run_on(
     try:
         return profile_fake(target, steps=steps, origin=origin, on_step=on_step)
     except DataDependentError as error:
-        return _refit_from_cpu(target, request, origin, error, on_step)
+        operator = error.operator  # and no more: the frames of the fake run hold tensors
+    return _refit_from_cpu(target, request, origin, operator, on_step)
 
 
 def _refit_from_cpu(
-    target: Target, request: Request, origin: Origin, reason: DataDependentError, on_step: Callable[[int], None]
+    target: Target, request: Request, origin: Origin, operator: str, on_step: Callable[[int], None]
 ) -> tuple[Trace, Measurement]:
     wanted = int(target.batch["batch_size"])
     steps = request.steps or STEPS["cpu"]
-    why = f"{reason.operator} depends on values that a fake run does not have"
+    why = f"{operator} depends on values that a fake run does not have"
     if wanted <= max(SMALL_BATCHES):
         note = f"{why}: the step was really run on the CPU instead"
         return profile_cpu(

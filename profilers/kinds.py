@@ -56,7 +56,7 @@ def name_rest(recorder: Recorder) -> None:
         if known is None:
             known = is_tensor[kind] = issubclass(kind, Tensor)
         if known and recorder.tracks(thing):
-            recorder.watch(thing, Kind.BUFFER, (), "")
+            recorder.find(thing)
 
 
 @contextmanager

@@ -155,6 +155,11 @@ class Recorder(TorchDispatchMode):
             if block.kind is None:
                 block.kind, block.module, block.name = kind, module, name
 
+    def find(self, tensor: Tensor) -> None:
+        """Note the storage of `tensor` as one that lives between steps, if it is new."""
+        self._current = (-1, None)
+        self.watch(tensor, Kind.BUFFER, (), "")
+
     def keep_on_host(self, tensor: Tensor) -> None:
         """The storage of `tensor` would stay in host memory on a GPU: leave it out."""
         number = self._see(tensor)

@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from dnnmem.estimator.layers import layers
 from dnnmem.estimator.trace import Kind, Phase
 from dnnmem.profilers.kinds import kind_of, parameter_names
 from dnnmem.profilers.record import Block
-from tests.profilers.recorded import loss_step, on_cpu, on_fake, owned, target_of, zoo_fake
+from tests.profilers.recorded import loss_step, on_cpu, on_fake, owned, target_of, watched, zoo_fake
 
 MIB = 2**20
 
@@ -95,6 +96,22 @@ def test_an_average_outside_the_model_is_a_buffer(record):
     trace, measured = record(target_of(lambda: nn.Linear(8, 64), numbers, step, sgd), steps=3)
     assert measured.growth_bytes == 0
     assert owned(trace, Kind.BUFFER) == (8 * 64 + 64) * 4
+
+
+def test_what_is_found_between_steps_is_no_operators_work():
+    # GIVEN a tensor that the loop makes and fills out of the recorder's sight
+    kept = []
+
+    def step(model, batch, optimizer):
+        loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        kept[:] = [torch.from_numpy(np.ones((3, 5), np.float32))]
+
+    trace = watched(target_of(lambda: nn.Linear(8, 64), numbers, step, sgd))
+    (found,) = [s for s in trace.storages.values() if s.nbytes == 60]
+    assert (found.kind, found.name, found.shape) == (Kind.BUFFER, "", (3, 5))
+    assert found.id in trace.pinned
 
 
 @BOTH
