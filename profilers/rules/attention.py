@@ -1,7 +1,7 @@
 """Attention as on CUDA: `scaled_dot_product_attention` becomes the operator that the GPU's kernel stands behind.
 
-Follows `scaled_dot_product_attention` in torch's aten/src/ATen/native/transformers/attention.cpp. Autograd then keeps what
-CUDA's kernels keep: query, key, value, the output and the logarithm of the sums, never the products of all pairs.
+Follows `scaled_dot_product_attention` in torch's aten/src/ATen/native/transformers/attention.cpp. Autograd then keeps
+what CUDA's kernels keep: query, key, value, the output and the logarithm of the sums, never the products of all pairs.
 
     flash, cuDNN   half precision        efficient   any mask, float32        math   the plain products
 """
@@ -25,13 +25,13 @@ _aten = torch.ops.aten
 def attention(setup: Setup, chosen: Counter[str]) -> Kernels:
     """Kernels for `dispatch.kernels`; counts in `chosen` how often each back-end was taken."""
 
-    def attend(
+    def attend(  # noqa: PLR0917 - the operator's own signature
         query: Tensor,
         key: Tensor,
         value: Tensor,
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
-        is_causal: bool = False,  # noqa: FBT001, FBT002 - the operator's own signature
+        is_causal: bool = False,  # noqa: FBT001, FBT002
         *,
         scale: float | None = None,
         enable_gqa: bool = False,
@@ -54,16 +54,14 @@ def _flash(call: Attention, scale: float | None) -> Tensor:
     width = call.query.shape[-1]
     padded = [functional.pad(x, (0, -width % 8)) if width % 8 else x for x in (call.query, call.key, call.value)]
     scale = 1 / math.sqrt(width) if scale is None else scale
-    out: Tensor = _aten._scaled_dot_product_flash_attention.default(
-        *padded, call.dropout, call.causal, False, scale=scale
-    )[0]
+    out: Tensor = _aten._scaled_dot_product_flash_attention.default(*padded, call.dropout, call.causal, scale=scale)[0]
     return out[..., :width] if width % 8 else out
 
 
 def _cudnn(call: Attention, scale: float | None) -> Tensor:
     mask = _as_numbers(call)
     out: Tensor = _aten._scaled_dot_product_cudnn_attention.default(
-        call.query, call.key, call.value, mask, call.needs_grad, call.dropout, call.causal, False, scale=scale
+        call.query, call.key, call.value, mask, call.needs_grad, call.dropout, call.causal, scale=scale
     )[0]
     return out
 

@@ -1,8 +1,8 @@
 """Autocast as on CUDA: the CPU's autocast, with CUDA's lists of operators in place of its own.
 
-Follows torch's aten/src/ATen/autocast_mode.cpp and .h. Which operators are on CUDA's list is asked of the torch that runs,
-so that its version decides; what happens to them is in the tables here. Products and convolutions are on both lists and
-stay torch's own, with its cache of cast weights.
+Follows torch's aten/src/ATen/autocast_mode.cpp and .h. Which operators are on CUDA's list is asked of the torch that
+runs, so that its version decides; what happens to them is in the tables here. Products and convolutions are on both
+lists and stay torch's own, with its cache of cast weights.
 
     AutocastCPU only      nothing happens
     on CUDA's list        float32 | float32 by the argument dtype | the widest type of the arguments | forbidden
@@ -22,20 +22,99 @@ from torch.utils._pytree import tree_map_only
 from dnnmem.profilers.rules.dispatch import FALL_THROUGH, Kernels, has_kernel, kernels, operator
 from dnnmem.profilers.tensors import tensors_in
 
-_FLOAT32 = """
-    acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar
-    pow.Tensor_Tensor pow.Scalar softplus layer_norm native_layer_norm group_norm rms_norm frobenius_norm.dim nuclear_norm
-    nuclear_norm.dim cosine_similarity poisson_nll_loss cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss
-    kl_div l1_loss smooth_l1_loss huber_loss mse_loss margin_ranking_loss multilabel_margin_loss soft_margin_loss
-    triplet_margin_loss multi_margin_loss binary_cross_entropy_with_logits dist pdist cdist renorm logsumexp
-    upsample_nearest1d _upsample_nearest_exact1d upsample_nearest2d _upsample_nearest_exact2d upsample_nearest3d
-    _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d
-    upsample_bicubic2d _upsample_bicubic2d_aa linalg_matrix_sqrth norm.Scalar norm.ScalarOpt_dim""".split()
-_DTYPE = """
-    prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm linalg_matrix_norm
-    linalg_matrix_norm.str_ord sum sum.dim_IntList""".split()
-_WIDEST = """
-    addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add cat stack index_copy""".split()
+_FLOAT32 = [
+    "acos",
+    "asin",
+    "cosh",
+    "erfinv",
+    "exp",
+    "expm1",
+    "log",
+    "log10",
+    "log2",
+    "log1p",
+    "reciprocal",
+    "rsqrt",
+    "sinh",
+    "tan",
+    "pow.Tensor_Scalar",
+    "pow.Tensor_Tensor",
+    "pow.Scalar",
+    "softplus",
+    "layer_norm",
+    "native_layer_norm",
+    "group_norm",
+    "rms_norm",
+    "frobenius_norm.dim",
+    "nuclear_norm",
+    "nuclear_norm.dim",
+    "cosine_similarity",
+    "poisson_nll_loss",
+    "cosine_embedding_loss",
+    "nll_loss",
+    "nll_loss2d",
+    "hinge_embedding_loss",
+    "kl_div",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "mse_loss",
+    "margin_ranking_loss",
+    "multilabel_margin_loss",
+    "soft_margin_loss",
+    "triplet_margin_loss",
+    "multi_margin_loss",
+    "binary_cross_entropy_with_logits",
+    "dist",
+    "pdist",
+    "cdist",
+    "renorm",
+    "logsumexp",
+    "upsample_nearest1d",
+    "_upsample_nearest_exact1d",
+    "upsample_nearest2d",
+    "_upsample_nearest_exact2d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact3d",
+    "upsample_linear1d",
+    "upsample_bilinear2d",
+    "_upsample_bilinear2d_aa",
+    "upsample_trilinear3d",
+    "upsample_bicubic2d",
+    "_upsample_bicubic2d_aa",
+    "linalg_matrix_sqrth",
+    "norm.Scalar",
+    "norm.ScalarOpt_dim",
+]
+_DTYPE = [
+    "prod",
+    "prod.dim_int",
+    "softmax.int",
+    "log_softmax.int",
+    "cumprod",
+    "cumsum",
+    "linalg_vector_norm",
+    "linalg_matrix_norm",
+    "linalg_matrix_norm.str_ord",
+    "sum",
+    "sum.dim_IntList",
+]
+_WIDEST = [
+    "addcdiv",
+    "addcmul",
+    "atan2",
+    "bilinear",
+    "cross",
+    "dot",
+    "vdot",
+    "grid_sampler",
+    "index_put",
+    "tensordot",
+    "scatter_add",
+    "cat",
+    "stack",
+    "index_copy",
+]
 _KEY = "AutocastCPU"
 _THEIRS = "AutocastCUDA"
 
@@ -84,7 +163,6 @@ def _to_float32(op: Any) -> Callable[..., Any]:
 
 def _by_dtype(op: Any) -> Callable[..., Any]:
     """The input stays; the operator is asked for a float32 result. softmax of float16 reads it so without a copy."""
-
     names = [argument.name for argument in op._schema.arguments]
     place = names.index("dtype")
     keyword = op._schema.arguments[place].kwarg_only
@@ -129,7 +207,7 @@ def _forbidden(*_: Any, **__: Any) -> Any:
 
 
 def _patches() -> Iterator[Any]:
-    """torch's Python functions about autocast take CUDA for the CPU."""
+    """Torch's Python functions about autocast take CUDA for the CPU."""
     for name in ("is_autocast_enabled", "set_autocast_enabled", "set_autocast_dtype"):
         yield patch.object(torch, name, _renamed(getattr(torch, name)))
     yield patch.object(torch, "get_autocast_dtype", _dtype_of(torch.get_autocast_dtype))

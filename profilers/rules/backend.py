@@ -1,7 +1,7 @@
 """Which kernel `scaled_dot_product_attention` takes on a GPU: cuDNN's, flash, memory-efficient, or plain products.
 
-Follows torch's aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: the first of an order of preference whose conditions
-hold. What differs between versions of torch is said where it is decided.
+Follows torch's aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: the first of an order of preference whose
+conditions hold. What differs between versions of torch is said where it is decided.
 
     Setup       the GPU and the software on it        Attention       one call
     `choose`    ->  Backend
@@ -66,7 +66,7 @@ CUDNN_OF_WHEELS = {5: 90100, 6: 90501, 7: 90501, 8: 91002, 9: 91002, 10: 91002, 
 
 
 def wheel_cudnn(version: tuple[int, int, int]) -> int:
-    """cuDNN to assume for a torch that has none: the one that its CUDA wheels bring."""
+    """CuDNN to assume for a torch that has none: the one that its CUDA wheels bring."""
     minor = min(max(version[1], min(CUDNN_OF_WHEELS)), max(CUDNN_OF_WHEELS))
     return CUDNN_OF_WHEELS[minor]
 

@@ -1,7 +1,7 @@
 """All rules together: while they hold, a fake run on the CPU takes the paths that CUDA would take.
 
     what CUDA decides                                     here
-    which kernels a program's calls become                attention.py, dropout.py, autocast.py, norms.py, recurrent.py
+    which kernels a program's calls become                attention.py, dropout.py, autocast.py, norms.py, rms_norm.py
     how the optimizer goes over its parameters            foreach.py
     what kernels and libraries allocate for themselves    inside.py
     what the program may ask and say                      words.py
@@ -23,7 +23,8 @@ from dnnmem.profilers.rules.dropout import DROPOUT
 from dnnmem.profilers.rules.foreach import foreach_by_default
 from dnnmem.profilers.rules.gpu import Gpu, gpu_of
 from dnnmem.profilers.rules.inside import Inside
-from dnnmem.profilers.rules.norms import RMS_NORM, cuda_norms
+from dnnmem.profilers.rules.norms import cuda_norms
+from dnnmem.profilers.rules.rms_norm import RMS_NORM
 from dnnmem.profilers.rules.words import cuda_words
 
 
@@ -42,10 +43,8 @@ class Rules:
         """What was assumed, in a sentence for people."""
         taken = ", ".join(name for name, _ in self.attention.most_common())
         attended = f", attention by {taken}" if taken else ""
-        return (
-            f"kernels of {self.gpu.name} under CUDA are assumed{attended}; "
-            "cuDNN's workspaces for convolutions are not part of it"
-        )
+        recurrent = "; recurrent layers are the CPU's, not cuDNN's" if self.inside.seen else ""
+        return f"kernels of {self.gpu.name} under CUDA are assumed{attended}, cuDNN's workspaces as 0{recurrent}"
 
 
 @contextmanager

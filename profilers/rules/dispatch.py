@@ -1,8 +1,8 @@
 """Kernels put into torch's dispatcher for a while, where CUDA's choice differs from the CPU's.
 
-A FakeTensor of the CPU is dispatched like a CPU tensor: autocast first, then autograd or composite operators, and at last
-the modes that record it. Whatever CUDA decides on the way is decided here by a Python kernel in the same place, whoever
-calls the operator, C++ included.
+A FakeTensor of the CPU is dispatched like a CPU tensor: autocast first, then autograd or composite operators, and at
+last the modes that record it. Whatever CUDA decides on the way is decided here by a Python kernel in the same place,
+whoever calls the operator, C++ included.
 
 >>> import torch
 >>> twice = torch.ops.aten.abs.default

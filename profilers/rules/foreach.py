@@ -1,7 +1,8 @@
-"""Optimizers take their foreach paths where CUDA's do: all parameters at once, with temporaries as large as all of them.
+"""Optimizers take their foreach paths where CUDA's do: all parameters at once, and temporaries for all of them.
 
-Follows `_default_to_fused_or_foreach` in torch/optim/optimizer.py: foreach is the default for native tensors on devices that
-`_get_foreach_kernels_supported_devices` lists. What the user chooses (`foreach=False`, `fused=True`) stays.
+Follows `_default_to_fused_or_foreach` in torch/optim/optimizer.py: foreach is the default for native tensors on
+devices that `_get_foreach_kernels_supported_devices` lists. What the user chooses (`foreach=False`, `fused=True`)
+stays.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Puts into a fake run's log what only a GPU's kernels allocate: temporaries inside operators, and cuBLAS's workspaces.
 
     op window    outputs, +t1 +t2 -t2 -t1      temporaries have negative numbers and die with their operator
-    workspaces   one block for the thread of forward and one for that of backward, from their first product of matrices on
+    workspaces   one block for the thread of forward, one for that of backward, from their first product of matrices on
 
-cuBLAS keeps a workspace for each handle and stream, and each thread has a handle of its own: autograd's device thread does
-not share the program's. (aten/src/ATen/cuda/CublasHandlePool.cpp)
+cuBLAS keeps a workspace for each handle and stream, and each thread has a handle of its own: autograd's device thread
+does not share the program's. (aten/src/ATen/cuda/CublasHandlePool.cpp)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PRODUCTS = frozenset(
     {_aten.mm.default, _aten.bmm.default, _aten.addmm.default, _aten.baddbmm.default, _aten.mv.default}
 )
 _TEMPORARIES = {**_ATTENTION, **_KERNELS}
-_SMALLEST = 4096
+_STAND_INS = frozenset({_aten.mkldnn_rnn_layer.default})
 _LAST_FIRST = frozenset({_aten.native_dropout.default})
 """Operators whose kernel allocates its last output first: the mask, by `fused_dropout_kernel` in cuda/Dropout.cu."""
 
@@ -36,22 +36,30 @@ class Inside:
     def __init__(self, gpu: Gpu) -> None:
         """`gpu`: whose kernels run."""
         self._gpu = gpu
+        self.seen: set[Any] = set()
+        """Operators that the CPU has in place of CUDA's, and that ran."""
         self._threads: set[bool] = set()
 
-    def __call__(self, log: Log, entry: Entry, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """Add to `log` what the kernel of `func` allocates besides `out`."""
+    def __call__(self, log: Log, entry: Entry, func: Any, *call: Any) -> None:
+        """Add to `log` what the kernel of `func` allocates itself; `call`: its arguments, keywords and outputs."""
         if func in _PRODUCTS:
             self._product(log, entry)
             return
+        if func in _STAND_INS:
+            self.seen.add(func)
         if func in _LAST_FIRST:
             log.events[entry.start :] = reversed(log.events[entry.start :])
         find = _TEMPORARIES.get(func)
         if find is None:
             return
-        for group in find(self._gpu, args, kwargs, out):
-            sizes = [n for n in group if n >= _SMALLEST]
-            log.events.extend((n, -i) for i, n in enumerate(sizes, 1))
-            log.events.extend((-n, -i) for i, n in reversed(list(enumerate(sizes, 1))))
+        needs = find(self._gpu, *call)
+        before = [(n, -i) for i, n in enumerate(needs.before, 1) if n]
+        log.events[entry.start : entry.start] = before
+        for group in needs.during:
+            made = [(n, -i) for i, n in enumerate(group, len(needs.before) + 1) if n]
+            log.events.extend(made)
+            log.events.extend((-n, i) for n, i in reversed(made))
+        log.events.extend((-n, i) for n, i in reversed(before))
 
     def _product(self, log: Log, entry: Entry) -> None:
         in_backward = entry.place.node is not None

@@ -1,8 +1,7 @@
 """What CUDA's normalisations keep for backward, in place of what the CPU's keep.
 
-Layer and batch normalisation compute in float32 and keep mean and deviation so; group normalisation keeps them in the type
-of its input (torch's aten/src/ATen/native/cuda/layer_norm_kernel.cu, Normalization.cuh, group_norm_kernel.cu). Root-mean-
-square normalisation is one kernel where torch has it (`rms_norm_symint` in aten/src/ATen/native/layer_norm.cpp).
+Layer and batch normalisation compute in float32 and keep mean and deviation so; group normalisation keeps them in the
+type of its input (torch's aten/src/ATen/native/cuda/layer_norm_kernel.cu, Normalization.cuh, group_norm_kernel.cu).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dnnmem.profilers.fake_kernels import REPLACEMENTS
-from dnnmem.profilers.rules.dispatch import Kernels
+from dnnmem.profilers.rules.rms_norm import RMS_NORM_REPLACEMENTS
 
 _aten = torch.ops.aten
 
@@ -25,6 +24,7 @@ def cuda_norms() -> Iterator[None]:
     """Put CUDA's normalisations into a fake run until the context ends."""
     before = dict(REPLACEMENTS)
     REPLACEMENTS.update(_NORMS)
+    REPLACEMENTS.update(RMS_NORM_REPLACEMENTS)
     try:
         yield
     finally:
@@ -56,18 +56,3 @@ _NORMS: dict[Any, Callable[..., Any]] = {
     _aten.native_batch_norm.default: _keeping(_aten.native_batch_norm.default, _accumulated),
     _aten.native_group_norm.default: _keeping(_aten.native_group_norm.default, _own),
 }
-
-
-def _rms_norm(x: Tensor, shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    same = weight is None or weight.dtype is x.dtype
-    func = _aten._fused_rms_norm.default if same else _aten.rms_norm.default.decompose
-    out = func(x, shape, weight, eps)
-    return out[0] if isinstance(out, tuple) else out
-
-
-RMS_NORM: Kernels = (
-    dict.fromkeys([("aten::rms_norm", "AutogradCPU"), ("aten::rms_norm", "CPU")], _rms_norm)
-    if hasattr(_aten, "_fused_rms_norm")
-    else {}
-)
-"""Kernels for `dispatch.kernels`."""

@@ -1,8 +1,8 @@
 """Bytes that a CUDA reduction needs besides its output, where thread blocks share the work of one output.
 
-Follows `setReduceConfig` in torch's aten/src/ATen/native/cuda/Reduce.cuh: a block of threads takes one or more outputs; if
-there is much input for few outputs, several blocks take one output and meet in a buffer. The buffer has a place for each
-thread column of each block, so that the sum of a bias gradient can need more than its input.
+Follows `setReduceConfig` in torch's aten/src/ATen/native/cuda/Reduce.cuh: a block of threads takes one or more
+outputs; if there is much input for few outputs, several blocks take one output and meet in a buffer. The buffer has a
+place for each thread column of each block, so that the sum of a bias gradient can need more than its input.
 
 >>> gpu = Threads(sm_count=132, per_sm=2048)
 >>> buffers(((2048, 3072), (3072, 1)), (0,), gpu=gpu)
@@ -42,8 +42,8 @@ def buffers(
 ) -> tuple[int, ...]:
     """Bytes of the buffer and of the semaphores, or nothing where one thread block does an output.
 
-    Args: `layout`: sizes and strides of the input; `dims`: what is reduced, all if empty; `accumulator_bytes`: of what is
-    summed up (4 for sums of half precision too).
+    Args: `layout`: sizes and strides of the input; `dims`: what is reduced, all if empty; `accumulator_bytes`: of what
+    is summed up (4 for sums of half precision too).
     """
     reduced, kept = _coalesced(layout, dims)
     inputs, outputs = math.prod(n for n, _ in reduced), math.prod(n for n, _ in kept)
@@ -117,7 +117,7 @@ def _output_vector(reduced: Sequence[tuple[int, int]], kept: Sequence[tuple[int,
 def _coalesced(
     layout: tuple[Sequence[int], Sequence[int]], dims: Sequence[int]
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """(size, stride) of reduced and of kept dimensions, fastest first, neighbours joined: as TensorIterator has them."""
+    """(size, stride) of reduced and of kept dimensions, fastest first, neighbours joined: a TensorIterator's."""
     sizes, strides = layout
     chosen = {d % len(sizes) for d in dims} if dims else set(range(len(sizes)))
     result = []

@@ -1,7 +1,7 @@
 """Temporaries inside CUDA's attention kernels, by the shapes of query (B, H, T, D) and key (B, K, S, D).
 
-Sizes follow torch's flash_api.cpp, mem_eff_attention's kernel_backward.h and cudnn-frontend; all were compared with torch's
-own allocations. Most are accumulators in float32 for what several thread blocks add up.
+Sizes follow torch's flash_api.cpp, mem_eff_attention's kernel_backward.h and cudnn-frontend; all were compared with
+torch's own allocations. Most are accumulators in float32 for what several thread blocks add up.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from dnnmem.profilers.rules.gpu import Gpu
-
-Groups = list[tuple[int, ...]]
-"""Bytes of temporaries that live together, group after group."""
+from dnnmem.profilers.rules.needs import Needs
 
 _aten = torch.ops.aten
 _FLOAT = 4
@@ -29,15 +27,16 @@ def _shape(query: Tensor, key: Tensor) -> tuple[int, int, int, int, int]:
     return b, h, t, d, key.shape[-2]
 
 
-def flash_forward(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001 - all have one signature
-    """Where few heads would leave the GPU idle, the keys are split and the parts' outputs kept (`num_splits_heuristic`)."""
+def flash_forward(gpu: Gpu, args: Any, kwargs: Any, _out: Any) -> Needs:
+    """Few heads leave the GPU idle: then keys are split, and the parts' outputs kept (`num_splits_heuristic`)."""
     b, h, t, d, s = _shape(args[0], args[1])
     dropout = args[3] if len(args) > 3 else kwargs.get("dropout_p", 0.0)
     if dropout:
-        return []
+        return Needs()
     blocks = -(-s // (256 if d <= 64 else 128 if d <= 128 else 64))
     splits = _splits(b * h * -(-t // 64), 2 * gpu.threads.sm_count, blocks)
-    return [(splits * b * h * t * _FLOAT, splits * b * h * t * _rounded(d) * _FLOAT)] if splits > 1 else []
+    rows = splits * b * h * t * _FLOAT
+    return Needs(during=[(rows, rows * _rounded(d))]) if splits > 1 else Needs()
 
 
 def _splits(busy: int, places: int, blocks: int) -> int:
@@ -57,42 +56,54 @@ def _rounded(d: int) -> int:
     return _up(d, 32 if d <= 128 else 64)
 
 
-def flash_backward(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
-    """Row sums and the gradient of the query; with grouped queries, gradients of keys and values for each query head."""
+def flash_backward(_gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> Needs:
+    """Row sums and the gradient of the query."""
     query, key = args[1], args[2]
-    b, h, t, d, s = _shape(query, key)
+    b, h, t, d, _ = _shape(query, key)
     rows = b * h * _up(t, 128)
-    expanded = () if key.shape[1] == h else (b * s * h * d * query.element_size(),) * 2
-    return [(rows * _FLOAT, rows * _rounded(d) * _FLOAT, *expanded)]
+    made = rows * _FLOAT, rows * _rounded(d) * _FLOAT
+    return Needs(before=_in_order(args[0]), during=[(*made, *_expanded(query, key))])
 
 
-def cudnn_backward(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+def _in_order(gradient: Tensor) -> tuple[int, ...]:
+    """A copy of the gradient, unless it lies as (B, T, H, D)."""
+    return () if gradient.transpose(1, 2).is_contiguous() else (gradient.numel() * gradient.element_size(),)
+
+
+def _expanded(query: Tensor, key: Tensor) -> tuple[int, ...]:
+    """Gradients of keys and values for each head of the query, where several share a key."""
+    b, h, _, d, s = _shape(query, key)
+    return () if key.shape[1] == h else (b * s * h * d * query.element_size(),) * 2
+
+
+def cudnn_backward(_gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> Needs:
     """One workspace for row sums and the gradient of the query."""
     b, h, t, d, _ = _shape(args[1], args[2])
-    return [(b * h * t * (d + 1) * _FLOAT,)]
+    return Needs(during=[(b * h * t * (d + 1) * _FLOAT,)])
 
 
-def efficient_forward(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+def efficient_forward(_gpu: Gpu, args: Any, _kwargs: Any, out: Any) -> Needs:
     """Half precision with wide heads adds up its output in float32."""
     query, value = args[0], args[2]
     wide = value.shape[-1] > 128 and query.element_size() == 2
-    return [(out[0].numel() * _FLOAT,)] if wide else []
+    return Needs(during=[(out[0].numel() * _FLOAT,)]) if wide else Needs()
 
 
-def efficient_backward(gpu: Gpu, args: Any, kwargs: Any, out: Any) -> Groups:  # noqa: ARG001
+def efficient_backward(_gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> Needs:
     """Row sums of output times gradient (for float32 by way of the product), and the gradients' accumulators."""
     query, key = args[1], args[2]
     b, h, t, d, s = _shape(query, key)
     half = query.element_size() == 2
     rows = b * h * t * _FLOAT
-    sums = (rows,) if half else (b * h * t * args[3].shape[-1] * _FLOAT, rows, rows)
+    products = [] if half else [(b * h * t * args[3].shape[-1] * _FLOAT, rows, rows)]
     block = 64 if not half or d <= 64 else 128
     columns = 128 if half and 64 < d <= 128 else _up(d, 64)
     accumulators = -(-t // block) * (block * columns * _FLOAT + 16)
     if half and d > 128:
         splits = max(1, min(-(-s // 64), 200 // (b * h)))
         accumulators += splits * 64 * 256 * _FLOAT * 2
-    return [(*sums, b * h * accumulators)]
+    before = (*_in_order(args[0]), *_expanded(query, key))
+    return Needs(before=before, during=[*products, (rows, b * h * accumulators)])
 
 
 TEMPORARIES = {

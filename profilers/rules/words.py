@@ -1,8 +1,8 @@
 """CUDA's words in a user's program: `.cuda()`, `.to("cuda")`, `device="cuda"` and questions about the GPU.
 
-In a fake run there is one device, and its tensors already are what would be on the GPU: a word that moves them there moves
-nothing. Questions (`torch.cuda.is_available()`) are answered as on the GPU that was named, unless torch itself asks: it
-would then go and call the driver.
+In a fake run there is one device, and its tensors already are what would be on the GPU: a word that moves them there
+moves nothing. Questions (`torch.cuda.is_available()`) are answered as on the GPU that was named, unless torch itself
+asks: it would then go and call the driver.
 """
 
 from __future__ import annotations

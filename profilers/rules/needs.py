@@ -1,0 +1,23 @@
+"""What a kernel allocates besides its outputs, as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dnnmem.profilers.rules.gpu import Gpu
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """Temporaries of one operator; all die with it."""
+
+    before: tuple[int, ...] = ()
+    """Made before the outputs, such as contiguous copies of inputs; they live until the operator ends."""
+    during: Sequence[tuple[int, ...]] = ()
+    """Made after the outputs: those of a group live together, one group after the other."""
+
+
+Find = Callable[[Gpu, Any, Any, Any], Needs]
+"""Called with the GPU, the operator's arguments, its keywords and its outputs."""
