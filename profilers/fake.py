@@ -84,7 +84,8 @@ def _as_plain_tensors() -> Iterator[None]:
 @contextmanager
 def _swapping(fake: FakeTensorMode) -> Iterator[None]:
     """Let `model.bfloat16()` convert parameters: torch swaps FakeTensors, and refuses those that the mode remembers."""
-    remembered, swap = fake.fake_tensor_converter.tensor_memo, torch.utils.swap_tensors
+    remembered = fake.fake_tensor_converter.tensor_memo
+    swap: Any = torch.utils.swap_tensors
 
     def forget_and_swap(old: torch.Tensor, new: torch.Tensor) -> None:
         for key in [key for key, known in remembered.items() if known is old or known is new]:
