@@ -27,12 +27,12 @@ def cache(tmp_path_factory):
 def on_gpu(cache, root):
     """`on_gpu(code, gpu, count, **variables)` runs Python on virtual GPUs and returns the finished process."""
 
-    def run(code, gpu="h100-sxm-80gb", *, count=1, arguments=(), **variables):
+    def run(code, gpu="h100-sxm-80gb", *, count=1, arguments=(), timeout=90, **variables):
         base = {**os.environ, "PYTHONPATH": str(root), **variables}
         launch = prepare(gpu, base, count=count, cache=cache)
         command = [sys.executable, *(arguments or ("-W", "ignore", "-c", textwrap.dedent(code)))]
         return subprocess.run(
-            command, env=launch.environment, capture_output=True, text=True, check=False, timeout=90, cwd=root
+            command, env=launch.environment, capture_output=True, text=True, check=False, timeout=timeout, cwd=root
         )
 
     return run

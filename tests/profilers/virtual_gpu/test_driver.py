@@ -169,12 +169,6 @@ def test_a_call_that_nobody_reviewed_ends_the_process_with_its_name(on_gpu):
     assert "the virtual GPU has no cuMemAllocPitch_v2" in done.stderr
 
 
-def test_a_recurrent_network_on_cudnn_is_refused_by_name(on_gpu):
-    done = on_gpu("import torch; torch.nn.LSTM(4, 4).cuda()(torch.randn(2, 3, 4, device='cuda'))")
-    assert done.returncode < 0
-    assert "the virtual GPU has no cudnn" in done.stderr
-
-
 def test_device_memory_has_no_memory_behind_it(on_gpu):
     # GIVEN a GPU with more memory than this machine is likely to have free  WHEN half of it is allocated and "written"
     (peak,) = lines(
