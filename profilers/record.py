@@ -44,8 +44,11 @@ class Block:
     """A storage while it is being recorded."""
 
     nbytes: int
+    """Bytes; on a GPU those that were requested."""
     shape: tuple[int, ...]
+    """Of the tensor it was first seen through."""
     dtype: str
+    """Element type of that tensor."""
     entry: int
     """Index of the op that made it; -1 if it was found."""
     node: int | None = None
@@ -53,9 +56,13 @@ class Block:
     died: int = -1
     """Dispatch count at its death; -1 while alive."""
     kind: Kind | None = None
+    """What it is for, if it was named."""
     module: tuple[str, ...] | None = None
+    """Its owner, or where it was made."""
     name: str = ""
+    """Its name within its owner."""
     saved: bool = False
+    """True if autograd keeps it for backward."""
     host: bool = False
     """True for what stays on the host on a GPU: not device memory."""
     seen: int = 0
@@ -69,13 +76,19 @@ class Entry:
     """An operator while it is being recorded."""
 
     name: str
+    """With its overload: `aten.mm.default`."""
     place: Place
+    """Where it runs."""
     reads: tuple[int, ...]
+    """Storages of its inputs."""
     writes: tuple[int, ...]
+    """Storages that it makes or changes."""
     start: int
     """Index of its first event."""
     flops: int
+    """Floating-point operations."""
     moved_bytes: int
+    """Bytes it must read and write at least once."""
     times: tuple[Any, Any] | None
     """What the clock said before and after it."""
     tick: int
@@ -89,9 +102,11 @@ class Log:
     """Everything noted, from the first watched storage on."""
 
     entries: list[Entry] = field(default_factory=list)
+    """In dispatch order."""
     events: list[tuple[int, int]] = field(default_factory=list)
     """(signed bytes, storage) in program order."""
     blocks: dict[int, Block] = field(default_factory=dict)
+    """By the number of the storage."""
     steps: list[tuple[int, int]] = field(default_factory=list)
     """(first entry, first event) of each step."""
     ticks: list[int] = field(default_factory=list)
