@@ -2,7 +2,7 @@
  * unknown, except that small payloads are taken to be like this rank's own, so that ranks which compare notes agree.
  *
  * A group that was split off does not know its size from NCCL's arguments: whoever splits tells it beforehand with
- * dnnmem_split_size(color, size). From nccl.h.
+ * dnnmem_split_size(color, size), with color -1 for whichever group this thread splits off next. From nccl.h.
  */
 #include "virtual_gpu.h"
 
@@ -22,6 +22,7 @@ static struct {
     int color, size;
 } splits[MAX_SPLITS];
 static int split_count;
+static __thread int next_size; /* of the next split of this thread; 0: not told */
 
 /* ---- communicators ---- */
 
@@ -36,12 +37,20 @@ static ncclResult_t make(ncclComm_t *made, int size, int rank)
 
 EXPORT void dnnmem_split_size(int color, int size)
 {
+    if (color < 0) {
+        next_size = size;
+        return;
+    }
     splits[split_count % MAX_SPLITS].color = color;
     splits[split_count++ % MAX_SPLITS].size = size;
 }
 
 static int split_size(int color)
 {
+    int told = next_size;
+    next_size = 0;
+    if (told)
+        return told;
     for (int i = split_count < MAX_SPLITS ? split_count : MAX_SPLITS; i-- > 0;)
         if (splits[i].color == color)
             return splits[i].size;

@@ -99,7 +99,7 @@ def test_the_trace_is_the_bare_runs_list_of_events(name, target):
     assert told == bare, "\n".join(difflib.unified_diff([*map(str, bare)], [*map(str, told)], n=1, lineterm=""))
 
 
-def test_without_a_clock_there_are_no_times(target):
-    trace, measured = recorded(target, steps=2)
+def test_without_a_clock_there_are_no_times():
+    trace, measured = recorded(zoo_target("accumulation"), steps=2)
     assert measured.step_seconds is None
     assert all(op.seconds is None for op in trace.ops)

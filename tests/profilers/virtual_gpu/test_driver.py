@@ -227,3 +227,28 @@ def test_collectives_of_many_ranks_need_no_peers(on_gpu):
     )
     # THEN memory is that of the tensors, and a small payload is as if all ranks had the same
     assert told == [[5] * 8, 4 + 32 + 0]
+
+
+@pytest.mark.parametrize("split", ["dist.split_group(split_ranks=parts)", "dist.new_group([0, 1, 2, 3])"])
+def test_a_group_that_is_split_off_has_its_own_size(on_gpu, split):
+    # GIVEN a group of 4 made out of 8 ranks  WHEN a number is gathered in it
+    (told,) = lines(
+        on_gpu(
+            f"""
+            import json, torch, torch.distributed as dist
+            from dnnmem.profilers.virtual_gpu.groups import tell_split_sizes
+            tell_split_sizes()
+            dist.init_process_group(
+                "nccl", store=dist.HashStore(), rank=0, world_size=8, device_id=torch.device("cuda:0")
+            )
+            parts = [[0, 1, 2, 3], [4, 5, 6, 7]]
+            part = {split}
+            out = torch.full((8,), -1, dtype=torch.int64).cuda()
+            dist.all_gather_into_tensor(out[:4], torch.tensor([7]).cuda(), group=part)
+            print(json.dumps(out.tolist()))
+            import os; os._exit(0)
+            """
+        )
+    )
+    # THEN there are 4 of them, and nothing behind is written to
+    assert told == [7] * 4 + [-1] * 4

@@ -1,0 +1,48 @@
+"""Tells the stub of NCCL how many ranks a group has that is split off another one.
+
+`ncclCommSplit` gets a color and no size: how many ranks share the color is known to the other ranks, which may not
+exist. torch's callers know it. Where torch makes the color in Python, the size goes with the color; `split_group`
+makes it in C++, so there the size is told just before the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed
+import torch.distributed.distributed_c10d as c10d
+
+_NEXT = -1
+"""In place of a color: the group that this thread splits off next."""
+
+
+def tell_split_sizes() -> None:
+    """From now on, each group that torch splits off has its size in the stub library; call it before any is made."""
+    tell: Callable[[int, int], None] | None = getattr(ctypes.CDLL(None), "dnnmem_split_size", None)
+    if tell is None:
+        return
+    if hasattr(c10d, "_process_group_color"):
+        c10d._process_group_color = _telling_color(c10d._process_group_color, tell)
+    if hasattr(c10d, "split_group"):
+        c10d.split_group = torch.distributed.split_group = _telling_split(c10d.split_group, tell)
+
+
+def _telling_color(color_of: Callable[[list[int]], int], tell: Callable[[int, int], None]) -> Callable[..., int]:
+    def told(ranks: list[int]) -> int:
+        color = color_of(ranks)
+        tell(color, len(ranks))
+        return color
+
+    return told
+
+
+def _telling_split(split: Callable[..., Any], tell: Callable[[int, int], None]) -> Callable[..., Any]:
+    def told(parent_pg: Any = None, split_ranks: list[list[int]] | None = None, *args: Any, **options: Any) -> Any:
+        own = torch.distributed.get_rank(parent_pg)
+        size = next((len(ranks) for ranks in split_ranks or () if own in ranks), 0)
+        tell(_NEXT, size)
+        return split(parent_pg, split_ranks, *args, **options)
+
+    return told
