@@ -73,14 +73,14 @@ class Cudnn:
     """`92400` is 9.24.0."""
 
 
-def load_cudnn(path: Path, driver: Path | None = None) -> Cudnn:
-    """Load libcudnn, and before it the stub of the driver, libcuda, without which some engines are missing.
+def load_cudnn(path: Path, before: Sequence[Path] = ()) -> Cudnn:
+    """Load libcudnn, and `before` it what it looks for: the stub of libcuda, without which some engines are missing.
 
     Raises `UnsupportedError` if that fails, or if cuDNN is too old to be asked.
     """
     try:
-        if driver:
-            ctypes.CDLL(str(driver), mode=ctypes.RTLD_GLOBAL)
+        for other in before:
+            ctypes.CDLL(str(other), mode=ctypes.RTLD_GLOBAL)
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise UnsupportedError(f"{path} cannot be loaded: {error}") from None

@@ -35,8 +35,8 @@ class Task:
 
     library: str
     """Path of libcudnn."""
-    driver: str | None
-    """Path of the stub of libcuda; None: engines that are compiled at run time are missing, and nothing is kept."""
+    before: tuple[str, ...]
+    """Paths of libraries that are loaded first."""
     device: str
     """The GPU (`device_text`)."""
     capability: str
@@ -157,8 +157,8 @@ def main(arguments: Sequence[str]) -> None:
     """Serve until standard input ends. Arguments: a `Task` as JSON, the number of the listening socket."""
     task = Task(**json.loads(arguments[0]))
     listening = socket.socket(fileno=int(arguments[1]))
-    cudnn = load_cudnn(Path(task.library), Path(task.driver) if task.driver else None)
-    cache = Path(task.cache) if task.cache and task.driver else None
+    cudnn = load_cudnn(Path(task.library), [Path(path) for path in task.before])
+    cache = Path(task.cache) if task.cache else None
     desk = _Desk(task=task, cudnn=cudnn, answers=open_answers(cache, cudnn.version, task.capability))
     server = _Server(listening, desk)
     threading.Thread(target=server.serve_forever, daemon=True).start()

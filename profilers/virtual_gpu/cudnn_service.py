@@ -44,6 +44,8 @@ class Asked:
     """`92400` is 9.24.0."""
     installed: int
     """The version that torch itself uses; where it is another one, answers are a neighbour's."""
+    before: tuple[Path, ...] = ()
+    """What it cannot find itself: libraries that come with torch and lie elsewhere than it expects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +69,18 @@ def find_cudnn(torch: Torch, cache: Path | None = None) -> Asked:
         version = _version((place / "include",))
         for library in sorted((place / "lib").glob("libcudnn.so.*")):
             if version >= OLDEST:
-                return Asked(library=library, version=version, installed=own)
+                return Asked(library=library, version=version, installed=own, before=_companions(torch))
     folder, major = cache / "cudnn" if cache else "FOLDER", torch.cuda.split(".")[0]
     raise UnsupportedError(
         f"cuDNN {_spelled(own)}, which comes with torch {torch.version}, cannot be asked for workspaces; "
         f"{_spelled(OLDEST)} and later can",
         hint=f"for a range: pip install --no-deps --target {folder} 'nvidia-cudnn-cu{major}>=9.8,<10'",
     )
+
+
+def _companions(torch: Torch) -> tuple[Path, ...]:
+    names = ("libnvrtc.so.*", "libcublasLt.so.*")
+    return tuple(path for name in names for folder in torch.libraries for path in sorted(folder.glob(name))[:1])
 
 
 def _version(includes: tuple[Path, ...]) -> int:
@@ -93,9 +100,7 @@ def _spelled(version: int) -> str:
     return f"{version // 10000}.{version // 100 % 100}" if version else "(none)"
 
 
-def start(
-    asked: Asked, device: Device, *, driver: Path | None, cache: Path | None = None, choose: str = FIRST
-) -> Service:
+def start(asked: Asked, device: Device, *, driver: Path, cache: Path | None = None, choose: str = FIRST) -> Service:
     """A server that answers for `device`, until `stop` or this process ends.
 
     Args: `driver`, the stub of libcuda; `cache`, where answers are kept; `choose`, which engines it offers first: those
@@ -104,10 +109,10 @@ def start(
     return _start(_task(asked, device, driver=driver, cache=cache, choose=choose))
 
 
-def _task(asked: Asked, device: Device, *, driver: Path | None, cache: Path | None, choose: str) -> Task:
+def _task(asked: Asked, device: Device, *, driver: Path, cache: Path | None, choose: str) -> Task:
     return Task(
         library=str(asked.library),
-        driver=str(driver) if driver else None,
+        before=tuple(map(str, (driver, *asked.before))),
         device=device_text(device),
         capability=device.compute_capability,
         cache=str(cache) if cache else None,
