@@ -1,5 +1,7 @@
-"""Child processes as the parent sees them: started in a group of their own, their output followed, ended with all that
-they started. Imports no torch."""
+"""Child processes as the parent sees them, started in a group of their own and ended with all that they started.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from contextlib import suppress
 from typing import IO
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], *, keep: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+def start(
+    command: Sequence[str], environment: Mapping[str, str], *, keep: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start a child without input; its output and errors come from one pipe, and it inherits the descriptors `keep`."""
     return subprocess.Popen(  # noqa: S603 - our own module
         command,

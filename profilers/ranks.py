@@ -101,7 +101,7 @@ def run_script(
 ) -> tuple[RankResult, ...]:
     """Run the script once for each rank, on virtual GPUs; results in the order of ranks.
 
-    Args: `base`: the environment the script would have; `cache` keeps what the virtual GPU is built of; `on_output` gets
+    Args: `base`: the environment the script would have; `cache` keeps the virtual GPU; `on_output` gets
     the script's lines, headed by the rank where there are several; `on_progress` each step of the first rank; `save`:
     where the first rank's recorded step goes.
     Raises `UnsupportedError` if this machine has no virtual GPU or the script calls what it lacks.
@@ -117,7 +117,7 @@ def run_script(
                 for rank in group:
                     folder = Path(name) / f"rank{rank}"
                     folder.mkdir()
-                    environment = _environment(run, base, rank, port, folder, cache, on_output)
+                    environment = _environment(run, base, rank, port=port, folder=folder, cache=cache, say=on_output)
                     request = replace(run.request, rank=rank, world_size=run.world_size, alone=not together)
                     many, first = len(ranks) > 1, rank == ranks[0]
                     say = _headed(on_output, rank) if many else on_output
@@ -156,7 +156,14 @@ class _Child:
         self.deadline = math.inf if limit is None else time.monotonic() + limit + _GRACE_SECONDS
         (folder / "request.json").write_text(request.to_json())
         reader, writer = os.pipe()
-        command = [sys.executable, "-m", "dnnmem.profilers.script", str(folder / "request.json"), str(folder), str(writer)]
+        command = [
+            sys.executable,
+            "-m",
+            "dnnmem.profilers.script",
+            str(folder / "request.json"),
+            str(folder),
+            str(writer),
+        ]
         self.process = start(command, environment, keep=(writer,))
         os.close(writer)
 
@@ -227,6 +234,7 @@ def _environment(
     run: ScriptRun,
     base: Mapping[str, str],
     rank: int | None,
+    *,
     port: int,
     folder: Path,
     cache: Path | None,

@@ -27,7 +27,17 @@ from dnnmem.profilers.script_result import RankResult
 RESULT_FILE = "result.json"
 TRACE_FILE = "step.trace.json.gz"
 
-_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "accelerate", "lightning", "deepspeed", "peft", "diffusers")
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "accelerate",
+    "lightning",
+    "deepspeed",
+    "peft",
+    "diffusers",
+)
 
 
 def main(argv: list[str]) -> NoReturn:

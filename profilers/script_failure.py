@@ -44,7 +44,8 @@ class MemoryWatch:
         torch.cuda._lazy_call(self._attach)
 
     def _attach(self) -> None:
-        torch._C._cuda_attach_out_of_memory_observer(self._failed)
+        observe: Any = torch._C
+        observe._cuda_attach_out_of_memory_observer(self._failed)
 
     def _failed(self, device: int, asked: int, _total: int, free: int) -> None:
         where = find_place(self._roots)

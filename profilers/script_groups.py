@@ -16,19 +16,20 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch.multiprocessing as mp
 from torch import distributed
+from torch._C._distributed_c10d import Store
 from torch.distributed import distributed_c10d
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.script_request import ScriptRequest
 
 _meeting: Any = importlib.import_module("torch.distributed.rendezvous")  # a function of that name hides the module
+_processes: Any = importlib.import_module("torch.multiprocessing")
 _NCCL_ID = bytes(128)
 """What a rank that is not the first reads as NCCL's unique id; the virtual NCCL asks nothing of it."""
 
 
-class LoneStore(distributed.Store):
+class LoneStore(Store):
     """A key-value store whose other users have always been there before."""
 
     def __init__(self, world_size: int) -> None:
@@ -96,8 +97,8 @@ class Groups:
         _replace("send_object_list", lambda *_args, **_options: None)
         _replace("recv_object_list", _receive)
         _replace("monitored_barrier", lambda *_args, **_options: None)
-        mp.spawn = self._spawn  # type: ignore[assignment]
-        mp.start_processes = self._start_processes
+        _processes.spawn = self._spawn
+        _processes.start_processes = self._start_processes
 
     def notes(self) -> list[str]:
         """What was made up, in sentences."""
@@ -173,10 +174,10 @@ class _no_server:  # noqa: N801 - reads as a statement: with _no_server(...)
             raise _Met
 
         _meeting._create_c10d_store = make
-        _meeting.FileStore = lambda _path, _size: None  # type: ignore[assignment, misc]
+        _meeting.FileStore = lambda _path, _size: None
 
     def __exit__(self, *_: object) -> None:
-        _meeting._create_c10d_store, _meeting.FileStore = self._real  # type: ignore[misc]
+        _meeting._create_c10d_store, _meeting.FileStore = self._real
 
 
 def _fake_gloo(_store: Any, rank: int, size: int, *_: Any, **__: Any) -> Any:

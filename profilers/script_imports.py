@@ -1,5 +1,6 @@
-"""Calls a function right after torch was imported, whoever imports it: what the script sets before torch is loaded
-(`os.environ`, `sys.path`) then works as it does without dnnmem.
+"""Calls a function right after torch was imported, whoever imports it.
+
+What a script sets before it loads torch (`os.environ`, `sys.path`) then works as it does without dnnmem.
 
 >>> called = []
 >>> with after_import("colorsys", lambda: called.append(True)):

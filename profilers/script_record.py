@@ -66,7 +66,7 @@ def _noting_resizes(recorder: _PlainRecorder) -> Iterator[None]:
             recorder.forget(storage)
         return real(storage, nbytes)
 
-    torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
+    torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -138,7 +138,7 @@ class Recording:
 
 
 def find_model(optimizers: Iterable[Optimizer]) -> nn.Module | None:
-    """The outermost module that holds most elements of what `optimizers` update; wrappers give way to what they wrap."""
+    """The outermost module that holds most of what `optimizers` update; wrappers give way to what they wrap."""
     wanted = {id(p): p.numel() for o in optimizers for group in o.param_groups for p in group["params"]}
     best: nn.Module | None = None
     most = (0, 0)
@@ -172,7 +172,7 @@ def _name_updated(recorder: Recorder, names: Names, optimizers: Sequence[Optimiz
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a distributed tensor; any other tensor itself."""
+    """The part of a distributed tensor that this rank has; any other tensor itself."""
     part = getattr(tensor, "_local_tensor", tensor)
     return part if isinstance(part, torch.Tensor) else tensor
 

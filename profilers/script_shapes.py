@@ -17,16 +17,17 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dnnmem.profilers.script_twins import Twins
 
-_INDEXED = frozenset({
+INDEXED = frozenset({
     "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index",
     "aten::_unsafe_index_put",
 })  # fmt: skip
+"""Operators that take positions, or masks in their place."""
 _SELECTS = "{}: which elements are selected depends on values that nobody knows; all of them are taken"
 
 
 def is_masked_index(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether `func` indexes by a boolean tensor on a GPU."""
-    if func._schema.name not in _INDEXED or len(args) < 2:
+    if func._schema.name not in INDEXED or len(args) < 2:
         return False
     return any(_is_mask(index) for index in args[1])
 

@@ -24,8 +24,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 class StepCounter:
     """Hooks on all optimizers of the process."""
 
-    def __init__(self, enough: int, *, on_step: Callable[[int, Sequence[Optimizer]], None], on_end: Callable[[], None]) -> None:
-        """Args: `on_step` hears the number of each new step and the optimizers so far; `on_end` once after `enough` of them."""
+    def __init__(
+        self, enough: int, *, on_step: Callable[[int, Sequence[Optimizer]], None], on_end: Callable[[], None]
+    ) -> None:
+        """Args: `on_step` hears each new step and the optimizers so far; `on_end` is called after `enough` of them."""
         self.steps = 0
         """Training steps done."""
         self._enough = enough

@@ -56,10 +56,10 @@ class Twins:
 
     def read(self, tensor: Tensor) -> Tensor:
         """A tensor on the CPU with the same values, shape and strides."""
-        flat = torch.empty(span(tensor) // tensor.element_size(), dtype=tensor.dtype, device="cpu")
-        if flat.numel():
-            self._copy(flat.data_ptr(), tensor.data_ptr(), span(tensor))
-        return flat.as_strided(tensor.shape, tensor.stride())
+        twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+        if twin.numel():
+            self._copy(twin.data_ptr(), tensor.data_ptr(), span(tensor))
+        return twin
 
     def write(self, tensor: Tensor, twin: Tensor) -> None:
         """Give `tensor` the values of `twin`, which may have other strides."""

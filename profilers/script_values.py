@@ -1,5 +1,6 @@
-"""True values of small tensors on a virtual GPU: ids, masks, lengths, steps and scales, so that host code which reads
-them takes the path that it takes on a real one.
+"""True values of small tensors on a virtual GPU: ids, masks, lengths, steps and scales.
+
+Host code that reads them then takes the path that it takes on a real one.
 
 Every operator still runs on the virtual GPU, for its allocations; if all that it reads is small and known, it runs on
 the CPU as well, and its result is put behind the GPU's address. It is seen by kernels under a dispatch key that no
@@ -20,15 +21,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from dnnmem.profilers.script_shapes import bounded, is_masked_index, with_positions
+from dnnmem.profilers.script_shapes import INDEXED, bounded, is_masked_index, with_positions
 from dnnmem.profilers.script_twins import Twins, small
 from dnnmem.profilers.tensors import tensors_in
 
 _KEY = "AutocastIPU"
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 _SKIPPED = ("aten::empty", "aten::new_empty", "aten::record_stream", "aten::resize_", "aten::set_")
-_KEEPS = frozenset({"aten::_amp_foreach_non_finite_check_and_unscale_"})
-"""Operators whose small results stay as they were, since no gradient is taken to be infinite."""
+_KEEPS = frozenset({"aten::_amp_foreach_non_finite_check_and_unscale_", "aten::detach_", "aten::squeeze_", "aten::t_"})
+"""Operators whose small results stay as they were: no gradient is taken to be infinite, and views change no values."""
 _OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_", "aten::zero", "aten::random_")
 """Operators that do not read what they write."""
 _TRUE = frozenset({"aten::isfinite", "aten::all"})
@@ -38,6 +39,8 @@ _MOVES = frozenset({
     "aten::index_select", "aten::_foreach_copy_", "aten::repeat", "aten::reshape", "aten::flatten", "aten::expand_copy",
 })  # fmt: skip
 """Operators that only carry bytes, whether anyone knows them or not."""
+_FROM_DATA = "aten::lift_fresh"
+"""What `torch.tensor` does last: the driver has moved the bytes unseen."""
 _NAMESPACES = ("aten", "c10d")
 _READS = frozenset({"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero"})
 
@@ -55,8 +58,8 @@ class SmallValues:
         self._keys = torch._C.DispatchKeySet(key)
         self._libraries = {name: torch.library.Library(name, "IMPL") for name in (*_NAMESPACES, "_")}
         for name in _operators():
-            self._libraries[name.partition("::")[0]].m.impl(name, _KEY, partial(self._run, _Operator(name)))
-        self._libraries["_"].m.fallback(_KEY, torch.library.fallthrough_kernel)
+            _registry(self._libraries[name.partition("::")[0]]).impl(name, _KEY, partial(self._run, _Operator(name)))
+        _registry(self._libraries["_"]).fallback(_KEY, torch.library.fallthrough_kernel)
         torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)  # noqa: FBT003
         torch._C._dispatch_tls_set_dispatch_key_included(key, True)  # noqa: FBT003
 
@@ -80,38 +83,54 @@ class SmallValues:
                 args = with_positions(func, args, self._twins, self.assumed) if is_masked_index(func, args) else args
             out = func(*args, **kwargs)
             with torch.no_grad():
-                return self._value(func, args, kwargs, inputs, on_gpu, out)
+                return self._give_values(func, args, kwargs, inputs, out)
 
-    def _value(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], on_gpu: list[Tensor], out: Any) -> Any:
+    def _give_values(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], out: Any) -> Any:
         """Give the results of an operator that has run their values; returns them, or others if shapes depend on it."""
         name = func._schema.name
+        on_gpu = [tensor for tensor in inputs if tensor.is_cuda]
         if name.startswith("c10d::"):
             self._carried(on_gpu)
             return out
+        if name == _FROM_DATA:
+            for tensor in filter(small, on_gpu):
+                self._twins.mark(tensor, known=True)
+            return out
         known = self._twins.known(_read_by(func, kwargs, on_gpu))
-        if torch.Tag.dynamic_output_shape in func.tags and on_gpu:
+        if torch.Tag.dynamic_output_shape in func.tags and on_gpu and name not in INDEXED:
             if known:
                 return self._replace(func, args, kwargs, on_gpu[0].device)
             return bounded(func, args, kwargs, out, self.assumed)
         if name in _READS:
-            if not known and on_gpu and not on_gpu[0].dtype.is_floating_point:
-                self.assumed[f"a value of {on_gpu[0].dtype} that nobody knows is read back as 0"] += 1
+            self._note_read(on_gpu, known=known)
             return out
         results = self._results(func, args, kwargs, inputs, out)
-        if not results or name in _KEEPS:
-            return out
-        if inputs and not on_gpu:  # a copy to the GPU: the driver has moved the bytes
+        if results and name not in _KEEPS:
+            self._settle(func, args, kwargs, out, results, known=known, from_host=bool(inputs) and not on_gpu)
+        return out
+
+    def _settle(
+        self, func: Any, args: Any, kwargs: Any, out: Any, results: list[Tensor], *, known: bool, from_host: bool
+    ) -> None:
+        """Put something behind small results: what the driver has moved, what the CPU computes, or what is assumed."""
+        name = func._schema.name
+        if from_host:
             for tensor in results:
                 self._twins.mark(tensor, known=True)
-        elif name in _MOVES and all(small(tensor) for tensor in on_gpu) and self._compute(func, args, kwargs, out):
+        elif (name in _MOVES or (known and not name.startswith(_SKIPPED))) and self._compute(func, args, kwargs, out):
             for tensor in results:
                 self._twins.mark(tensor, known=known)
-        elif known and not name.startswith(_SKIPPED) and self._compute(func, args, kwargs, out):
-            pass
         else:
             for tensor in results:
                 self._twins.assume(tensor, ones=name in _TRUE)
-        return out
+
+    def _note_read(self, on_gpu: list[Tensor], *, known: bool) -> None:
+        if known or not on_gpu or on_gpu[0].dtype.is_floating_point:
+            return
+        if on_gpu[0].dtype is torch.bool:
+            self.assumed["a truth that nobody knows is read back as it is without NaN and overflow"] += 1
+        else:
+            self.assumed[f"an {str(on_gpu[0].dtype)[6:]} that nobody knows is read back as 0"] += 1
 
     def _carried(self, tensors: list[Tensor]) -> None:
         """A collective has run: the virtual NCCL carries what is small."""
@@ -129,7 +148,9 @@ class SmallValues:
         return [*made, *(t for t in _written(func, args, kwargs) if t.is_cuda and small(t))]
 
     def _compute(self, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
-        """Run the operator on twins and write what it says; False if the CPU cannot."""
+        """Run the operator on twins and write what it says; False if the CPU cannot, or has not all of them."""
+        if not all(small(tensor) for tensor in tensors_in((*args, *kwargs.values())) if tensor.is_cuda):
+            return False
         twins: dict[int, Tensor] = {}
         try:
             result = self._on_cpu(func, args, kwargs, twins)
@@ -196,6 +217,11 @@ class _Operator:
         return self._found
 
 
+def _registry(library: torch.library.Library) -> Any:
+    """What a library registers with; its own methods check more, and take longer."""
+    return library.m
+
+
 def _operators() -> list[str]:
     """All operators but those that only look at what is there: they need no values, and `detach` may not be watched."""
     names = []
@@ -205,7 +231,7 @@ def _operators() -> list[str]:
         base, _, overload = name.partition(".")
         arguments = torch._C._get_schema(base, overload).arguments
         written = [a.alias_info.is_write for a in arguments if a.alias_info is not None]
-        if not written or any(written):
+        if not written or any(written) or name == _FROM_DATA:
             names.append(name)
     return names
 
@@ -234,4 +260,3 @@ def _may_make_cuda(inputs: list[Tensor], kwargs: dict[str, Any]) -> bool:
     """Whether an operator that reads nothing on the GPU may give out something there."""
     device = kwargs.get("device")
     return bool(inputs) or (device is not None and torch.device(device).type == "cuda")
-

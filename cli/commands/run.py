@@ -36,7 +36,8 @@ Rank = Annotated[
 Steps = Annotated[int, typer.Option("--steps", metavar="N", help="End the run after so many training steps.")]
 Timeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")]
 Memory = Annotated[
-    str | None, typer.Option("--memory", metavar="SIZE", help="Memory of each GPU, where it is not the card's own: 95GiB.")
+    str | None,
+    typer.Option("--memory", metavar="SIZE", help="Memory of each GPU, where it is not the card's own: 95GiB."),
 ]
 Gpu = Annotated[str | None, typer.Option("--gpu", metavar="NAME", help="The GPU to run on. [default: h100-sxm-80gb]")]
 Layers = Annotated[
@@ -123,7 +124,8 @@ def _print_table(job: RunJob, results: tuple[RankResult, ...], profile: Profile 
     from dnnmem.cli.render.report import View
 
     view = View(depth=job.depth, everything=job.everything, unicode=is_unicode(sys.stdout))
-    print_ranks(job.words, job.run, results, profile, make_console(sys.stdout, no_color=no_color), view)
+    console = make_console(sys.stdout, no_color=no_color)
+    print_ranks(job.words, job.run, results, profile, console=console, view=view)
 
 
 def _exit_code(results: tuple[RankResult, ...]) -> int:

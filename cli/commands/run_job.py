@@ -66,7 +66,9 @@ def prepare_run(
     settings = resolve(typed, folder=folder, environ=environ)
     command = parse_command(words)
     if not command.is_module and not (folder / command.script).is_file():
-        raise UsageError(f"there is no script {command.script}", hint="the script comes after the options of dnnmem run")
+        raise UsageError(
+            f"there is no script {command.script}", hint="the script comes after the options of dnnmem run"
+        )
     if save is not None and not save.name.endswith(SAVED):
         raise UsageError(f"--save {save}: the name of a saved trace ends with {SAVED}")
     if save is not None and not layers:
@@ -89,7 +91,9 @@ def _script_run(
     command: Command, settings: Settings, *, gpus: int | None, rank: str | None, steps: int, memory: str | None
 ) -> ScriptRun:
     if gpus is not None and command.ranks not in {None, gpus}:
-        raise UsageError(f"--gpus is {gpus}, but the launcher starts {command.ranks} processes", hint="give one of them")
+        raise UsageError(
+            f"--gpus is {gpus}, but the launcher starts {command.ranks} processes", hint="give one of them"
+        )
     world_size = gpus or command.ranks or 1
     timeout = float(settings["timeout"].value) if "timeout" in settings else None
     if timeout is not None and not 0 < timeout < float("inf"):

@@ -31,7 +31,9 @@ def record(
     if first.outcome != "ran" or first.device is None or not first.steps:
         return results, None
     if first.steps < 2:
-        return _noted(results, "layers are not shown: a step is recorded after a first one, so --steps must be 2 or more"), None
+        return _noted(
+            results, "layers are not shown: a step is recorded after a first one, so --steps must be 2 or more"
+        ), None
     request = replace(job.run.request, record=True, steps=first.steps)
     ranks = None if job.run.ranks is None else job.run.ranks[:1]
     with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:

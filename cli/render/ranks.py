@@ -38,6 +38,7 @@ def print_ranks(
     run: ScriptRun,
     results: Sequence[RankResult],
     profile: Profile | None,
+    *,
     console: Console,
     view: View,
 ) -> None:
