@@ -105,8 +105,9 @@ def _match(parts: dict[str, int | None], measured: int | None, notes: list[str])
         parts["temp"] = (parts["temp"] or 0) + measured - explained
         if measured - explained > _WORTH_SAYING * measured:
             notes.append(
-                f"A run that nothing observes peaks at {format_bytes(measured)}, {format_bytes(measured - explained)} more "
-                "than the recorded storages explain: memory inside kernels, counted in temp."
+                f"A run that nothing observes peaks at {format_bytes(measured)}, "
+                f"{format_bytes(measured - explained)} more than the recorded storages "
+                "explain: memory inside kernels, counted in temp."
             )
         return measured
     less, excess, taken = format_bytes(explained - measured), explained - measured, []

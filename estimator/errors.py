@@ -17,7 +17,7 @@ class DnnmemError(Exception):
     """A failure with a message for people. Subclasses fix the exit code of the command line."""
 
     exit_code: ClassVar[int] = 5
-    """What the command line exits with: 0 ok, 1 regression or over budget, 2 usage, 3 model, 4 unsupported, 5 internal."""
+    """What the command line exits with: 1 regression or over budget, 2 usage, 3 model, 4 unsupported, 5 internal."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         """Args: `message` says what, with the values and the rule; `hint` says the way out (may be several lines)."""

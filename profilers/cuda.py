@@ -85,7 +85,7 @@ def _build(target: Target) -> Built:
 
 
 def _spec_name() -> str:
-    """This GPU's name in `specs/`, or what torch calls it if it is not there."""
+    """The GPU's name in `specs/`, or what torch calls it if it is not there."""
     name = torch.cuda.get_device_name()
     try:
         return find_device(name).name

@@ -44,7 +44,8 @@ Gpu = Annotated[
     typer.Option("--gpu", metavar="NAME", help="The GPU it has to fit into; `dnnmem devices` lists them."),
 ]
 Steps = Annotated[
-    int | None, typer.Option("--steps", metavar="N", help="Steps to run, 2 or more; the last counts. Default: 2 on fake, else 3.")
+    int | None,
+    typer.Option("--steps", metavar="N", help="Steps to run, 2 or more; the last counts. Default: 2 on fake, else 3."),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of weights and inputs. [default: 0]")]
 Repeats = Annotated[int | None, typer.Option("--repeats", metavar="N", help="Timed steps on cuda; the median counts.")]
