@@ -1,6 +1,6 @@
 """What `dnnmem run` was asked for, checked as far as that needs no script: before any child process starts.
 
->>> job = prepare_run(["torchrun", "--nproc-per-node", "8", "train.py"], {"gpu": "a100-80gb"}, {}, folder=Path("/"))
+>>> job = prepare_run(["torchrun", "--nproc-per-node", "8", "-m", "train"], {"gpu": "a100-80gb"}, {}, folder=Path("/"))
 >>> job.run.world_size, job.run.ranks, job.run.gpu.name
 (8, (0,), 'a100-sxm-80gb')
 """

@@ -49,8 +49,8 @@ _COMPILED_AT_RUN_TIME = 1
 class Engine(NamedTuple):
     """One engine configuration, as cuDNN's heuristics offer it."""
 
-    index: int
-    """Its number inside cuDNN."""
+    number: int
+    """Inside cuDNN."""
     workspace_bytes: int
     """What a plan made of it needs; -1: no plan can be made of it."""
     notes: int
@@ -211,7 +211,7 @@ def _engine(cudnn: Cudnn, config: ctypes.c_void_p, gpu: ctypes.c_void_p) -> Engi
         _check(cudnn, status, "engine")
         behavior = _notes(cudnn, engine, _ENGINE_BEHAVIOR, _BEHAVIOR_NOTE)
         return Engine(
-            index=_number(cudnn, engine, _ENGINE_INDEX),
+            number=_number(cudnn, engine, _ENGINE_INDEX),
             workspace_bytes=_workspace(cudnn, config, gpu, compiles=bool(behavior & _COMPILED_AT_RUN_TIME)),
             notes=_notes(cudnn, engine, _ENGINE_NOTES, _NUMERICAL_NOTE),
             behavior=behavior,

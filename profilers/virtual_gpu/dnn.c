@@ -87,7 +87,10 @@ EXPORT cudnnStatus_t cudnnCreateSpatialTransformerDescriptor(cudnnSpatialTransfo
 }
 EXPORT cudnnStatus_t cudnnDestroySpatialTransformerDescriptor(cudnnSpatialTransformerDescriptor_t it) { return end(it); }
 
-/* ---- batch norm: without fused activations it keeps mean and variance in tensors of its caller and needs no more ---- */
+/* ---- batch norm ----
+ *
+ * cuDNN tells these sizes only to a process that has a GPU, and none was found published. 0 is what the interface
+ * without "Ex" gets by with, and torch fuses no activation, so no mask of the input's size has to be kept. */
 
 EXPORT cudnnStatus_t cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(
     cudnnHandle_t handle, cudnnBatchNormMode_t mode, cudnnBatchNormOps_t operation, const cudnnTensorDescriptor_t x,

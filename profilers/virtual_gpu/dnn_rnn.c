@@ -9,8 +9,8 @@
  *     workspace = matrices + L D B H (10 g + 2 s) e    g: gates 4, 3, 1; s: states 2, 1, 1
  *
  * (T steps, B batch, D directions, L layers, H hidden, e bytes of an element). The plain network's k is inferred from
- * the sizes of the processes there. How far a later cuDNN is from all this is not known. States of dropout: 48 bytes for
- * each thread that the GPU can hold, the size of cuRAND's generator.
+ * the sizes of the processes there. How far a later cuDNN is from all this is not known. States of dropout: 48 bytes
+ * for each thread that the GPU can hold, the size of cuRAND's generator.
  */
 #include "virtual_gpu.h"
 

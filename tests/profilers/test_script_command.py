@@ -22,13 +22,18 @@ from dnnmem.profilers.script_command import parse_command
 def test_what_a_person_would_type_is_understood(words, script, arguments, is_module, ranks):
     command = parse_command(words.split())
 
-    assert (command.script, command.arguments, command.is_module, command.ranks) == (script, arguments, is_module, ranks)
+    assert (command.script, command.arguments, command.is_module, command.ranks) == (
+        script,
+        arguments,
+        is_module,
+        ranks,
+    )
 
 
 @pytest.mark.parametrize(
     "words",
-    ["", "-m", "--lr 1 train.py", "python -c print()", "torchrun --nproc-per-node 8", "torchrun --nproc-per-node x t.py",
-     "accelerate launch train.py", "python"],
+    ["", "-m", "--lr 1 train.py", "python -c print()", "torchrun --nproc-per-node 8",
+     "torchrun --nproc-per-node x t.py", "accelerate launch train.py", "python"],
 )  # fmt: skip
 def test_what_is_no_script_is_refused_with_an_example(words):
     with pytest.raises(UsageError) as caught:

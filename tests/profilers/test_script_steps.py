@@ -24,7 +24,9 @@ def count(run, enough=2):
     except Ended:
         ended = True
     finally:
-        for kept, now in zip(before, (hooks._global_optimizer_pre_hooks, hooks._global_optimizer_post_hooks), strict=True):
+        for kept, now in zip(
+            before, (hooks._global_optimizer_pre_hooks, hooks._global_optimizer_post_hooks), strict=True
+        ):
             now.clear()
             now.update(kept)
         if counter._handle is not None:

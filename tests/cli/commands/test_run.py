@@ -15,15 +15,19 @@ from dnnmem.profilers.script_result import DeviceMemory, OutOfMemory, RankResult
 
 GIB = 2**30
 GPU = DeviceMemory(
-    device=0, name="NVIDIA A10G", allocated_bytes=9 * GIB, requested_bytes=9 * GIB, reserved_bytes=10 * GIB, segments=40,
-    outside_bytes=GIB, total_bytes=22 * GIB,
-    steps=(StepPeak(allocated_bytes=8 * GIB, reserved_bytes=9 * GIB), StepPeak(allocated_bytes=9 * GIB, reserved_bytes=10 * GIB)),
+    device=0, name="NVIDIA A10G", allocated_bytes=9 * GIB, requested_bytes=9 * GIB, reserved_bytes=10 * GIB,
+    segments=40, outside_bytes=GIB, total_bytes=22 * GIB,
+    steps=(
+        StepPeak(allocated_bytes=8 * GIB, reserved_bytes=9 * GIB),
+        StepPeak(allocated_bytes=9 * GIB, reserved_bytes=10 * GIB),
+    ),
 )  # fmt: skip
 RAN = RankResult(
     outcome="ran", steps=2, stopped=True, optimizers={"AdamW": 2}, memory=(GPU,), versions={"torch": "2.14.1"}
 )
 OOM = replace(
-    RAN, outcome="out_of_memory", steps=1, stopped=False, message="train.py:9 in <module>\n    model(x)\nOutOfMemoryError: no",
+    RAN, outcome="out_of_memory", steps=1, stopped=False,
+    message="train.py:9 in <module>\n    model(x)\nOutOfMemoryError: no",
     oom=OutOfMemory(
         message="CUDA out of memory. Tried to allocate 2.00 GiB.", asked_bytes=2 * GIB, free_bytes=GIB, step=2,
         phase="backward", module="h.3", source="train.py:9",
@@ -38,7 +42,6 @@ def _child(monkeypatch, tmp_path):
 
     class Child:
         results = (RAN,)
-        runs = []
 
     def answer(job, _base, *, on_output=print, on_progress=print, cache=None, save=None):
         del cache, save
@@ -58,7 +61,9 @@ def test_a_script_that_fits_says_so_and_what_each_step_needed(child, capsys):
     out, err = capsys.readouterr()
     assert "FITS: 11.00 GiB of the" in out
     assert "2 training steps ended by dnnmem (2 of AdamW)" in out
-    assert [line.split() for line in out.splitlines() if line.lstrip().startswith("2  ")] == [["2", "9.00", "GiB", "10.00", "GiB"]]
+    assert [line.split() for line in out.splitlines() if line.lstrip().startswith("2  ")] == [
+        ["2", "9.00", "GiB", "10.00", "GiB"]
+    ]
     assert "loss 2.3" in err
     assert child.runs[0].request.arguments == ("--lr", "1")
 
@@ -81,7 +86,8 @@ def test_out_of_memory_is_told_with_its_place_and_exits_with_1(child, capsys):
 
 
 @pytest.mark.parametrize(
-    ("outcome", "words"), [("failed", "NOT KNOWN: the script failed"), ("timed_out", "NOT KNOWN: the script took too long")]
+    ("outcome", "words"),
+    [("failed", "NOT KNOWN: the script failed"), ("timed_out", "NOT KNOWN: the script took too long")],
 )
 def test_a_failure_exits_with_3_and_is_told_in_the_scripts_words(child, capsys, outcome, words):
     child.results = (replace(RAN, outcome=outcome, message="train.py:3 in go\nValueError: no"),)
@@ -137,11 +143,18 @@ def test_what_is_not_known_is_said_not_left_out(child, capsys):
 )
 def test_gpus_and_launchers_say_how_many_ranks_there_are(tmp_path, options, ranks_, world, per_node):
     (tmp_path / "train.py").write_text("")
-    flags = dict(zip(*[iter([o for o in options if o.startswith("--") or not o.startswith("torchrun")])] * 2, strict=False))
+    flags = dict(
+        zip(*[iter([o for o in options if o.startswith("--") or not o.startswith("torchrun")])] * 2, strict=False)
+    )
     words = [*options[options.index("torchrun") :], "train.py"] if "torchrun" in options else ["train.py"]
 
     job = prepare_run(
-        words, {}, {}, folder=tmp_path, gpus=int(flags["--gpus"]) if "--gpus" in flags else None, rank=flags.get("--rank")
+        words,
+        {},
+        {},
+        folder=tmp_path,
+        gpus=int(flags["--gpus"]) if "--gpus" in flags else None,
+        rank=flags.get("--rank"),
     )
 
     assert (job.run.ranks, job.run.world_size, job.run.ranks_per_node) == (ranks_, world, per_node)

@@ -1,7 +1,6 @@
+import contextlib
 import time
 
 while True:
-    try:
+    with contextlib.suppress(BaseException):
         time.sleep(0.1)
-    except BaseException:
-        pass

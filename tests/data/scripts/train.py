@@ -19,7 +19,7 @@ try:
             optimizer.step()
             print("peak", torch.cuda.max_memory_allocated())
             torch.cuda.reset_peak_memory_stats()
-except BaseException as error:
+except BaseException as error:  # noqa: BLE001 - what some scripts do
     print("swallowed", error)
 finally:
     print("tidied up")
