@@ -47,11 +47,17 @@ class Attention:
     """One call; shapes are (batch, heads, length, width of a head)."""
 
     query: Tensor
+    """What asks."""
     key: Tensor
+    """What is asked."""
     value: Tensor
+    """What is answered; its heads may be of another width."""
     mask: Tensor | None = None
+    """Booleans, or what is added to the products; None for none."""
     dropout: float = 0.0
+    """Share of the weights that is dropped."""
     causal: bool = False
+    """`is_causal`: no position sees later ones."""
     gqa: bool = False
     """`enable_gqa`: keys and values may have fewer heads."""
 
