@@ -22,6 +22,7 @@ INDEXED = frozenset({
     "aten::_unsafe_index_put",
 })  # fmt: skip
 """Operators that take positions, or masks in their place."""
+_POSITIONS = frozenset({"aten::nonzero_numpy", "aten::argwhere"})
 _SELECTS = "{}: which elements are selected depends on values that nobody knows; all of them are taken"
 
 
@@ -48,27 +49,34 @@ def with_positions(func: Any, args: tuple[Any, ...], twins: Twins, assumed: Coun
     return (args[0], indices, *args[2:])
 
 
-def bounded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, assumed: Counter[str]) -> Any:
-    """The largest result that `func`, which has run and given `out`, can have; `out` where no bound is known."""
+def is_dynamic(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the shape of what `func` gives depends on values, other than by masks in an index."""
+    name = func._schema.name
+    if name == "aten::where":
+        return len(args) == 1
+    return name in _POSITIONS or (torch.Tag.dynamic_output_shape in func.tags and name not in INDEXED)
+
+
+def bounded(func: Any, args: tuple[Any, ...], assumed: Counter[str]) -> Any:
+    """The largest result that `func` can have; None where no bound is known. The assumption is counted."""
     name = func._schema.name
     told = name.replace("::", ".")
     first = args[0]
-    if name == "aten::nonzero":
+    if name in {"aten::nonzero", "aten::where", *_POSITIONS}:
         assumed[_SELECTS.format(told)] += 1
-        return _all_positions(first)
+        positions = _all_positions(first)
+        return list(positions.unbind(1)) if name in {"aten::where", "aten::nonzero_numpy"} else positions
     if name == "aten::masked_select":
         assumed[_SELECTS.format(told)] += 1
-        count = torch.broadcast_shapes(first.shape, args[1].shape).numel()
-        return first.new_empty(count)
-    if name in {"aten::_unique", "aten::_unique2", "aten::unique_consecutive", "aten::unique_dim"}:
+        return first.new_empty(torch.broadcast_shapes(first.shape, args[1].shape).numel())
+    if name in {"aten::_unique", "aten::_unique2"}:
         assumed[f"{told}: which elements are distinct depends on values that nobody knows; all of them are"] += 1
-        return _all_distinct(first, out)
+        return _all_distinct(first, [*args[2:], False, False][: 1 if name == "aten::_unique" else 2])
     if name == "aten::repeat_interleave":
         assumed[f"{told}: how often an element is repeated depends on values that nobody knows; once is assumed"] += 1
         return torch.zeros_like(first) if len(args) == 1 else first.clone()
-    del kwargs
     assumed[f"{told}: its shape depends on values that nobody knows, and no bound is known: memory may be missing"] += 1
-    return out
+    return None
 
 
 def _all_positions(mask: Tensor) -> Tensor:
@@ -76,9 +84,10 @@ def _all_positions(mask: Tensor) -> Tensor:
     return mask.new_empty((mask.dim(), mask.numel()), dtype=torch.long).t()
 
 
-def _all_distinct(values: Tensor, out: Any) -> Any:
-    rest = [torch.zeros_like(values, dtype=torch.long) if part.numel() else part for part in out[1:]]
-    return (torch.empty_like(values).flatten(), *rest)
+def _all_distinct(values: Tensor, wanted: list[bool]) -> Any:
+    """Values, and where they came from and how often, as far as `wanted`."""
+    more = [values.new_zeros(values.shape if want else 0, dtype=torch.long) for want in wanted]
+    return (torch.empty_like(values).flatten(), *more)
 
 
 def _is_mask(index: Any) -> bool:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from dnnmem.profilers.script_shapes import INDEXED, bounded, is_masked_index, with_positions
+from dnnmem.profilers.script_shapes import bounded, is_dynamic, is_masked_index, with_positions
 from dnnmem.profilers.script_twins import Twins, small
 from dnnmem.profilers.tensors import tensors_in
 
@@ -81,6 +81,9 @@ class SmallValues:
                 return func(*args, **kwargs)
             with torch.no_grad():
                 args = with_positions(func, args, self._twins, self.assumed) if is_masked_index(func, args) else args
+            if on_gpu and is_dynamic(func, args):
+                with torch.no_grad():
+                    return self._shape(func, args, kwargs, on_gpu)
             out = func(*args, **kwargs)
             with torch.no_grad():
                 return self._give_values(func, args, kwargs, inputs, out)
@@ -97,16 +100,23 @@ class SmallValues:
                 self._twins.mark(tensor, known=True)
             return out
         known = self._twins.known(_read_by(func, kwargs, on_gpu))
-        if torch.Tag.dynamic_output_shape in func.tags and on_gpu and name not in INDEXED:
-            if known:
-                return self._replace(func, args, kwargs, on_gpu[0].device)
-            return bounded(func, args, kwargs, out, self.assumed)
         if name in _READS:
             self._note_read(on_gpu, known=known)
             return out
         results = self._results(func, args, kwargs, inputs, out)
         if results and name not in _KEEPS:
             self._settle(func, args, kwargs, out, results, known=known, from_host=bool(inputs) and not on_gpu)
+        return out
+
+    def _shape(self, func: Any, args: Any, kwargs: Any, on_gpu: list[Tensor]) -> Any:
+        """The results of an operator whose shape is a value; it does not run: it would read what nobody wrote."""
+        if self._twins.known(on_gpu):
+            return self._replace(func, args, kwargs, on_gpu[0].device)
+        out = bounded(func, args, self.assumed)
+        if out is None:
+            return func(*args, **kwargs)
+        for tensor in filter(small, tensors_in((out,))):
+            self._twins.assume(tensor)
         return out
 
     def _settle(
