@@ -24,10 +24,11 @@ def _run(*arguments: str, cwd: Path) -> str:
 
 
 def test_every_option_and_command_it_names_exists(text: str, tmp_path: Path) -> None:
-    help_ = _run("profile", "--help", cwd=tmp_path)
-    assert set(re.findall(r"(?<![\w-])--[a-z]+", text)) <= set(re.findall(r"--[a-z-]+", help_))
+    help_ = _run("profile", "--help", cwd=tmp_path) + _run("run", "--help", cwd=tmp_path)
+    own = re.sub(r"-- train\.py.*", "", text)  # what follows is the script's
+    assert set(re.findall(r"(?<![\w-])--[a-z]+", own)) <= set(re.findall(r"--[a-z-]+", help_))
     commands = re.findall(r"^  (\w+)  ", _run("--help", cwd=tmp_path), re.MULTILINE)
-    assert set(re.findall(r"dnnmem (profile|init|devices|doctor|\w+(?=`))", text)) <= set(commands)
+    assert set(re.findall(r"dnnmem (profile|run|init|devices|doctor|\w+(?=`))", text)) <= set(commands)
 
 
 def test_every_gpu_it_names_is_known(text: str, tmp_path: Path) -> None:
