@@ -62,12 +62,12 @@ def flash_backward(_gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> Needs:
     b, h, t, d, _ = _shape(query, key)
     rows = b * h * _up(t, 128)
     made = rows * _FLOAT, rows * _rounded(d) * _FLOAT
-    return Needs(before=_in_order(args[0]), during=[(*made, *_expanded(query, key))])
+    return Needs(before=_in_order(args[0]) + _in_order(args[4]), during=[(*made, *_expanded(query, key))])
 
 
-def _in_order(gradient: Tensor) -> tuple[int, ...]:
-    """A copy of the gradient, unless it lies as (B, T, H, D)."""
-    return () if gradient.transpose(1, 2).is_contiguous() else (gradient.numel() * gradient.element_size(),)
+def _in_order(tensor: Tensor) -> tuple[int, ...]:
+    """A copy of a gradient or output, unless it lies as (B, T, H, D)."""
+    return () if tensor.transpose(1, 2).is_contiguous() else (tensor.numel() * tensor.element_size(),)
 
 
 def _expanded(query: Tensor, key: Tensor) -> tuple[int, ...]:
