@@ -47,8 +47,14 @@ def use_history(log: Log, history: list[dict[str, Any]]) -> None:
                 allocation.number = number
                 block.nbytes = allocation.nbytes
                 break
+    named = {allocation.number for allocation in allocations}
+    before = [
+        (0, block.address, True, _Allocation(block.nbytes, 0, number=number))
+        for number, block in log.blocks.items()
+        if number not in named
+    ]  # what lived when the history began, such as a library's state
     _name_the_rest(log, allocations)
-    _rebuild(log, order)
+    _rebuild(log, before + order)
 
 
 def _read(history: list[dict[str, Any]]) -> tuple[list[_Allocation], list[tuple[int, int, bool, _Allocation]]]:

@@ -48,6 +48,14 @@ def windows(log):
     return [log.events[a:b] for a, b in pairwise(starts)]
 
 
+def test_what_lived_before_the_history_began_is_there_from_the_start():
+    # GIVEN a library's state that an operator reads, and of which the history knows nothing
+    log = log_of([entry(2, (0,), (1,))], [block(128, seen=2, address=0x90, made_by=-1), block(64, seen=2, address=0x20)])
+    use_history(log, [alloc(0x20, 64, "2"), *free(0x20, "~2")])
+    assert log.events[0] == (128, 0)
+    assert windows(log) == [[(64, 1), (-64, 1)]]
+
+
 def test_temporaries_inside_an_operator_are_its_own():
     # GIVEN an operator that makes its output, and a temporary before and after it
     log = log_of([entry(2, (), (0,)), entry(3, (0,))], [block(64, seen=2, address=0x20)])
