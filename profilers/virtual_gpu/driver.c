@@ -264,7 +264,7 @@ EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t nbytes,
 {
     (void)flags;
     physical *memory = calloc(1, sizeof *memory);
-    if (!memory || !vg_charge(wish->location.id, nbytes)) {
+    if (!memory || !vg_open(wish->location.id) || !vg_charge(wish->location.id, nbytes)) {
         free(memory);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }

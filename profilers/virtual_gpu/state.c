@@ -183,10 +183,8 @@ bool vg_open(int device)
 {
     pthread_mutex_lock(&lock);
     gpu *it = &gpus[device];
-    if (!it->open && charge(device, context_bytes)) {
-        take_window(it, device);
+    if (!it->open && charge(device, context_bytes))
         it->open = true;
-    }
     pthread_mutex_unlock(&lock);
     return it->open;
 }
@@ -258,6 +256,8 @@ static uintptr_t end_of(const vg_range *range)
 static uintptr_t addresses(int device, size_t nbytes)
 {
     gpu *it = &gpus[device];
+    if (!it->base) /* addresses may be asked for before there is a context */
+        take_window(it, device);
     if (nbytes <= it->end - it->next) {
         it->next += nbytes;
         return it->next - nbytes;
