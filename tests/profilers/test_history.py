@@ -50,7 +50,9 @@ def windows(log):
 
 def test_what_lived_before_the_history_began_is_there_from_the_start():
     # GIVEN a library's state that an operator reads, and of which the history knows nothing
-    log = log_of([entry(2, (0,), (1,))], [block(128, seen=2, address=0x90, made_by=-1), block(64, seen=2, address=0x20)])
+    log = log_of(
+        [entry(2, (0,), (1,))], [block(128, seen=2, address=0x90, made_by=-1), block(64, seen=2, address=0x20)]
+    )
     use_history(log, [alloc(0x20, 64, "2"), *free(0x20, "~2")])
     assert log.events[0] == (128, 0)
     assert windows(log) == [[(64, 1), (-64, 1)]]
