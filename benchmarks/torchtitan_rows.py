@@ -122,8 +122,8 @@ def git(history: Path, *words: str, index: Path | None = None) -> str:
 def allocator_settings(history: Path, row: Row) -> dict[str, str]:
     """What the row, or else the commit's own run_train.sh, tells PyTorch's allocator.
 
-    The script says PYTORCH_ALLOC_CONF since August 2025, which torch 2.9.1 and 2.10.0 do not read: expandable segments
-    are then off, and the published numbers show that they were.
+    The script says PYTORCH_ALLOC_CONF since August 2025. torch 2.9.1 does not read expandable segments from that, and
+    2.10.0 does; docs/accuracy.md says what that means for the rows.
     """
     if row.allocator is not None:
         return {"PYTORCH_CUDA_ALLOC_CONF": row.allocator}
