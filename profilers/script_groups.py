@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import distributed
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import FakeProcessGroup, Store
 from torch.distributed import distributed_c10d
 
 from dnnmem.estimator.errors import UnsupportedError
@@ -91,7 +91,9 @@ class Groups:
         self._store: LoneStore | None = None
         for scheme in ("env", "tcp", "file"):
             _meeting._rendezvous_handlers[scheme] = self._handler(_meeting._rendezvous_handlers[scheme])
-        distributed_c10d.ProcessGroupGloo = _fake_gloo  # type: ignore[assignment, misc]
+        distributed_c10d.ProcessGroupGloo = _FakeGloo  # type: ignore[assignment, misc]
+        stand_in: Any = FakeProcessGroup
+        stand_in._set_sequence_number_for_group = lambda _: None  # torch before 2.14 asks for it
         for name in ("all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"):
             _replace(name, getattr(self, f"_{name}"))
         _replace("send_object_list", lambda *_args, **_options: None)
@@ -180,11 +182,19 @@ class _no_server:  # noqa: N801 - reads as a statement: with _no_server(...)
         _meeting._create_c10d_store, _meeting.FileStore = self._real
 
 
-def _fake_gloo(_store: Any, rank: int, size: int, *_: Any, **__: Any) -> Any:
-    from torch._C._distributed_c10d import FakeProcessGroup
+class _AnyFake(type):
+    """What `_FakeGloo` makes is one of them, where torch asks."""
 
-    make = getattr(FakeProcessGroup, "_create_internal", FakeProcessGroup)
-    return make(rank, size)
+    def __instancecheck__(cls, group: object) -> bool:
+        return isinstance(group, FakeProcessGroup)
+
+
+class _FakeGloo(metaclass=_AnyFake):
+    """Stands where ProcessGroupGloo does and makes torch's own stand-in for a group."""
+
+    def __new__(cls, _store: Any, rank: int, size: int, *_: Any, **__: Any) -> Any:
+        make = getattr(FakeProcessGroup, "_create_internal", FakeProcessGroup)
+        return make(rank, size)
 
 
 def _receive(*_: Any, **__: Any) -> None:
