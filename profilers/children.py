@@ -15,14 +15,17 @@ from typing import IO
 
 
 def start(
-    command: Sequence[str], environment: Mapping[str, str], *, keep: Sequence[int] = ()
+    command: Sequence[str], environment: Mapping[str, str], *, keep: Sequence[int] = (), apart: bool = False
 ) -> subprocess.Popen[bytes]:
-    """Start a child without input; its output and errors come from one pipe, and it inherits the descriptors `keep`."""
+    """Start a child without input; it inherits the descriptors `keep`.
+
+    Its output and errors come from one pipe, or `apart` from two.
+    """
     return subprocess.Popen(  # noqa: S603 - our own module
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE if apart else subprocess.STDOUT,
         env=dict(environment),
         start_new_session=True,
         pass_fds=keep,
@@ -44,6 +47,9 @@ def follow(stream: IO[bytes], say: Callable[[str], None]) -> threading.Thread:
 
 def end(child: subprocess.Popen[bytes]) -> None:
     """End the child and what it started; does nothing if all are gone."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+    elif child.poll() is None:
+        child.kill()
     child.wait()

@@ -11,12 +11,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from dnnmem.estimator import errors
 from dnnmem.estimator.device import Device
@@ -24,6 +21,7 @@ from dnnmem.estimator.errors import DnnmemError, InternalError, ModelError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Trace
 from dnnmem.estimator.trace_file import load_trace
+from dnnmem.profilers.children import end, follow, start
 from dnnmem.profilers.place import place
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.worker import ERROR_FILE, TRACE_FILE
@@ -76,45 +74,17 @@ def _run_child(
 ) -> int | None:
     """The child's exit code; None if it was ended for taking too long."""
     command = [sys.executable, "-m", "dnnmem.profilers.worker", str(folder / "request.json"), str(folder)]
-    child = subprocess.Popen(  # noqa: S603 - our own module
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,
-    )
+    child = start(command, environment, apart=True)
     assert child.stdout is not None and child.stderr is not None  # noqa: S101, PT018 - pipes were asked for
-    threads = [_follow(child.stdout, on_progress), _follow(child.stderr, on_output)]
+    threads = [follow(child.stdout, on_progress), follow(child.stderr, on_output)]
     try:
         return child.wait(timeout)
     except subprocess.TimeoutExpired:
         return None
     finally:
-        _end(child)
+        end(child)
         for thread in threads:
             thread.join(timeout=2)
-
-
-def _follow(stream: IO[bytes], say: Callable[[str], None]) -> threading.Thread:
-    def read() -> None:
-        with stream:
-            for line in stream:
-                say(line.decode(errors="replace").rstrip("\n"))
-
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    return thread
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the child and what it started; does nothing if all are gone."""
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-    elif child.poll() is None:
-        child.kill()
-    child.wait()
 
 
 def _child_error(folder: Path, code: int | None, timeout: float | None, last: list[str]) -> DnnmemError:
