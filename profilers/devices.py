@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from dnnmem.estimator.cluster import find_device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.scale import refit
@@ -51,7 +52,8 @@ def run_on(
 
         return profile_virtual(target, steps=steps, origin=origin, on_step=on_step)
     try:
-        return profile_fake(target, steps=steps, origin=origin, on_step=on_step)
+        own = find_device(f"{request.gpu_file}:{request.gpu}") if request.gpu_file else None
+        return profile_fake(target, steps=steps, origin=origin, gpu=own, on_step=on_step)
     except DataDependentError as error:
         operator = error.operator  # and no more: the frames of the fake run hold tensors
     return _refit_from_cpu(target, request, origin, operator, on_step)
@@ -63,6 +65,9 @@ def _refit_from_cpu(
     wanted = int(target.batch["batch_size"])
     steps = request.steps or STEPS["cpu"]
     why = f"{operator} depends on values that a fake run does not have"
+    if request.gpu is not None:
+        said = f"operators are those of a CPU, not of {request.gpu}; --device virtual runs the GPU's"
+        origin = replace(origin, notes=(*origin.notes, said))
     if wanted <= max(SMALL_BATCHES):
         note = f"{why}: the step was really run on the CPU instead"
         return profile_cpu(

@@ -27,6 +27,7 @@ from torch.optim import optimizer
 from torch.utils import _foreach_utils
 
 from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
@@ -100,17 +101,20 @@ def _swapping(fake: FakeTensorMode) -> Iterator[None]:
 
 
 def profile_fake(
-    target: Target, *, steps: int, origin: Origin, on_step: Callable[[int], None]
+    target: Target, *, steps: int, origin: Origin, on_step: Callable[[int], None], gpu: Device | None = None
 ) -> tuple[Trace, Measurement]:
-    """Trace of the last of `steps` fake steps. Raises `DataDependentError` naming the operator."""
+    """Trace of the last of `steps` fake steps. Raises `DataDependentError` naming the operator.
+
+    `gpu` describes `origin.gpu` if that is not one of `specs/`.
+    """
     batch = target.make_batch()
     if origin.gpu is not None:
         batch = map_tensors(batch, Tensor.clone)  # each goes to the GPU on its own, views too
     fake = _Mode(allow_non_fake_inputs=True)
     values = SmallValues(fake)
-    gpu = cuda_rules(find_device(origin.gpu)) if origin.gpu is not None else nullcontext()
+    assumed = cuda_rules(gpu or find_device(origin.gpu)) if origin.gpu is not None else nullcontext()
     try:
-        with gpu as rules, fake, values, _as_plain_tensors(), _swapping(fake):
+        with assumed as rules, fake, values, _as_plain_tensors(), _swapping(fake):
             model = target.make_model()
             built = Built(
                 model=model, batch=map_tensors(batch, values.adopt), optimizer=target.make_optimizer(model.parameters())

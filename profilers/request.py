@@ -44,6 +44,8 @@ class Request:
     """Where to run the step: `auto`, `cpu`, `fake`, `virtual` or `cuda`."""
     gpu: str | None = None
     """Name in `specs/` of the GPU to report against, or None."""
+    gpu_file: str | None = None
+    """The user's own TOML file that describes `gpu`, absolute; None if it is one of `specs/`."""
     steps: int | None = None
     """Steps to run, 2 or more; the last one is reported, since optimizer state appears in the first. None: `STEPS`."""
     seed: int = 0

@@ -43,7 +43,9 @@ def main(argv: list[str]) -> int:
         _write_error(folder, error)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the parent must hear of everything
-        _write_error(folder, InternalError(str(error), hint=traceback.format_exc()))
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno} in {last.name}"
+        _write_error(folder, InternalError(f"{type(error).__name__}: {error}", hint=f"it happened at {where}"))
         return InternalError.exit_code
     return 0
 

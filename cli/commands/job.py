@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,8 +128,15 @@ def _request(
         inputs=tuple(inputs),
         device=choose("--device", _text(settings, "device") or "auto", DEVICES),
         gpu=gpu,
+        gpu_file=_own_file(_text(settings, "gpu")),
         **known,
     )
+
+
+def _own_file(gpu: str | None) -> str | None:
+    """The file in `my.toml` or `my.toml:name`, absolute: the child may run elsewhere."""
+    file, dot, _ = (gpu or "").partition(".toml")
+    return os.path.abspath(file + dot) if dot else None  # noqa: PTH100 - the request holds a str
 
 
 def _gpu(settings: Settings) -> Device | None:

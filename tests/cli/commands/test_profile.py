@@ -4,11 +4,13 @@ import csv
 import gzip
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 from dnnmem.cli.app import run
 from dnnmem.cli.commands.profile import against
+from dnnmem.estimator import cluster
 from dnnmem.estimator.cluster import find_device
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Event, Kind, Module, Op, Origin, Phase, Storage, Trace
@@ -261,3 +263,16 @@ def test_a_broken_trace_file_is_one_error(tmp_path, capsys, content):
 def test_a_missing_trace_file_is_one_error(capsys):
     assert run(["profile", "no.trace.json.gz"]) == 2
     assert capsys.readouterr().err.startswith("error: no.trace.json.gz")
+
+
+def test_a_gpu_of_a_file_of_ones_own_reaches_the_child(child, tmp_path, monkeypatch):
+    # GIVEN a TOML file that describes a card under a name of its own
+    monkeypatch.chdir(tmp_path)
+    source = (Path(cluster.__file__).parent / "specs" / "nvidia.toml").read_text()
+    table = source[source.index("[a10g]") :].split("\n[", 1)[0].replace("[a10g]", "[mycard]")
+    lines = [line for line in table.splitlines() if not line.startswith(("aliases", "torch_names"))]
+    Path("my.toml").write_text("\n".join(lines))
+    # WHEN it is named  THEN the request says both, the file so that any folder finds it
+    assert run(["profile", "model.py", "--batch", "8", "--gpu", "my.toml"]) == 0
+    [(request, _)] = child
+    assert (request.gpu, request.gpu_file) == ("mycard", str(tmp_path / "my.toml"))
