@@ -1,4 +1,4 @@
-/* What the stub libraries share: the virtual GPUs of this process. They live in libcuda.so.1 (state.c, values.c).
+/* What the stub libraries share: the virtual GPUs of this process. They live in libcuda.so.1 (identity.c, memory.c, values.c, calls.c).
  *
  * Addresses of device memory are reserved and have no memory behind them, except where a small copy or memset went
  * (values.c). All functions here are safe to call from any thread.
@@ -24,6 +24,7 @@ EXPORT int vg_present_index(int device);     /* place in the machine of a device
 EXPORT int vg_visible_index(int present);    /* the other way; -1: hidden */
 EXPORT const char *vg_device_name(void);
 EXPORT size_t vg_total_bytes(void);
+size_t vg_context_bytes(void);
 EXPORT int vg_attribute(int number, int device); /* CU_DEVICE_ATTRIBUTE_number; 0 where the identity has none */
 EXPORT int vg_kernel_version(void);              /* 10 * major + minor of the code that kernels run */
 EXPORT bool vg_peers(void);                      /* can the GPUs read each other's memory? */
@@ -57,7 +58,12 @@ EXPORT int vg_device_of(uintptr_t address); /* -1: not an address of a virtual G
 EXPORT void vg_copy(uintptr_t to, uintptr_t from, size_t nbytes);
 EXPORT void vg_fill(uintptr_t to, unsigned value, size_t width, size_t count);
 EXPORT void vg_ran(void); /* a kernel, a product or a collective ran: what it wrote is not known */
-void vg_drop_values(uintptr_t start, size_t nbytes);
+EXPORT void vg_drop_values(uintptr_t start, size_t nbytes); /* they read as 0 */
+/* For whoever keeps the values of small tensors true: */
+#define VG_MAX_COUNTS 16
+EXPORT void vg_keep_values(size_t largest); /* kernels forget nothing from now on; largest copy or memset that happens */
+EXPORT void vg_move(uintptr_t to, uintptr_t from, size_t nbytes); /* of any size */
+EXPORT void vg_expect(const int64_t *values, int count); /* what this thread's host code reads next; -1: what is there */
 
 /* ---- calls ---- */
 EXPORT int vg_unreviewed(const char *symbol); /* a call that nobody has reviewed: ends the process, or returns 0 */

@@ -1,9 +1,4 @@
-/* The virtual GPUs of this process: who they are, how many bytes are in use, which addresses are taken.
- *
- *   DNNMEM_VGPU_NAME  _COUNT  _TOTAL_BYTES  _CONTEXT_BYTES  _PEERS  _KERNEL_VERSION
- *   _ATTRIBUTES (number=value,...)                             who they are
- *   DNNMEM_VGPU_STRICT=0       a call that nobody has reviewed does nothing, instead of ending the process
- *   DNNMEM_VGPU_ERROR_FILE     where such a call writes what it was, as JSON
+/* The memory of the virtual GPUs of this process: how many bytes are in use, which addresses are taken.
  *
  * Each GPU has a window of addresses. Allocations go upward in it, and into gaps once its end is reached.
  */
@@ -20,7 +15,6 @@
 #define LEAST_WINDOW_BYTES ((size_t)1 << 36)
 #define SMALL_BYTES VG_MIB   /* requests below this share a page, as they do in the real driver */
 #define SMALL_STEP_BYTES 512 /* alignment of cudaMalloc */
-#define MAX_ATTRIBUTE 256
 
 typedef struct {
     bool open;
@@ -37,107 +31,17 @@ typedef struct {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static gpu gpus[VG_MAX_DEVICES];
-static int present, count, visible[VG_MAX_DEVICES]; /* in the machine; seen; which those are */
-static pthread_once_t visible_once = PTHREAD_ONCE_INIT;
-static char name[256];
-static size_t total_bytes, context_bytes;
-static bool peers;
-static int kernel_version;
-static int attributes[MAX_ATTRIBUTE];
 
 static vg_range *ranges; /* sorted by start */
 static size_t range_count, range_room;
 static small_page *pages; /* a page without pieces has start 0, and its place is used again */
 static int page_count;
 
-/* ---- identity ---- */
-
-static unsigned long long number(const char *variable)
-{
-    const char *text = getenv(variable);
-    return text ? strtoull(text, NULL, 10) : 0;
-}
-
-/* CUDA reads the variable when it is first used, so that a program can set it before. */
-static void read_visible(void)
-{
-    const char *text = getenv("CUDA_VISIBLE_DEVICES");
-    if (!text) {
-        for (count = 0; count < present; count++)
-            visible[count] = count;
-        return;
-    }
-    for (char *end; *text && count < VG_MAX_DEVICES; text = *end == ',' ? end + 1 : end) {
-        long index = strtol(text, &end, 10);
-        if (end == text || index < 0 || index >= present)
-            break;
-        visible[count++] = (int)index;
-    }
-}
-
-__attribute__((constructor)) static void read_identity(void)
-{
-    const char *text = getenv("DNNMEM_VGPU_NAME");
-    snprintf(name, sizeof name, "%s", text ? text : "");
-    present = (int)number("DNNMEM_VGPU_COUNT");
-    present = present > VG_MAX_DEVICES ? VG_MAX_DEVICES : present;
-    total_bytes = number("DNNMEM_VGPU_TOTAL_BYTES");
-    context_bytes = number("DNNMEM_VGPU_CONTEXT_BYTES");
-    peers = number("DNNMEM_VGPU_PEERS") != 0;
-    kernel_version = (int)number("DNNMEM_VGPU_KERNEL_VERSION");
-    text = getenv("DNNMEM_VGPU_ATTRIBUTES");
-    while (text && *text) {
-        char *end;
-        long key = strtol(text, &end, 10);
-        long value = *end == '=' ? strtol(end + 1, &end, 10) : 0;
-        if (key > 0 && key < MAX_ATTRIBUTE)
-            attributes[key] = (int)value;
-        text = *end == ',' ? end + 1 : NULL;
-    }
-}
-
-int vg_device_count(void)
-{
-    pthread_once(&visible_once, read_visible);
-    return count;
-}
-
-int vg_present_count(void) { return present; }
-int vg_present_index(int device) { return device >= 0 && device < vg_device_count() ? visible[device] : -1; }
-
-int vg_visible_index(int index)
-{
-    for (int i = 0; i < vg_device_count(); i++)
-        if (visible[i] == index)
-            return i;
-    return -1;
-}
-
-const char *vg_device_name(void) { return name; }
-size_t vg_total_bytes(void) { return total_bytes; }
-bool vg_peers(void) { return peers; }
-int vg_kernel_version(void) { return kernel_version; }
-
-int vg_attribute(int key, int device)
-{
-    enum { PCI_BUS_ID = 33 };
-    if (key == PCI_BUS_ID)
-        return vg_present_index(device) + 1;
-    return key > 0 && key < MAX_ATTRIBUTE ? attributes[key] : 0;
-}
-
-/* Of a GPU by its place in the machine. */
-void vg_uuid(int index, char bytes[16])
-{
-    memcpy(bytes, "dnnmem-vgpu-0000", 16);
-    bytes[15] = (char)index;
-}
-
 /* ---- bytes in use ---- */
 
 static bool charge(int device, size_t nbytes)
 {
-    if (nbytes > total_bytes - gpus[device].used)
+    if (nbytes > vg_total_bytes() - gpus[device].used)
         return false;
     gpus[device].used += nbytes;
     return true;
@@ -183,7 +87,7 @@ bool vg_open(int device)
 {
     pthread_mutex_lock(&lock);
     gpu *it = &gpus[device];
-    if (!it->open && charge(device, context_bytes))
+    if (!it->open && charge(device, vg_context_bytes()))
         it->open = true;
     pthread_mutex_unlock(&lock);
     return it->open;
@@ -193,7 +97,7 @@ bool vg_open(int device)
 
 int vg_device_of(uintptr_t address)
 {
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < vg_device_count(); i++)
         if (address >= gpus[i].base && address < gpus[i].end)
             return i;
     return -1;
@@ -304,7 +208,7 @@ uintptr_t vg_allocate(int device, size_t nbytes)
             pages[made.page].filled += step;
             pages[made.page].pieces++;
         }
-    } else if (nbytes <= total_bytes && charge(device, whole_pages(nbytes))) {
+    } else if (nbytes <= vg_total_bytes() && charge(device, whole_pages(nbytes))) {
         made.charged = whole_pages(nbytes);
         made.start = addresses(device, made.charged);
         if (!made.start)
@@ -351,30 +255,4 @@ bool vg_forget(uintptr_t start, vg_range *was)
     if (begins && was->device >= 0)
         vg_drop_values(was->start, was->nbytes);
     return begins;
-}
-
-/* ---- calls ---- */
-
-static void write_error(const char *path, const char *symbol)
-{
-    FILE *file = fopen(path, "w");
-    if (!file)
-        return;
-    fprintf(file,
-            "{\"type\": \"UnsupportedError\", \"message\": \"this step calls %s, which the virtual GPU does not have: "
-            "what it would do to memory is not known\", \"hint\": \"use --device fake, or --device cuda where there is "
-            "a GPU\"}",
-            symbol);
-    fclose(file);
-}
-
-int vg_unreviewed(const char *symbol)
-{
-    const char *strict = getenv("DNNMEM_VGPU_STRICT"), *path = getenv("DNNMEM_VGPU_ERROR_FILE");
-    if (strict && !strcmp(strict, "0"))
-        return 0;
-    fprintf(stderr, "dnnmem: the virtual GPU has no %s: what it would do to memory is not known\n", symbol);
-    if (path && *path)
-        write_error(path, symbol);
-    abort();
 }

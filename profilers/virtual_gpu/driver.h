@@ -1,0 +1,27 @@
+/* What the files of libcuda.so.1 share beside the public cuda.h. */
+#ifndef DNNMEM_DRIVER_H
+#define DNNMEM_DRIVER_H
+
+#include <cuda.h>
+#include <stdbool.h>
+
+typedef struct {
+    bool active;
+    unsigned long long id;
+    CUgraph graph;
+} capture;
+
+struct CUstream_st {
+    int device, priority;
+    unsigned flags;
+    unsigned long long id;
+    capture *capturing; /* NULL, or one that may have ended */
+};
+
+int dr_current(void);                 /* device of the current context; 0 where there is none yet */
+unsigned long long dr_new_id(void);
+void *dr_opaque(void);                /* a handle that nobody looks into */
+CUstream dr_stream(CUstream stream);  /* the stream itself, or that of the device for the default ones */
+capture *dr_active(capture *it);      /* NULL where it has ended */
+
+#endif

@@ -1,0 +1,152 @@
+/* libcuda.so.1: streams and events. Nothing executes: all work is done at once, so that every wait is over before it
+ * begins. What remains is who belongs to which capture: a stream that begins one, and each stream that waits for an
+ * event of it. From cuda.h.
+ */
+#include "driver.h"
+#include "virtual_gpu.h"
+
+#include <cuda.h>
+#include <stdlib.h>
+#include <time.h>
+
+struct CUevent_st {
+    double milliseconds;
+    capture *recorded_in;
+};
+
+static struct CUstream_st default_streams[VG_MAX_DEVICES];
+static unsigned long long last_id = VG_MAX_DEVICES;
+
+unsigned long long dr_new_id(void) { return __sync_add_and_fetch(&last_id, 1); }
+
+void *dr_opaque(void)
+{
+    void *made = calloc(1, 64);
+    if (!made)
+        abort();
+    return made;
+}
+
+/* 0: current, 1: legacy, 2: of the thread */
+CUstream dr_stream(CUstream stream)
+{
+    if ((uintptr_t)stream > 2)
+        return stream;
+    CUdevice device = 0;
+    cuCtxGetDevice(&device);
+    default_streams[device].device = device;
+    default_streams[device].id = (unsigned)device + 1;
+    return &default_streams[device];
+}
+
+capture *dr_active(capture *it) { return it && it->active ? it : NULL; }
+
+/* ---- streams ---- */
+
+EXPORT CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int priority)
+{
+    CUdevice device = 0;
+    cuCtxGetDevice(&device);
+    *stream = malloc(sizeof **stream);
+    if (!*stream)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    **stream = (struct CUstream_st){.device = device, .priority = priority, .flags = flags, .id = dr_new_id()};
+    return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuStreamCreate(CUstream *stream, unsigned flags) { return cuStreamCreateWithPriority(stream, flags, 0); }
+
+EXPORT CUresult cuStreamDestroy(CUstream stream)
+{
+    free(stream);
+    return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuStreamGetPriority(CUstream stream, int *priority)
+{
+    *priority = dr_stream(stream)->priority;
+    return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuStreamGetFlags(CUstream stream, unsigned *flags)
+{
+    *flags = dr_stream(stream)->flags;
+    return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuStreamGetId(CUstream stream, unsigned long long *id)
+{
+    *id = dr_stream(stream)->id;
+    return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuStreamGetCtx(CUstream stream, CUcontext *context)
+{
+    return cuDevicePrimaryCtxRetain(context, dr_stream(stream)->device);
+}
+
+EXPORT CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags)
+{
+    (void)flags;
+    if (dr_active(event->recorded_in))
+        dr_stream(stream)->capturing = event->recorded_in;
+    return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *argument)
+{
+    if (!dr_active(dr_stream(stream)->capturing))
+        function(argument);
+    return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuStreamAddCallback(CUstream stream, CUstreamCallback function, void *argument, unsigned flags)
+{
+    (void)flags;
+    function(stream, CUDA_SUCCESS, argument);
+    return CUDA_SUCCESS;
+}
+
+/* ---- events: their times are those of this machine's clock and say nothing of a GPU ---- */
+
+static double now_milliseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
+EXPORT CUresult cuEventCreate(CUevent *event, unsigned flags)
+{
+    (void)flags;
+    *event = malloc(sizeof **event);
+    if (!*event)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    **event = (struct CUevent_st){.milliseconds = now_milliseconds()};
+    return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuEventRecord(CUevent event, CUstream stream)
+{
+    event->milliseconds = now_milliseconds();
+    event->recorded_in = dr_active(dr_stream(stream)->capturing);
+    return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuEventRecordWithFlags(CUevent event, CUstream stream, unsigned flags)
+{
+    (void)flags;
+    return cuEventRecord(event, stream);
+}
+
+EXPORT CUresult cuEventDestroy(CUevent event)
+{
+    free(event);
+    return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuEventElapsedTime(float *milliseconds, CUevent from, CUevent to)
+{
+    *milliseconds = (float)(to->milliseconds - from->milliseconds);
+    return CUDA_SUCCESS;
+}
