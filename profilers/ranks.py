@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dnnmem.estimator.device import Device
@@ -62,6 +62,10 @@ class ScriptRun:
     """Ranks of the job."""
     ranks_per_node: int = 8
     """Of them on one node: as many GPUs a process sees."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the script's own, over those of the person."""
+    local_rank_option: str = ""
+    """What comes before the script's arguments, followed by the local rank; empty = nothing does."""
 
 
 def parse_ranks(text: str, world_size: int) -> tuple[int, ...]:
@@ -118,7 +122,7 @@ def run_script(
                     folder = Path(name) / f"rank{rank}"
                     folder.mkdir()
                     environment = _environment(run, base, rank, port=port, folder=folder, cache=cache, say=on_output)
-                    request = replace(run.request, rank=rank, world_size=run.world_size, alone=not together)
+                    request = _request(run, rank, alone=not together)
                     many, first = len(ranks) > 1, rank == ranks[0]
                     say = _headed(on_output, rank) if many else on_output
                     children.append(_Child(request, folder, environment, say, on_progress if first else _ignore))
@@ -130,6 +134,14 @@ def run_script(
             if save is not None and trace.exists() and children[0].request.rank == ranks[0]:
                 shutil.move(trace, save)
     return tuple(found)
+
+
+def _request(run: ScriptRun, rank: int | None, *, alone: bool) -> ScriptRequest:
+    """What the process of `rank` runs."""
+    arguments = run.request.arguments
+    if run.local_rank_option and rank is not None:
+        arguments = (f"{run.local_rank_option}{rank % run.ranks_per_node}", *arguments)
+    return replace(run.request, arguments=arguments, rank=rank, world_size=run.world_size, alone=alone)
 
 
 def _as_known(result: RankResult, gpu: Device) -> RankResult:
@@ -243,7 +255,13 @@ def _environment(
     """The child's environment: a virtual GPU, and what torchrun would tell a rank."""
     count = 1 if rank is None else min(run.world_size, run.ranks_per_node)
     told = {} if rank is None else _torchrun(run, rank, port)
-    launch = prepare(run.gpu, {**_QUIET, **base, **told}, count=count, cache=cache, error_file=folder / _ERROR_FILE)
+    launch = prepare(
+        run.gpu,
+        {**_QUIET, **base, **run.environment, **told},
+        count=count,
+        cache=cache,
+        error_file=folder / _ERROR_FILE,
+    )
     if launch.note:
         say(launch.note)
     return {**launch.environment, **(_TRUE_VALUES if run.request.values else {})}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,7 @@ Words = Annotated[
     typer.Argument(
         metavar="-- SCRIPT [ARGS]...",
         show_default=False,
-        help="What to run: train.py ARGS, -m package.train ARGS, or torchrun --nproc-per-node 8 train.py ARGS.",
+        help="What to run: train.py ARGS, -m package.train ARGS, or what starts it: torchrun, accelerate, deepspeed.",
     ),
 ]
 Gpus = Annotated[int | None, typer.Option("--gpus", metavar="N", help="GPUs of the job, one rank each. [default: 1]")]
@@ -67,13 +68,14 @@ def run(
 
     Everything after the options belongs to the script. Allocator settings in PYTORCH_ALLOC_CONF hold as on a real GPU.
     """
+    from dnnmem.cli.cache import cache_folder
     from dnnmem.cli.commands.outputs import check_outputs
     from dnnmem.cli.commands.run_job import prepare_run
 
     typed = {"gpu": gpu, "timeout": timeout, "depth": depth}
     job = prepare_run(
         words or (), typed, os.environ, folder=Path.cwd(), gpus=gpus, rank=rank, steps=steps, memory=memory, json=json,
-        save=save, layers=layers, everything=everything,
+        save=save, layers=layers, everything=everything, cache=cache_folder(os.environ),
     )  # fmt: skip
     check_outputs(job.outputs, job.save)
     results, profile = _run(job, quiet=quiet, no_color=no_color)
@@ -93,6 +95,7 @@ def _run(job: RunJob, *, quiet: bool, no_color: bool) -> tuple[tuple[RankResult,
         results = run_script(
             job.run, os.environ, cache=cache, on_output=listeners.on_output, on_progress=listeners.on_progress
         )
+    results = (replace(results[0], notes=(*job.notes, *results[0].notes)), *results[1:])
     return record(job, results, os.environ, cache=cache) if job.layers else (results, None)
 
 

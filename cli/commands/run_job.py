@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from dnnmem.estimator.cluster import find_device
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.units import parse_bytes
 from dnnmem.profilers.ranks import ScriptRun, parse_ranks
-from dnnmem.profilers.script_command import Command, parse_command
+from dnnmem.profilers.script_command import NODE, Command, parse_command
 from dnnmem.profilers.script_request import ScriptRequest
 from dnnmem.profilers.virtual_gpu.launch import DEFAULT_GPU
 
@@ -45,6 +46,8 @@ class RunJob:
     """`--depth`."""
     everything: bool = False
     """`--all`."""
+    notes: tuple[str, ...] = ()
+    """What was taken from a launcher's settings, in sentences."""
 
 
 def prepare_run(
@@ -61,14 +64,19 @@ def prepare_run(
     save: Path | None = None,
     layers: bool = True,
     everything: bool = False,
+    cache: Path | None = None,
 ) -> RunJob:
-    """A job from what was typed, the environment and the settings file of `folder`; raises `UsageError`."""
+    """A job from what was typed, the environment and the settings file of `folder`; raises `UsageError`.
+
+    A launcher with settings of its own is asked for them in a child process, on a virtual GPU that `cache` keeps.
+    """
     settings = resolve(typed, folder=folder, environ=environ)
     command = parse_command(words)
-    if not command.is_module and not (folder / command.script).is_file():
-        raise UsageError(
-            f"there is no script {command.script}", hint="the script comes after the options of dnnmem run"
-        )
+    if command.launcher:
+        from dnnmem.profilers.script_launcher import read_launcher
+
+        command = read_launcher(command, gpu=_gpu(settings, memory), gpus=gpus, base=environ, cache=cache)
+    _check_script(command, folder)
     if save is not None and not save.name.endswith(SAVED):
         raise UsageError(f"--save {save}: the name of a saved trace ends with {SAVED}")
     if save is not None and not layers:
@@ -82,14 +90,27 @@ def prepare_run(
             layers=layers,
             depth=_depth(settings),
             everything=everything,
+            notes=command.notes,
         )
     except UsageError as error:
         raise blame(error, settings) from error
 
 
+def _check_script(command: Command, folder: Path) -> None:
+    if command.is_module or (folder / command.script).is_file():
+        return
+    found = shutil.which(command.script) if "/" not in command.script else None
+    hint = "the script comes after the options of dnnmem run"
+    if found is not None:
+        hint = f"{found} is a command; name the script or the module that it starts: dnnmem run -- -m package.train"
+    raise UsageError(f"there is no script {command.script}", hint=hint)
+
+
 def _script_run(
     command: Command, settings: Settings, *, gpus: int | None, rank: str | None, steps: int, memory: str | None
 ) -> ScriptRun:
+    if gpus is not None and command.all_gpus:
+        command = replace(command, ranks=gpus, ranks_per_node=min(gpus, NODE))
     if gpus is not None and command.ranks not in {None, gpus}:
         raise UsageError(
             f"--gpus is {gpus}, but the launcher starts {command.ranks} processes", hint="give one of them"
@@ -113,6 +134,8 @@ def _script_run(
         ranks=parse_ranks(rank or "0", world_size) if is_job else None,
         world_size=world_size,
         ranks_per_node=command.ranks_per_node,
+        environment=command.environment,
+        local_rank_option=command.local_rank_option,
     )
 
 
