@@ -1,220 +1,275 @@
-/* libnccl.so: this process as one rank of any number. Collectives succeed at once; what other ranks would send is
- * unknown, except that small payloads are taken to be like this rank's own, so that ranks which compare notes agree.
+/* libnccl.so, its collectives: they succeed at once. Small payloads really go to the other ranks where those run
+ * (payload.c). Where they do not, what they would send is unknown; small payloads are then taken to be like this rank's
+ * own, so that ranks which compare notes agree.
  *
- * A group that was split off does not know its size from NCCL's arguments: whoever splits tells it beforehand with
- * dnnmem_split_size(color, size), with color -1 for whichever group this thread splits off next. From nccl.h.
+ * Small: results of up to 1 MiB of integers or bytes, or 4 KiB of floating-point numbers, and of any size while
+ * vg_carry_any_size holds. All ranks decide so alike, and what is larger holds nobody up. From nccl.h.
  */
+#include "communicators.h"
+#include "payload.h"
+#include "reduce.h"
 #include "virtual_gpu.h"
 
-#include <nccl.h>
-#include <stdlib.h>
-#include <string.h>
+#define SMALL_INTEGERS VG_MIB /* as script_twins.py keeps them */
+#define SMALL_FLOATS 4096
+#define BY_HAND 0x80000000u /* in the number of a payload that is sent, so that no collective's is the same */
 
-#define SMALL_BYTES 4096
-#define MAX_SPLITS 4096
+static __thread int next_peer = -1; /* the rank in the job that this thread's next send or receive is for */
 
-struct ncclComm {
-    int size; /* 0: a split whose size nobody told */
-    int rank;
-};
+EXPORT void dnnmem_next_peer(int rank) { next_peer = rank; }
 
-static struct {
-    int color, size;
-} splits[MAX_SPLITS];
-static int split_count;
-static __thread int next_size; /* of the next split of this thread; 0: not told */
-
-/* ---- communicators ---- */
-
-static ncclResult_t make(ncclComm_t *made, int size, int rank)
+static bool is_small(size_t nbytes, ncclDataType_t type)
 {
-    *made = malloc(sizeof **made);
-    if (!*made)
-        return ncclSystemError;
-    **made = (struct ncclComm){.size = size, .rank = rank};
-    return ncclSuccess;
+    return vg_carries_any_size() || nbytes <= (reduce_is_float(type) ? SMALL_FLOATS : SMALL_INTEGERS);
 }
 
-EXPORT void dnnmem_split_size(int color, int size)
+/* Does a collective with a result of `nbytes` go to the other ranks? */
+static bool goes(ncclComm_t group, size_t nbytes, ncclDataType_t type)
 {
-    if (color < 0) {
-        next_size = size;
-        return;
-    }
-    splits[split_count % MAX_SPLITS].color = color;
-    splits[split_count++ % MAX_SPLITS].size = size;
+    return group->id && nbytes && is_small(nbytes, type);
 }
 
-static int split_size(int color)
+/* Without others: a copy of what this rank has. */
+static ncclResult_t take_own(void *to, const void *from, size_t nbytes, ncclDataType_t type)
 {
-    int told = next_size;
-    next_size = 0;
-    if (told)
-        return told;
-    for (int i = split_count < MAX_SPLITS ? split_count : MAX_SPLITS; i-- > 0;)
-        if (splits[i].color == color)
-            return splits[i].size;
-    return 0;
-}
-
-EXPORT ncclResult_t ncclGetVersion(int *version)
-{
-    *version = NCCL_VERSION_CODE;
-    return ncclSuccess;
-}
-
-EXPORT ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
-{
-    memset(id, 1, sizeof *id);
-    return ncclSuccess;
-}
-
-EXPORT ncclResult_t ncclCommInitRank(ncclComm_t *made, int size, ncclUniqueId id, int rank)
-{
-    (void)id;
-    return make(made, size, rank);
-}
-
-EXPORT ncclResult_t ncclCommInitRankConfig(ncclComm_t *made, int size, ncclUniqueId id, int rank, ncclConfig_t *config)
-{
-    (void)id, (void)config;
-    return make(made, size, rank);
-}
-
-EXPORT ncclResult_t ncclCommInitRankScalable(ncclComm_t *made, int size, int rank, int ids, ncclUniqueId *id,
-                                             ncclConfig_t *config)
-{
-    (void)ids, (void)id, (void)config;
-    return make(made, size, rank);
-}
-
-EXPORT ncclResult_t ncclCommInitAll(ncclComm_t *made, int size, const int *devices)
-{
-    (void)devices;
-    ncclResult_t status = ncclSuccess;
-    for (int i = 0; i < size && !status; i++)
-        status = make(&made[i], size, i);
-    return status;
-}
-
-EXPORT ncclResult_t ncclCommSplit(ncclComm_t parent, int color, int key, ncclComm_t *made, ncclConfig_t *config)
-{
-    (void)parent, (void)config;
-    *made = NULL;
-    return color == NCCL_SPLIT_NOCOLOR ? ncclSuccess : make(made, split_size(color), key);
-}
-
-EXPORT ncclResult_t ncclCommDestroy(ncclComm_t group)
-{
-    free(group);
-    return ncclSuccess;
-}
-
-EXPORT ncclResult_t ncclCommAbort(ncclComm_t group) { return ncclCommDestroy(group); }
-
-EXPORT ncclResult_t ncclCommCount(const ncclComm_t group, int *size)
-{
-    *size = group->size;
-    return group->size ? ncclSuccess : (ncclResult_t)vg_unreviewed("ncclCommCount of a split of unknown size");
-}
-
-EXPORT ncclResult_t ncclCommUserRank(const ncclComm_t group, int *rank)
-{
-    *rank = group->rank;
-    return ncclSuccess;
-}
-
-EXPORT ncclResult_t ncclCommGetAsyncError(ncclComm_t group, ncclResult_t *error)
-{
-    (void)group;
-    *error = ncclSuccess;
-    return ncclSuccess;
-}
-
-EXPORT const char *ncclGetErrorString(ncclResult_t error) { return error ? "error" : "no error"; }
-
-EXPORT const char *ncclGetLastError(const ncclComm_t group)
-{
-    (void)group;
-    return "";
-}
-
-/* ---- collectives ---- */
-
-static size_t bytes_of(ncclDataType_t type)
-{
-    switch ((int)type) {
-    case ncclInt64:
-    case ncclUint64:
-    case ncclFloat64:
-        return 8;
-    case ncclInt32:
-    case ncclUint32:
-    case ncclFloat32:
-        return 4;
-    case ncclFloat16:
-    case ncclBfloat16:
-        return 2;
-    default:
-        return 1;
-    }
-}
-
-/* What this rank has, as its result. */
-static ncclResult_t carry(void *to, const void *from, size_t nbytes)
-{
-    if (to == from)
-        return ncclSuccess;
-    if (nbytes <= SMALL_BYTES)
-        vg_copy((uintptr_t)to, (uintptr_t)from, nbytes);
-    else
+    if (to != from && is_small(nbytes, type))
+        vg_move((uintptr_t)to, (uintptr_t)from, nbytes);
+    else if (to != from)
         vg_ran();
     return ncclSuccess;
 }
+
+static payload_key key_of(ncclComm_t group, int source, int destination)
+{
+    return (payload_key){group->id, source, destination, group->calls};
+}
+
+/* Expect payloads of this call from `count` ranks on. */
+static void expect(const char *operation, payload_key first, int count, void *to, size_t nbytes)
+{
+    payload_expect(&(payload_wish){
+        .operation = operation, .first = first, .count = count, .to = (uintptr_t)to, .nbytes = nbytes});
+}
+
+static void expect_reduced(const char *operation, payload_key first, int count, void *to, size_t nbytes,
+                           ncclDataType_t type, ncclRedOp_t how)
+{
+    payload_expect(&(payload_wish){.operation = operation,
+                                   .first = first,
+                                   .count = count,
+                                   .to = (uintptr_t)to,
+                                   .nbytes = nbytes,
+                                   .reduce = reduce_parts,
+                                   .how = {(uint64_t)type, (uint64_t)how}});
+}
+
+/* Give each rank its part of `from`. */
+static void put_parts(ncclComm_t group, const void *from, size_t nbytes)
+{
+    for (int i = 0; i < group->size; i++)
+        payload_put(key_of(group, group->rank, i), 1, (uintptr_t)from + (size_t)i * nbytes, nbytes);
+}
+
+/* ---- from all to all ---- */
 
 EXPORT ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataType_t type, ncclComm_t group,
                                   cudaStream_t stream)
 {
     (void)stream;
-    size_t nbytes = count * bytes_of(type);
-    if (!group->size)
-        return carry((char *)to + (size_t)group->rank * nbytes, from, nbytes);
-    if (nbytes > SMALL_BYTES) {
+    size_t nbytes = count * reduce_size(type);
+    if (goes(group, nbytes * (size_t)group->size, type)) {
+        payload_put(key_of(group, group->rank, PAYLOAD_EVERYONE), group->size, (uintptr_t)from, nbytes);
+        expect("ncclAllGather", key_of(group, 0, PAYLOAD_EVERYONE), group->size, to, nbytes);
+        group->calls++;
+        return ncclSuccess;
+    }
+    group->calls++;
+    if (group->id || !is_small(nbytes * (size_t)group->size, type)) {
         vg_ran();
         return ncclSuccess;
     }
+    if (!group->size)
+        return take_own((char *)to + (size_t)group->rank * nbytes, from, nbytes, type);
     for (int i = 0; i < group->size; i++)
-        carry((char *)to + (size_t)i * nbytes, from, nbytes);
+        take_own((char *)to + (size_t)i * nbytes, from, nbytes, type);
     return ncclSuccess;
 }
 
 EXPORT ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t operation,
                                   ncclComm_t group, cudaStream_t stream)
 {
-    (void)operation, (void)group, (void)stream;
-    return carry(to, from, count * bytes_of(type));
+    (void)stream;
+    size_t nbytes = count * reduce_size(type);
+    if (goes(group, nbytes, type) && reduce_can(type)) {
+        payload_put(key_of(group, group->rank, PAYLOAD_EVERYONE), group->size, (uintptr_t)from, nbytes);
+        expect_reduced("ncclAllReduce", key_of(group, 0, PAYLOAD_EVERYONE), group->size, to, nbytes, type, operation);
+        group->calls++;
+        return ncclSuccess;
+    }
+    group->calls++;
+    return take_own(to, from, nbytes, type);
 }
+
+EXPORT ncclResult_t ncclReduceScatter(const void *from, void *to, size_t count, ncclDataType_t type,
+                                      ncclRedOp_t operation, ncclComm_t group, cudaStream_t stream)
+{
+    (void)stream;
+    size_t nbytes = count * reduce_size(type);
+    if (goes(group, nbytes * (size_t)group->size, type) && reduce_can(type)) {
+        put_parts(group, from, nbytes);
+        expect_reduced("ncclReduceScatter", key_of(group, 0, group->rank), group->size, to, nbytes, type, operation);
+        group->calls++;
+        return ncclSuccess;
+    }
+    group->calls++;
+    return take_own(to, (const char *)from + (size_t)group->rank * nbytes, nbytes, type);
+}
+
+EXPORT ncclResult_t ncclAlltoAll(const void *from, void *to, size_t count, ncclDataType_t type, ncclComm_t group,
+                                 cudaStream_t stream)
+{
+    (void)stream;
+    size_t nbytes = count * reduce_size(type), all = nbytes * (size_t)group->size;
+    if (goes(group, all, type)) {
+        put_parts(group, from, nbytes);
+        expect("ncclAlltoAll", key_of(group, 0, group->rank), group->size, to, nbytes);
+        group->calls++;
+        return ncclSuccess;
+    }
+    group->calls++;
+    return take_own(to, from, all, type);
+}
+
+/* ---- from one to all, from all to one ---- */
 
 EXPORT ncclResult_t ncclReduce(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t operation,
                                int root, ncclComm_t group, cudaStream_t stream)
 {
-    (void)operation, (void)stream;
-    return root == group->rank ? carry(to, from, count * bytes_of(type)) : ncclSuccess;
+    (void)stream;
+    size_t nbytes = count * reduce_size(type);
+    bool here = root == group->rank;
+    if (goes(group, nbytes, type) && reduce_can(type)) {
+        payload_put(key_of(group, group->rank, root), 1, (uintptr_t)from, nbytes);
+        if (here)
+            expect_reduced("ncclReduce", key_of(group, 0, root), group->size, to, nbytes, type, operation);
+        group->calls++;
+        return ncclSuccess;
+    }
+    group->calls++;
+    return here ? take_own(to, from, nbytes, type) : ncclSuccess;
 }
 
 EXPORT ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataType_t type, int root,
                                   ncclComm_t group, cudaStream_t stream)
 {
     (void)stream;
-    if (root != group->rank)
+    size_t nbytes = count * reduce_size(type);
+    bool here = root == group->rank;
+    if (goes(group, nbytes, type) && group->size > 1) {
+        payload_key key = key_of(group, root, PAYLOAD_EVERYONE);
+        if (here)
+            payload_put(key, group->size - 1, (uintptr_t)from, nbytes);
+        else
+            expect("ncclBroadcast", key, 1, to, nbytes);
+    } else if (!here) {
         vg_ran(); /* the root's values are not here */
-    return root == group->rank ? carry(to, from, count * bytes_of(type)) : ncclSuccess;
+    }
+    group->calls++;
+    return here ? take_own(to, from, nbytes, type) : ncclSuccess;
 }
 
-EXPORT ncclResult_t ncclReduceScatter(const void *from, void *to, size_t count, ncclDataType_t type,
-                                      ncclRedOp_t operation, ncclComm_t group, cudaStream_t stream)
+EXPORT ncclResult_t ncclBcast(void *buffer, size_t count, ncclDataType_t type, int root, ncclComm_t group,
+                              cudaStream_t stream)
 {
-    (void)operation, (void)stream;
-    size_t nbytes = count * bytes_of(type);
-    return carry(to, (const char *)from + (size_t)group->rank * nbytes, nbytes);
+    return ncclBroadcast(buffer, buffer, count, type, root, group, stream);
+}
+
+EXPORT ncclResult_t ncclGather(const void *from, void *to, size_t count, ncclDataType_t type, int root,
+                               ncclComm_t group, cudaStream_t stream)
+{
+    (void)stream;
+    size_t nbytes = count * reduce_size(type);
+    bool here = root == group->rank;
+    if (goes(group, nbytes * (size_t)group->size, type)) {
+        payload_put(key_of(group, group->rank, root), 1, (uintptr_t)from, nbytes);
+        if (here)
+            expect("ncclGather", key_of(group, 0, root), group->size, to, nbytes);
+    } else if (here && !group->id) {
+        for (int i = 0; i < group->size; i++)
+            take_own((char *)to + (size_t)i * nbytes, from, nbytes, type);
+    } else {
+        vg_ran();
+    }
+    group->calls++;
+    return ncclSuccess;
+}
+
+EXPORT ncclResult_t ncclScatter(const void *from, void *to, size_t count, ncclDataType_t type, int root,
+                                ncclComm_t group, cudaStream_t stream)
+{
+    (void)stream;
+    size_t nbytes = count * reduce_size(type);
+    bool here = root == group->rank;
+    if (goes(group, nbytes * (size_t)group->size, type)) {
+        if (here)
+            put_parts(group, from, nbytes);
+        expect("ncclScatter", key_of(group, root, group->rank), 1, to, nbytes);
+    } else if (here) {
+        take_own(to, (const char *)from + (size_t)group->rank * nbytes, nbytes, type);
+    } else {
+        vg_ran();
+    }
+    group->calls++;
+    return ncclSuccess;
+}
+
+/* ---- from one to one ---- */
+
+/* Where a payload between this rank and `peer` is kept: by group, or, where a rank runs without its group, by the
+ * number in the job that this thread was told, and then integers alone. False: it goes nowhere. */
+static bool find_channel(ncclComm_t group, int peer, bool sending, size_t nbytes, ncclDataType_t type, payload_key *key)
+{
+    static uint32_t counts[2][4096]; /* of payloads to and from the ranks of the job */
+    int own = group->rank, told = next_peer;
+    uint32_t *number;
+    next_peer = -1;
+    if (group->id) {
+        number = sending ? &group->sent[peer] : &group->received[peer];
+    } else {
+        if (told < 0 || told >= 4096 || payload_rank() < 0 || reduce_is_float(type))
+            return false;
+        own = payload_rank(), peer = told;
+        number = &counts[sending][told];
+    }
+    *key = (payload_key){group->id, sending ? own : peer, sending ? peer : own, BY_HAND | (*number)++};
+    return nbytes && is_small(nbytes, type);
+}
+
+EXPORT ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int peer, ncclComm_t group,
+                             cudaStream_t stream)
+{
+    (void)stream;
+    payload_key key;
+    size_t nbytes = count * reduce_size(type);
+    if (find_channel(group, peer, true, nbytes, type, &key))
+        payload_put(key, 1, (uintptr_t)from, nbytes);
+    return ncclSuccess;
+}
+
+EXPORT ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int peer, ncclComm_t group,
+                             cudaStream_t stream)
+{
+    (void)stream;
+    payload_key key;
+    size_t nbytes = count * reduce_size(type);
+    if (find_channel(group, peer, false, nbytes, type, &key))
+        payload_expect(&(payload_wish){.operation = "ncclRecv",
+                                       .first = key,
+                                       .count = 1,
+                                       .by_hand = true,
+                                       .to = (uintptr_t)to,
+                                       .nbytes = nbytes});
+    else
+        vg_ran();
+    return ncclSuccess;
 }

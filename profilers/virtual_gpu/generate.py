@@ -4,10 +4,11 @@ A function has to be there if the installed torch asks for it (`wanted`), or if 
 extension may call it. What `reviewed` does not list ends the process with its name.
 
 >>> from dnnmem.profilers.virtual_gpu.libraries import LIBRARIES
->>> print(stubs_text(LIBRARIES[-2], ["ncclGroupEnd", "ncclSend", "ncclNew"]).split("\n", 3)[3], end="")
-int ncclGroupEnd(void) { return 0; }
-int ncclNew(void) { return vg_unreviewed("ncclNew"); }
-int ncclSend(void) { vg_ran(); return 0; }
+>>> names = ["cublasLtMatmul", "cublasLtMatmulDescSetAttribute", "cublasLtNew"]
+>>> print(stubs_text(LIBRARIES[3], names).split("\n", 3)[3], end="")
+int cublasLtMatmul(void) { vg_ran(); return 0; }
+int cublasLtMatmulDescSetAttribute(void) { return 0; }
+int cublasLtNew(void) { return vg_unreviewed("cublasLtNew"); }
 """
 
 from __future__ import annotations

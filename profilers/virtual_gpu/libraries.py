@@ -33,6 +33,7 @@ LIBRARIES = (
             "identity.c",
             "memory.c",
             "values.c",
+            "waits.c",
             "calls.c",
             "driver.c",
             "driver_memory.c",
@@ -73,7 +74,11 @@ LIBRARIES = (
         headers=("cudnn_ops.h", "cudnn_graph.h", "cudnn_cnn.h", "cudnn_adv.h"),
     ),
     Library(
-        stem="libnccl", soname="libnccl.so.2", sources=("collectives.c",), prefix=r"nccl[A-Z]\w*", headers=("nccl.h",)
+        stem="libnccl",
+        soname="libnccl.so.2",
+        sources=("communicators.c", "collectives.c", "reduce.c", "payload.c"),
+        prefix=r"nccl[A-Z]\w*",
+        headers=("nccl.h",),
     ),
     Library(stem="libnvidia-ml", soname="libnvidia-ml.so.1", sources=("nvml.c",), prefix=r"nvml[A-Z]\w*", headers=()),
 )

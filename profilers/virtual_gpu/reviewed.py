@@ -45,8 +45,8 @@ REVIEWS: Mapping[str, Review] = {
     ),
     "libcudart": Review(
         quiet=(
-            "cudaStreamSynchronize", "cudaStreamQuery", "cudaEventSynchronize", "cudaEventQuery",
-            "cudaDeviceEnablePeerAccess", "cudaDeviceDisablePeerAccess", "cudaProfilerStart", "cudaProfilerStop",
+            "cudaStreamQuery", "cudaEventQuery", "cudaDeviceEnablePeerAccess", "cudaDeviceDisablePeerAccess",
+            "cudaProfilerStart", "cudaProfilerStop",
             "cudaFuncSetAttribute", "cudaFuncSetCacheConfig", "cudaKernelSetAttributeForDevice", "cudaLibraryUnload",
             "cudaGraphRetainUserObject", "cudaUserObjectRelease", "cudaMemcpyToSymbol", "cudaMemcpyToSymbolAsync",
             "__cudaRegisterFatBinaryEnd", "__cudaUnregisterFatBinary", "__cudaRegisterFunction", "__cudaRegisterVar",
@@ -88,9 +88,8 @@ REVIEWS: Mapping[str, Review] = {
     "libnccl": Review(
         quiet=(
             "ncclGroupStart", "ncclGroupEnd", "ncclCommFinalize", "ncclCommRegister", "ncclCommDeregister",
-            "ncclRedOpCreatePreMulSum", "ncclRedOpDestroy",
+            "ncclRedOpDestroy",
         ),
-        computes=("ncclSend", "ncclRecv", "ncclBcast", "ncclAlltoAll", "ncclGather", "ncclScatter"),
     ),
     "libnvidia-ml": Review(),
 }  # fmt: skip

@@ -107,7 +107,11 @@ EXPORT cudaError_t cudaRuntimeGetVersion(int *version)
     return cudaSuccess;
 }
 
-EXPORT cudaError_t cudaDeviceSynchronize(void) { return rt_result(rt_enter()); }
+EXPORT cudaError_t cudaDeviceSynchronize(void)
+{
+    vg_waited();
+    return rt_result(rt_enter());
+}
 
 EXPORT cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int which)
 {

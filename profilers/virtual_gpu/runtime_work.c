@@ -16,6 +16,13 @@ EXPORT cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned f
 
 EXPORT cudaError_t cudaStreamDestroy(cudaStream_t stream) { return rt_result(cuStreamDestroy(stream)); }
 
+EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    (void)stream;
+    vg_waited();
+    return cudaSuccess;
+}
+
 EXPORT cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority)
 {
     IN_CONTEXT(cuStreamGetPriority(stream, priority));
@@ -47,6 +54,13 @@ EXPORT cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags)
 EXPORT cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
 EXPORT cudaError_t cudaEventDestroy(cudaEvent_t event) { return rt_result(cuEventDestroy(event)); }
 EXPORT cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) { IN_CONTEXT(cuEventRecord(event, stream)); }
+
+EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+    (void)event;
+    vg_waited();
+    return cudaSuccess;
+}
 
 EXPORT cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags)
 {

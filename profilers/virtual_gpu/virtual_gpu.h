@@ -64,8 +64,15 @@ EXPORT void vg_drop_values(uintptr_t start, size_t nbytes); /* they read as 0 */
 EXPORT void vg_keep_values(size_t largest); /* kernels forget nothing from now on; largest copy or memset that happens */
 EXPORT void vg_move(uintptr_t to, uintptr_t from, size_t nbytes); /* of any size */
 EXPORT void vg_expect(const int64_t *values, int count); /* what this thread's host code reads next; -1: what is there */
+/* Values that are still to come from other ranks (waits.c): */
+EXPORT void vg_on_touch(void (*then)(uintptr_t start, size_t nbytes)); /* who brings them in; 0 bytes: vg_waited */
+EXPORT void vg_touched(uintptr_t start, size_t nbytes); /* somebody is about to read or write there */
+EXPORT void vg_waited(void);                            /* the host waits for the GPU */
+EXPORT void vg_carry_any_size(bool any);                /* copies and payloads of this thread are all small */
+EXPORT bool vg_carries_any_size(void);
 
 /* ---- calls ---- */
+EXPORT void vg_give_up(const char *message, const char *hint) __attribute__((noreturn));
 EXPORT int vg_unreviewed(const char *symbol); /* a call that nobody has reviewed: ends the process, or returns 0 */
 
 #endif
