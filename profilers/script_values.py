@@ -27,8 +27,11 @@ from dnnmem.profilers.tensors import tensors_in
 
 _KEY = "AutocastIPU"
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
-_SKIPPED = ("aten::empty", "aten::new_empty", "aten::record_stream", "aten::resize_", "aten::set_")
-_KEEPS = frozenset({"aten::_amp_foreach_non_finite_check_and_unscale_", "aten::detach_", "aten::squeeze_", "aten::t_"})
+_SKIPPED = ("aten::empty", "aten::new_empty", "aten::record_stream")
+_KEEPS = frozenset({
+    "aten::_amp_foreach_non_finite_check_and_unscale_", "aten::detach_", "aten::squeeze_", "aten::t_", "aten::resize_",
+    "aten::set_",
+})  # fmt: skip
 """Operators whose small results stay as they were: no gradient is taken to be infinite, and views change no values."""
 _OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_", "aten::zero", "aten::random_")
 """Operators that do not read what they write."""
