@@ -32,6 +32,7 @@ class Watch:
         self._recording: Any = None
         self._groups: Any = None
         self._values: Any = None
+        self._choices: Any = None
         self._meter = PeakMeter()
         self._counter = StepCounter(request.steps, on_step=self._on_step, on_end=self._on_end)
         self._memory = MemoryWatch(session.roots, lambda: self._counter.steps)
@@ -47,6 +48,10 @@ class Watch:
             from dnnmem.profilers.script_values import SmallValues
 
             self._values = SmallValues()
+        if is_virtual():
+            from dnnmem.profilers.script_compile import FixedChoices
+
+            self._choices = FixedChoices()
         if request.record:
             from dnnmem.profilers.script_record import Recording
 
@@ -54,7 +59,8 @@ class Watch:
 
     def facts(self) -> dict[str, Any]:
         """What is known so far, as fields of a `RankResult`."""
-        notes = [note for source in (self._groups, self._values) if source is not None for note in source.notes()]
+        sources = (self._groups, self._values, self._choices)
+        notes = [note for source in sources if source is not None for note in source.notes()]
         memory = self._meter.memory()
         return {
             "steps": self._counter.steps,
