@@ -11,39 +11,27 @@ Imports no torch.
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import shutil
-import signal
 import socket
-import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dnnmem.estimator.device import Device
-from dnnmem.estimator.errors import UnsupportedError, UsageError
-from dnnmem.profilers.children import end, follow, start
-from dnnmem.profilers.script import RESULT_FILE, TRACE_FILE
+from dnnmem.estimator.errors import UsageError
+from dnnmem.profilers.exchange import WAIT_SECONDS, Exchange
+from dnnmem.profilers.rank_process import RankProcess, environment_of
+from dnnmem.profilers.script import TRACE_FILE
 from dnnmem.profilers.script_request import ScriptRequest
 from dnnmem.profilers.script_result import RankResult
-from dnnmem.profilers.virtual_gpu.launch import prepare
 
 MAX_PROCESSES = 16
 """Most ranks that run at once."""
 
-_QUIET = {"KINETO_LOG_LEVEL": "6", "PYTHONUNBUFFERED": "1", "GLOO_SOCKET_IFNAME": "lo"}
-_TRUE_VALUES = {"DNNMEM_VGPU_KEEP": "1", "DNNMEM_VGPU_SMALL_BYTES": str(1 << 20)}
-"""Small values outlive kernels, which `script_values.py` stands in for."""
-_ERROR_FILE = "error.json"
-_LAST_LINES = 12
 _POLL_SECONDS = 0.05
-_GRACE_SECONDS = 20.0
-"""How much longer than its own limit a child may take."""
 _BEFORE_KILL_SECONDS = 5.0
 """How long the other ranks may take to end once one has failed."""
 
@@ -66,6 +54,8 @@ class ScriptRun:
     """Variables of the script's own, over those of the person."""
     local_rank_option: str = ""
     """What comes before the script's arguments, followed by the local rank; empty = nothing does."""
+    wait_seconds: float = WAIT_SECONDS
+    """How long a rank waits for a payload of another one."""
 
 
 def parse_ranks(text: str, world_size: int) -> tuple[int, ...]:
@@ -107,7 +97,7 @@ def run_script(
 
     Args: `base`: the environment the script would have; `cache` keeps the virtual GPU; `on_output` gets
     the script's lines, headed by the rank where there are several; `on_progress` each step of the first rank; `save`:
-    where the first rank's recorded step goes.
+    folder for the recorded steps, each called by its rank (`recorded_step`).
     Raises `UnsupportedError` if this machine has no virtual GPU or the script calls what it lacks.
     """
     ranks: tuple[int | None, ...] = run.ranks or (None,)
@@ -115,25 +105,115 @@ def run_script(
     found: list[RankResult] = []
     with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
         for group in [ranks] if together else [(rank,) for rank in ranks]:
-            port = _free_port() if together else 1
-            children: list[_Child] = []
-            try:
+            with closing(_Job(run, base, Path(name), together=together, cache=cache)) as job:
                 for rank in group:
-                    folder = Path(name) / f"rank{rank}"
-                    folder.mkdir()
-                    environment = _environment(run, base, rank, port=port, folder=folder, cache=cache, say=on_output)
-                    request = _request(run, rank, alone=not together)
-                    many, first = len(ranks) > 1, rank == ranks[0]
-                    say = _headed(on_output, rank) if many else on_output
-                    children.append(_Child(request, folder, environment, say, on_progress if first else _ignore))
-                found += [_as_known(result, run.gpu) for result in _wait(children)]
-            finally:
-                for child in children:
-                    child.end()
-            trace = children[0].folder / TRACE_FILE
-            if save is not None and trace.exists() and children[0].request.rank == ranks[0]:
-                shutil.move(trace, save)
+                    say = _headed(on_output, rank) if len(ranks) > 1 else on_output
+                    job.start(rank, say, on_progress if rank == ranks[0] else _ignore)
+                found += [_as_known(result, run.gpu) for result in job.wait()]
+            for rank in group if save is not None else ():
+                trace = Path(name) / f"rank{rank}" / TRACE_FILE
+                if trace.exists():
+                    shutil.move(trace, recorded_step(save, rank))
     return tuple(found)
+
+
+def recorded_step(folder: Path, rank: int | None) -> Path:
+    """Where `run_script` puts the recorded step of a rank."""
+    return folder / f"rank{rank}-{TRACE_FILE}"
+
+
+class _Job:
+    """Processes that run at once: all ranks of a job, or one, and those that it turns out to receive from."""
+
+    def __init__(
+        self, run: ScriptRun, base: Mapping[str, str], folder: Path, *, together: bool, cache: Path | None
+    ) -> None:
+        self._run, self._base, self._folder, self._together, self._cache = run, base, folder, together, cache
+        self._port = _free_port() if together else 1
+        self._exchange = Exchange(run.wait_seconds) if run.ranks else None
+        self._asked: list[RankProcess] = []
+        self._helpers: dict[int, RankProcess] = {}
+        self._gone: set[int] = set()
+
+    def start(self, rank: int | None, say: Callable[[str], None], on_progress: Callable[[int], None]) -> None:
+        """Start a rank whose result is asked for."""
+        folder = self._folder / f"rank{rank}"
+        folder.mkdir()
+        self._asked.append(self._process(rank, folder, say, on_progress))
+
+    def _process(
+        self, rank: int | None, folder: Path, say: Callable[[str], None], on_progress: Callable[[int], None]
+    ) -> RankProcess:
+        run = self._run
+        exchange = f"{self._exchange.name} {int(self._together)}" if self._exchange else ""
+        environment = environment_of(
+            run, self._base, rank, port=self._port, folder=folder, cache=self._cache, exchange=exchange, say=say
+        )
+        return RankProcess(_request(run, rank, alone=not self._together), folder, environment, say, on_progress)
+
+    def wait(self) -> list[RankResult]:
+        """Wait for all; once one has failed, the others get a little time, for they may wait for it in vain."""
+        limit = max(process.deadline for process in self._asked)
+        failed: RankProcess | None = None
+        while not all(process.is_done() for process in self._asked) and time.monotonic() < limit:
+            time.sleep(_POLL_SECONDS)
+            self._tell_of_ends()
+            self._start_wanted()
+            if failed is None:
+                failed = next((p for p in self._asked if p.is_done() and p.result().outcome != "ran"), None)
+                limit = limit if failed is None else min(limit, time.monotonic() + _BEFORE_KILL_SECONDS)
+        results = [self._result(process, failed) for process in self._asked]
+        if self._helpers:
+            note = f"to receive what ranks {_listed(self._helpers)} send, those were run too"
+            results[0] = replace(results[0], notes=(*results[0].notes, note))
+        return results
+
+    def _result(self, process: RankProcess, failed: RankProcess | None) -> RankResult:
+        """What came of a process; what befell it after another one's failure is that one's doing."""
+        if not process.is_done():
+            process.end()
+            if failed is not None:
+                return process.ended_with("ended", f"it was ended, for rank {failed.request.rank} had failed")
+        result = process.result()
+        if failed in {None, process} or result.outcome != "failed":
+            return result
+        return replace(result, outcome="ended")
+
+    def _tell_of_ends(self) -> None:
+        """Nobody shall wait for a rank that came to its end. One that failed ends the others soon enough."""
+        for process in (*self._asked, *self._helpers.values()):
+            rank = process.request.rank
+            if self._exchange is None or rank is None or rank in self._gone or not process.is_done():
+                continue
+            helps = rank in self._helpers
+            result = process.result() if helps or len(self._asked) > 1 else None
+            if result is None or (result.outcome != "ran" and not helps):
+                continue
+            self._gone.add(rank)
+            said = result.message.splitlines()[-1:] if result.outcome != "ran" else [f"after {result.steps} steps"]
+            self._exchange.absent(rank, f"it has ended: {''.join(said)}")
+
+    def _start_wanted(self) -> None:
+        """Start the ranks that a lone one waits for."""
+        if self._exchange is None or self._together:
+            return
+        for rank in sorted(self._exchange.wanted() - set(self._helpers) - {p.request.rank for p in self._asked}):
+            if len(self._helpers) + 1 < MAX_PROCESSES:
+                folder = Path(tempfile.mkdtemp(prefix=f"rank{rank}-", dir=self._folder))
+                self._helpers[rank] = self._process(rank, folder, _ignore, _ignore)
+            else:
+                self._exchange.absent(rank, f"more than {MAX_PROCESSES} ranks would have to run at once")
+
+    def close(self) -> None:
+        """End all of them."""
+        for process in (*self._asked, *self._helpers.values()):
+            process.end()
+        if self._exchange is not None:
+            self._exchange.close()
+
+
+def _listed(ranks: Iterable[int]) -> str:
+    return ", ".join(str(rank) for rank in sorted(ranks))
 
 
 def _request(run: ScriptRun, rank: int | None, *, alone: bool) -> ScriptRequest:
@@ -151,136 +231,6 @@ def _as_known(result: RankResult, gpu: Device) -> RankResult:
     return replace(result, memory=tuple(replace(used, outside_bytes=None) for used in result.memory))
 
 
-class _Child:
-    """One process, and what it has said so far."""
-
-    def __init__(
-        self,
-        request: ScriptRequest,
-        folder: Path,
-        environment: Mapping[str, str],
-        on_output: Callable[[str], None],
-        on_progress: Callable[[int], None],
-    ) -> None:
-        self.request, self.folder = request, folder
-        self.last: deque[str] = deque(maxlen=_LAST_LINES)
-        limit = request.timeout_seconds
-        self.deadline = math.inf if limit is None else time.monotonic() + limit + _GRACE_SECONDS
-        (folder / "request.json").write_text(request.to_json())
-        reader, writer = os.pipe()
-        command = [
-            sys.executable,
-            "-m",
-            "dnnmem.profilers.script",
-            str(folder / "request.json"),
-            str(folder),
-            str(writer),
-        ]
-        self.process = start(command, environment, keep=(writer,))
-        os.close(writer)
-
-        def heard(line: str) -> None:
-            self.last.append(line)
-            on_output(line)
-
-        assert self.process.stdout is not None  # noqa: S101 - a pipe was asked for
-        self.threads = [
-            follow(self.process.stdout, heard),
-            follow(os.fdopen(reader, "rb"), lambda line: on_progress(int(line))),
-        ]
-
-    def is_done(self) -> bool:
-        """Whether there is nothing more to wait for: a result, or no process."""
-        return (self.folder / RESULT_FILE).exists() or self.process.poll() is not None
-
-    def end(self) -> None:
-        """End it, and hear what it said."""
-        end(self.process)
-        for thread in self.threads:
-            thread.join(timeout=2)
-
-    def result(self) -> RankResult:
-        """What it wrote, or what its death says; raises a `DnnmemError` for a call that the virtual GPU lacks."""
-        told = self.folder / _ERROR_FILE
-        if told.exists():
-            said = json.loads(told.read_text())
-            raise UnsupportedError(said["message"], hint=said["hint"])
-        path = self.folder / RESULT_FILE
-        if path.exists():
-            return RankResult.from_json(path.read_text())
-        outcome, message = self._death()
-        shown = "\n".join(self.last) or "it printed nothing"
-        request = self.request
-        return RankResult(
-            outcome=outcome,
-            rank=request.rank,
-            world_size=request.world_size,
-            message=f"{message}; its last lines:\n{shown}",
-        )
-
-    def _death(self) -> tuple[str, str]:
-        code = self.process.poll()
-        if code is None:
-            return "timed_out", "the process did not end, nor answer"
-        if code < 0:
-            return "failed", f"the process died with {signal.Signals(-code).name}"
-        return "failed", f"the script left the process by itself, with exit code {code}"
-
-
-def _wait(children: Sequence[_Child]) -> list[RankResult]:
-    """Wait for all; once one has failed, the others get a little time, for they may wait for it in vain."""
-    limit = max(child.deadline for child in children)
-    while not all(child.is_done() for child in children) and time.monotonic() < limit:
-        time.sleep(_POLL_SECONDS)
-        if any(child.is_done() and child.result().outcome != "ran" for child in children):
-            limit = min(limit, time.monotonic() + _BEFORE_KILL_SECONDS)
-    results = []
-    for child in children:
-        done = child.is_done()
-        child.end() if not done else None
-        results.append(child.result())
-    return results
-
-
-def _environment(
-    run: ScriptRun,
-    base: Mapping[str, str],
-    rank: int | None,
-    *,
-    port: int,
-    folder: Path,
-    cache: Path | None,
-    say: Callable[[str], None],
-) -> dict[str, str]:
-    """The child's environment: a virtual GPU, and what torchrun would tell a rank."""
-    count = 1 if rank is None else min(run.world_size, run.ranks_per_node)
-    told = {} if rank is None else _torchrun(run, rank, port)
-    launch = prepare(
-        run.gpu,
-        {**_QUIET, **base, **run.environment, **told},
-        count=count,
-        cache=cache,
-        error_file=folder / _ERROR_FILE,
-    )
-    if launch.note:
-        say(launch.note)
-    return {**launch.environment, **(_TRUE_VALUES if run.request.values else {})}
-
-
-def _torchrun(run: ScriptRun, rank: int, port: int) -> dict[str, str]:
-    """What `torchrun` tells its processes (torch/distributed/elastic/agent/server/local_elastic_agent.py)."""
-    per_node = min(run.world_size, run.ranks_per_node)
-    node, local = divmod(rank, per_node)
-    numbers = {
-        "RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": run.world_size, "LOCAL_WORLD_SIZE": per_node,
-        "GROUP_RANK": node, "GROUP_WORLD_SIZE": -(-run.world_size // per_node), "ROLE_RANK": rank,
-        "ROLE_WORLD_SIZE": run.world_size, "MASTER_PORT": port, "TORCHELASTIC_RESTART_COUNT": 0,
-        "TORCHELASTIC_MAX_RESTARTS": 0, "OMP_NUM_THREADS": 1,
-    }  # fmt: skip
-    words = {"MASTER_ADDR": "127.0.0.1", "ROLE_NAME": "default", "TORCHELASTIC_RUN_ID": "none"}
-    return {**words, **{name: str(number) for name, number in numbers.items()}}
-
-
 def _free_port() -> int:
     with socket.socket() as it:
         it.bind(("127.0.0.1", 0))
@@ -292,5 +242,5 @@ def _headed(say: Callable[[str], None], rank: int | None) -> Callable[[str], Non
     return lambda line: say(f"[rank {rank}] {line}")
 
 
-def _ignore(_: int) -> None:
+def _ignore(_: object) -> None:
     return

@@ -1,7 +1,7 @@
 """The child process that runs a training script as `__main__`, on whatever GPU its environment shows.
 
     argv      REQUEST.json FOLDER FD    ->  FOLDER/result.json  (and FOLDER/step.trace.json.gz if it records)
-    FD        one line for each training step, for the parent's progress
+    FD        one line for each training step, for the parent's progress; without a parent all of this ends
     stdout, stderr    the script's own
 
 The run ends by leaving the process at once, after the result is written: no `except` or `finally` of the script, no
@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import os
 import runpy
+import select
+import signal
 import sys
 import threading
 import time
@@ -62,6 +64,7 @@ class Session:
 
     def run(self) -> NoReturn:
         """Run the script to its end, or as far as the steps go."""
+        threading.Thread(target=self._end_with_parent, daemon=True).start()
         if self.request.timeout_seconds is not None:
             timer = threading.Timer(self.request.timeout_seconds, self._too_long)
             timer.daemon = True
@@ -78,15 +81,10 @@ class Session:
     def leave(self, outcome: str, **facts: Any) -> NoReturn:
         """Write the result and end the process; a second caller waits for the first one's end."""
         self._lock.acquire()
-        known = self._watch.facts() if self._watch is not None else {}
-        result = RankResult(
-            outcome=outcome,
-            rank=self.request.rank,
-            world_size=self.request.world_size,
-            versions=self.versions(),
-            seconds=time.monotonic() - self._start,
-            **{**known, **facts, "notes": (*known.get("notes", ()), *facts.get("notes", ()))},
-        )
+        try:
+            result = self._result(outcome, facts)
+        except Exception as error:  # noqa: BLE001 - whatever happens, the process must end here
+            result = self._told("failed", message=f"what the run needed cannot be read: {error!r}")
         partial = self.folder / f"{RESULT_FILE}.tmp"
         partial.write_text(result.to_json())
         partial.replace(self.folder / RESULT_FILE)
@@ -96,6 +94,28 @@ class Session:
         if self.request.rank is not None and not self.request.alone:
             threading.Event().wait()  # the others may still need this process's store; the parent ends them all
         os._exit(0)
+
+    def _result(self, outcome: str, facts: dict[str, Any]) -> RankResult:
+        known = self._watch.facts() if self._watch is not None else {}
+        return self._told(outcome, **{**known, **facts, "notes": (*known.get("notes", ()), *facts.get("notes", ()))})
+
+    def _told(self, outcome: str, **facts: Any) -> RankResult:
+        return RankResult(
+            outcome=outcome,
+            rank=self.request.rank,
+            world_size=self.request.world_size,
+            versions=self.versions(),
+            seconds=time.monotonic() - self._start,
+            **facts,
+        )
+
+    def _end_with_parent(self) -> None:
+        """Wait until nobody listens to the progress; then end this process and all that it started."""
+        poll = select.poll()
+        poll.register(self._progress, 0)
+        while not any(event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, event in poll.poll()):
+            pass
+        os.killpg(0, signal.SIGKILL)
 
     def step_done(self, steps: int) -> None:
         """Tell the parent."""

@@ -1,15 +1,15 @@
-"""Carries objects between ranks over gloo where the job's own group is NCCL: a virtual GPU moves no bytes.
+"""Lets objects travel between ranks as torch sends them: pickled, in tensors on the GPU, whatever their size.
 
-torch pickles objects into tensors on the GPU; here each group gets a twin on the CPU, over which they really travel.
+The virtual GPU and its NCCL carry small values alone; a thread that sends or receives objects says that all of its are.
 """
 
 from __future__ import annotations
 
-import inspect
+import ctypes
+import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import distributed
 from torch.distributed import distributed_c10d
 
@@ -20,38 +20,23 @@ _CARRIERS = (
 
 
 def carry_objects() -> None:
-    """Put gloo under all collectives of objects; torch is loaded, no group exists yet."""
-    twins: dict[int, tuple[Any, Any]] = {}
-    for name in _CARRIERS:
+    """From now on objects arrive, whatever their size; torch is loaded."""
+    declare: Callable[[bool], None] | None = getattr(ctypes.CDLL(None), "vg_carry_any_size", None)
+    for name in _CARRIERS if declare is not None else ():
         real = getattr(distributed_c10d, name, None)
-        if real is not None:
-            carried = _over_gloo(real, twins)
+        if real is not None and declare is not None:
+            carried = _declared(real, declare)
             setattr(distributed, name, carried)
             setattr(distributed_c10d, name, carried)
 
 
-def _over_gloo(real: Callable[..., Any], twins: dict[int, tuple[Any, Any]]) -> Callable[..., Any]:
-    signature = inspect.signature(real)
-
+def _declared(real: Callable[..., Any], declare: Callable[[bool], None]) -> Callable[..., Any]:
+    @functools.wraps(real)
     def carried(*args: Any, **options: Any) -> Any:
-        bound = signature.bind(*args, **options)
-        bound.apply_defaults()
-        bound.arguments["group"] = _twin(bound.arguments.get("group"), twins)
-        if bound.arguments.get("device") is not None:
-            bound.arguments["device"] = torch.device("cpu")
-        return real(*bound.args, **bound.kwargs)
+        declare(True)  # noqa: FBT003 - C has no keywords
+        try:
+            return real(*args, **options)
+        finally:
+            declare(False)  # noqa: FBT003
 
     return carried
-
-
-def _twin(group: Any, twins: dict[int, tuple[Any, Any]]) -> Any:
-    """The group's ranks over gloo; made by all of them at the group's first use, kept with the group itself."""
-    own = None if group in (None, distributed.group.WORLD) else group
-    if distributed.get_backend(own) == "gloo":
-        return own
-    key = 0 if own is None else id(own)
-    if key not in twins:
-        ranks = list(range(distributed.get_world_size())) if own is None else distributed.get_process_group_ranks(own)
-        twin = distributed.new_group(ranks, backend="gloo", use_local_synchronization=own is not None)
-        twins[key] = (twin, own)
-    return twins[key][0]

@@ -14,8 +14,8 @@ from typing import Any
 
 from dnnmem.estimator.errors import InternalError
 
-OUTCOMES = ("ran", "out_of_memory", "failed", "timed_out")
-"""How a run ends. `ran`: it made its steps, or came to its own end."""
+OUTCOMES = ("ran", "out_of_memory", "failed", "timed_out", "ended")
+"""How a run ends. `ran`: it made its steps, or came to its own end; `ended`: another rank had failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,9 @@ class Twins:
         self._fill.argtypes = [ctypes.c_size_t, ctypes.c_uint, ctypes.c_size_t, ctypes.c_size_t]
         self._copy.restype = self._fill.restype = None
         self._known: dict[int, bool] = {}
+        together: Any = getattr(driver, "payload_together", None)
+        self.others_run = bool(together and together())
+        """Whether the other ranks of the job run, so that what they send arrives."""
 
     def known(self, tensors: Iterable[Tensor]) -> bool:
         """Whether the values of all of them are true."""

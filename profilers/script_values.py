@@ -44,6 +44,8 @@ _MOVES = frozenset({
 """Operators that only carry bytes, whether anyone knows them or not."""
 _FROM_DATA = "aten::lift_fresh"
 """What `torch.tensor` does last: the driver has moved the bytes unseen."""
+_FROM_ONE = ("c10d::broadcast", "c10d::recv", "c10d::scatter")
+"""Collectives whose result another rank knows."""
 _NAMESPACES = ("aten", "c10d")
 _READS = frozenset({"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero"})
 
@@ -96,7 +98,7 @@ class SmallValues:
         name = func._schema.name
         on_gpu = [tensor for tensor in inputs if tensor.is_cuda]
         if name.startswith("c10d::"):
-            self._carried(on_gpu)
+            self._carried(name, on_gpu)
             return out
         if name == _FROM_DATA:
             for tensor in filter(small, on_gpu):
@@ -145,12 +147,14 @@ class SmallValues:
         else:
             self.assumed[f"an {str(on_gpu[0].dtype)[6:]} that nobody knows is read back as 0"] += 1
 
-    def _carried(self, tensors: list[Tensor]) -> None:
-        """A collective has run: the virtual NCCL carries what is small."""
+    def _carried(self, name: str, tensors: list[Tensor]) -> None:
+        """A collective has run: the virtual NCCL carries what is small, and what other ranks have if they run."""
         known = any(small(tensor) and self._twins.known([tensor]) for tensor in tensors)
+        arrives = self._twins.others_run and name.startswith(_FROM_ONE)
         for tensor in tensors:
             if small(tensor):
-                self._twins.mark(tensor, known=known)
+                whole = self._twins.others_run and not tensor.dtype.is_floating_point
+                self._twins.mark(tensor, known=known or arrives or whole)
 
     def _results(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], out: Any) -> list[Tensor]:
         """Small tensors on the GPU that the operator has written."""

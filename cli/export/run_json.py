@@ -73,7 +73,7 @@ class RankJson(_Part):
     """One process of the run."""
 
     rank: Count | None
-    outcome: Literal["ran", "out_of_memory", "failed", "timed_out"]
+    outcome: Literal["ran", "out_of_memory", "failed", "timed_out", "ended"]
     steps: Count
     stopped: Annotated[bool, Field(description="ended after its steps; false: the script came to its own end")]
     optimizers: dict[str, int]

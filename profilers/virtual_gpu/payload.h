@@ -29,7 +29,7 @@ typedef struct {
 } payload_wish;
 
 int payload_rank(void);      /* of this process in its job; -1: there is nobody to exchange with */
-bool payload_together(void); /* do all ranks of the job run? */
+__attribute__((visibility("default"))) bool payload_together(void); /* do all ranks of the job run? */
 void payload_join(uint64_t group, int rank);
 void payload_put(payload_key key, int readers, uintptr_t from, size_t nbytes);
 void payload_get(payload_key key, const char *operation, void *to, size_t nbytes); /* now; `to` is the host's */
