@@ -5,6 +5,7 @@
  */
 #include "virtual_gpu.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,3 +33,20 @@ int vg_unreviewed(const char *symbol)
         write_error(path, symbol);
     abort();
 }
+
+/* ---- what is a model ---- */
+
+static atomic_long calls[VG_TOPICS];
+static atomic_size_t most[VG_TOPICS];
+
+size_t vg_modelled(vg_topic topic, size_t nbytes)
+{
+    calls[topic]++;
+    size_t before = most[topic];
+    while (nbytes > before && !atomic_compare_exchange_weak(&most[topic], &before, nbytes))
+        ;
+    return nbytes;
+}
+
+long vg_modelled_calls(vg_topic topic) { return calls[topic]; }
+size_t vg_modelled_most(vg_topic topic) { return most[topic]; }

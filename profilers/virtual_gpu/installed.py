@@ -15,7 +15,10 @@ from pathlib import Path
 
 from dnnmem.estimator.errors import UnsupportedError
 
-HEADERS = ("cuda.h", "cuda_runtime_api.h", "cublas_v2.h", "cublasLt.h", "cudnn.h", "nccl.h")
+HEADERS = (
+    "cuda.h", "cuda_runtime_api.h", "cublas_v2.h", "cublasLt.h", "cudnn.h", "nccl.h",
+    "cufftXt.h", "cusolverDn.h", "cusparse.h",
+)  # fmt: skip
 """What the stub libraries are compiled against."""
 
 _HINT = "install torch for CUDA with pip, which brings the headers along; or use --device fake"

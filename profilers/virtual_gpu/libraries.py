@@ -1,7 +1,7 @@
 """The stub libraries: which C files each is made of, and how the names of its functions look.
 
->>> [library.stem for library in LIBRARIES]
-['libcuda', 'libcudart', 'libcublas', 'libcublasLt', 'libcudnn', 'libnccl', 'libnvidia-ml']
+>>> print(*(library.stem.removeprefix("lib") for library in LIBRARIES))
+cuda cudart cublas cublasLt cudnn nccl cufft cusolver cusparse cusparseLt nvidia-ml
 """
 
 from __future__ import annotations
@@ -79,6 +79,34 @@ LIBRARIES = (
         sources=("communicators.c", "collectives.c", "reduce.c", "payload.c"),
         prefix=r"nccl[A-Z]\w*",
         headers=("nccl.h",),
+    ),
+    Library(
+        stem="libcufft",
+        soname="libcufft.so.12",
+        sources=("fft.c",),
+        prefix=r"cufft[A-Z]\w*",
+        headers=("cufft.h", "cufftXt.h"),
+    ),
+    Library(
+        stem="libcusolver",
+        soname="libcusolver.so.12",
+        sources=("solver.c", "solver_dense.c"),
+        prefix=r"cusolver[A-Z]\w*",
+        headers=("cusolverDn.h",),
+    ),
+    Library(
+        stem="libcusparse",
+        soname="libcusparse.so.12",
+        sources=("sparse.c",),
+        prefix=r"cusparse(?!Lt)[A-Z]\w*",
+        headers=("cusparse.h",),
+    ),
+    Library(
+        stem="libcusparseLt",
+        soname="libcusparseLt.so.0",
+        sources=("sparse_lt.c",),
+        prefix=r"cusparseLt[A-Z]\w*",
+        headers=(),
     ),
     Library(stem="libnvidia-ml", soname="libnvidia-ml.so.1", sources=("nvml.c",), prefix=r"nvml[A-Z]\w*", headers=()),
 )

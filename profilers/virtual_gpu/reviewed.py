@@ -91,6 +91,32 @@ REVIEWS: Mapping[str, Review] = {
             "ncclRedOpDestroy",
         ),
     ),
+    "libcufft": Review(
+        quiet=("cufftSetAutoAllocation", "cufftSetStream", "cufftSetWorkArea"), computes=("cufftXtExec",)
+    ),
+    "libcusolver": Review(
+        quiet=("cusolverDnSetStream", "cusolverDnXgesvdjSet(MaxSweeps|SortEig|Tolerance)", "cusolverDnXsyevjSet.*"),
+    ),
+    "libcusparse": Review(
+        quiet=(
+            "cusparseCsrSetPointers", "cusparse(Csr|Coo|DnMat)SetStridedBatch", "cusparseSpMatSetAttribute",
+            "cusparseSp(SM|SV)_analysis", "cusparseSDDMM_preprocess", "cusparseSpMM_preprocess",
+            rf"cusparse{_TYPES}bsrs[mv]2_analysis", "cusparseXbsrs[mv]2_zeroPivot",
+        ),
+        computes=(
+            "cusparseSp(MM|MV|SM_solve|SV_solve|GEMM_copy)", "cusparseSDDMM", "cusparseXcoo2csr",
+            "cusparseX(coosortByRow|csrsort)", "cusparseCreateIdentityPermutation",
+            rf"cusparse{_TYPES}(bsrm[mv]|bsrs[mv]2_solve|csrgeam2)",
+        ),
+    ),
+    "libcusparseLt": Review(
+        quiet=(
+            "cusparseLt(Init|Destroy)", "cusparseLtMatDescriptorDestroy", "cusparseLtMatmulDescriptorInit",
+            "cusparseLtMatmulDescSetAttribute", "cusparseLtMatmulAlg(SelectionInit|SelectionDestroy|SetAttribute)",
+            "cusparseLtMatmulPlan(Init|Destroy)",
+        ),
+        computes=("cusparseLtMatmul(Search)?", "cusparseLtSpMMACompress2?"),
+    ),
     "libnvidia-ml": Review(),
 }  # fmt: skip
 """By library."""

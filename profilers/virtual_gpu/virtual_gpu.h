@@ -1,4 +1,5 @@
-/* What the stub libraries share: the virtual GPUs of this process. They live in libcuda.so.1 (identity.c, memory.c, values.c, calls.c).
+/* What the stub libraries share: the virtual GPUs of this process. They live in libcuda.so.1 (identity.c, memory.c,
+ * values.c, calls.c).
  *
  * Addresses of device memory are reserved and have no memory behind them, except where a small copy or memset went
  * (values.c). All functions here are safe to call from any thread.
@@ -74,5 +75,11 @@ EXPORT bool vg_carries_any_size(void);
 /* ---- calls ---- */
 EXPORT void vg_give_up(const char *message, const char *hint) __attribute__((noreturn));
 EXPORT int vg_unreviewed(const char *symbol); /* a call that nobody has reviewed: ends the process, or returns 0 */
+
+/* Sizes that a library tells only to a process with a GPU, so that a model gives them (modelled.py makes notes of it). */
+typedef enum { VG_FFT, VG_SOLVER, VG_SPARSE, VG_TOPICS } vg_topic;
+EXPORT size_t vg_modelled(vg_topic topic, size_t nbytes); /* counts an answer of `nbytes`, and returns it */
+EXPORT long vg_modelled_calls(vg_topic topic);
+EXPORT size_t vg_modelled_most(vg_topic topic); /* bytes of the largest answer */
 
 #endif
