@@ -205,9 +205,8 @@ def notes(found: Mapping[str, Any], log: Path) -> list[str]:
     ranks = found.get("ranks", [])
     said = [rank["message"].splitlines()[-1] for rank in ranks if rank["message"]]
     if not ranks:
-        said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.startswith("dnnmem: ")][
-            -1:
-        ]
+        lines = log.read_text(errors="replace").splitlines()
+        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")][-1:]
     return list(dict.fromkeys([*said, *(note for rank in ranks for note in rank["notes"])]))
 
 
