@@ -77,7 +77,7 @@ class Exchange:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(f"\0{self.name}")
         self._socket.listen(64)
-        self._socket.setblocking(False)
+        self._socket.setblocking(False)  # noqa: FBT003 - its only argument
         self._ear, self._mouth = socket.socketpair()
         self._selector.register(self._socket, selectors.EVENT_READ)
         self._selector.register(self._ear, selectors.EVENT_READ)
@@ -127,7 +127,7 @@ class Exchange:
         if _CREDENTIALS.unpack(credentials)[1] != os.getuid():
             connection.close()
             return
-        connection.setblocking(False)
+        connection.setblocking(False)  # noqa: FBT003
         caller = _Caller(socket=connection)
         self._callers.add(caller)
         self._selector.register(connection, selectors.EVENT_READ, caller)

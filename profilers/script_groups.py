@@ -6,6 +6,8 @@
     objects         what this rank has is what every other one has
     spawn           runs one of the processes, in place
 
+    integers        from one rank to another they are true (shapes, objects over NCCL): whoever sends them runs too
+
 So rank 0 of 1,024 costs one process. Where a rank cannot go on without another one's data, an error says so.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +24,9 @@ from torch._C._distributed_c10d import FakeProcessGroup, Store
 from torch.distributed import distributed_c10d
 
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.profilers.script_objects import carry_objects
 from dnnmem.profilers.script_request import ScriptRequest
+from dnnmem.profilers.virtual_gpu.groups import tell_peers, tell_split_sizes
 
 _meeting: Any = importlib.import_module("torch.distributed.rendezvous")  # a function of that name hides the module
 _processes: Any = importlib.import_module("torch.multiprocessing")
@@ -96,8 +101,11 @@ class Groups:
         stand_in._set_sequence_number_for_group = lambda _: None  # torch before 2.14 asks for it
         for name in ("all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"):
             _replace(name, getattr(self, f"_{name}"))
-        _replace("send_object_list", lambda *_args, **_options: None)
-        _replace("recv_object_list", _receive)
+        tell_split_sizes()
+        tell_peers()
+        carry_objects("send_object_list", "recv_object_list")
+        _replace("send_object_list", _over_nccl(distributed_c10d.send_object_list, lambda: None))
+        _replace("recv_object_list", _over_nccl(distributed_c10d.recv_object_list, _receive))
         _replace("monitored_barrier", lambda *_args, **_options: None)
         _processes.spawn = self._spawn
         _processes.start_processes = self._start_processes
@@ -129,22 +137,28 @@ class Groups:
     def _all_gather_object(self, object_list: list[Any], obj: Any, group: Any = None) -> None:
         object_list[:] = [copy.deepcopy(obj) for _ in range(distributed.get_world_size(group))]
 
-    def _gather_object(self, obj: Any, object_gather_list: list[Any] | None = None, *_: Any, **options: Any) -> None:
+    def _gather_object(
+        self, obj: Any, object_gather_list: list[Any] | None = None, dst: Any = None, group: Any = None, **_: Any
+    ) -> None:
+        del dst
         if object_gather_list is not None:
-            size = distributed.get_world_size(options.get("group"))
-            object_gather_list[:] = [copy.deepcopy(obj) for _ in range(size)]
+            object_gather_list[:] = [copy.deepcopy(obj) for _ in range(distributed.get_world_size(group))]
 
-    def _broadcast_object_list(self, object_list: list[Any], src: int | None = None, *_: Any, **options: Any) -> None:
-        del options
+    def _broadcast_object_list(self, object_list: list[Any], src: int | None = None, *_: Any, **__: Any) -> None:
         if src not in (None, distributed.get_rank()) and any(item is None for item in object_list):
             self._assumed.add(f"objects that rank {src} would broadcast are left as this rank had them")
 
     def _scatter_object_list(
-        self, output: list[Any], objects: list[Any] | None = None, src: int | None = None, *_: Any, **options: Any
+        self,
+        scatter_object_output_list: list[Any],
+        scatter_object_input_list: list[Any] | None = None,
+        src: Any = None,
+        group: Any = None,
+        **_: Any,
     ) -> None:
         del src
-        if objects:
-            output[0] = objects[distributed.get_rank(options.get("group"))]
+        if scatter_object_input_list:
+            scatter_object_output_list[0] = scatter_object_input_list[distributed.get_rank(group)]
         else:
             self._assumed.add("objects that another rank would scatter are left as this rank had them")
 
@@ -197,7 +211,20 @@ class _FakeGloo(metaclass=_AnyFake):
         return make(rank, size)
 
 
-def _receive(*_: Any, **__: Any) -> None:
+def _over_nccl(real: Callable[..., Any], otherwise: Callable[[], None]) -> Callable[..., Any]:
+    """Objects from one rank to another, over the virtual NCCL; over gloo nothing goes anywhere."""
+    signature = inspect.signature(real)
+
+    def sent(*args: Any, **options: Any) -> Any:
+        group = signature.bind(*args, **options).arguments.get("group")
+        if "nccl" in str(distributed.get_backend(group)):
+            return real(*args, **options)
+        return otherwise()
+
+    return sent
+
+
+def _receive() -> None:
     raise UnsupportedError(
         "this rank waits for objects from another one, which does not run", hint="--rank all runs all of them"
     )

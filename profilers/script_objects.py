@@ -19,10 +19,10 @@ _CARRIERS = (
 )  # fmt: skip
 
 
-def carry_objects() -> None:
-    """From now on objects arrive, whatever their size; torch is loaded."""
+def carry_objects(*names: str) -> None:
+    """From now on objects arrive, whatever their size; torch is loaded. Args: `names` of functions; none means all."""
     declare: Callable[[bool], None] | None = getattr(ctypes.CDLL(None), "vg_carry_any_size", None)
-    for name in _CARRIERS if declare is not None else ():
+    for name in names or _CARRIERS if declare is not None else ():
         real = getattr(distributed_c10d, name, None)
         if real is not None and declare is not None:
             carried = _declared(real, declare)

@@ -20,6 +20,14 @@ MOST_BYTES = {True: 1 << 12, False: 1 << 20}
 """Largest tensor whose values are kept: floating-point ones, and integers and booleans (ids, masks)."""
 
 
+def together() -> bool | None:
+    """Whether all ranks of the job run; False: one, and those that it receives integers from; None: there is no job."""
+    nccl: Any = ctypes.CDLL(None)
+    if not hasattr(nccl, "payload_rank") or nccl.payload_rank() < 0:
+        return None
+    return bool(nccl.payload_together())
+
+
 def small(tensor: Tensor) -> bool:
     """Whether the values of `tensor` are kept."""
     if tensor.layout is not torch.strided:
@@ -46,9 +54,8 @@ class Twins:
         self._fill.argtypes = [ctypes.c_size_t, ctypes.c_uint, ctypes.c_size_t, ctypes.c_size_t]
         self._copy.restype = self._fill.restype = None
         self._known: dict[int, bool] = {}
-        together: Any = getattr(driver, "payload_together", None)
-        self.others_run = bool(together and together())
-        """Whether the other ranks of the job run, so that what they send arrives."""
+        self.together = together()
+        """Whether all ranks of the job run, so that what they send arrives; None: there is no job."""
 
     def known(self, tensors: Iterable[Tensor]) -> bool:
         """Whether the values of all of them are true."""

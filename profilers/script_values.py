@@ -150,11 +150,12 @@ class SmallValues:
     def _carried(self, name: str, tensors: list[Tensor]) -> None:
         """A collective has run: the virtual NCCL carries what is small, and what other ranks have if they run."""
         known = any(small(tensor) and self._twins.known([tensor]) for tensor in tensors)
-        arrives = self._twins.others_run and name.startswith(_FROM_ONE)
+        together = self._twins.together
+        arrives = together and name.startswith(_FROM_ONE)
+        integers = together or (together is not None and name.startswith("c10d::recv"))
         for tensor in tensors:
             if small(tensor):
-                whole = self._twins.others_run and not tensor.dtype.is_floating_point
-                self._twins.mark(tensor, known=known or arrives or whole)
+                self._twins.mark(tensor, known=known or arrives or (integers and not tensor.dtype.is_floating_point))
 
     def _results(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], out: Any) -> list[Tensor]:
         """Small tensors on the GPU that the operator has written."""

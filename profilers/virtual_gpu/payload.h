@@ -28,7 +28,7 @@ typedef struct {
     uint64_t how[2];
 } payload_wish;
 
-int payload_rank(void);      /* of this process in its job; -1: there is nobody to exchange with */
+__attribute__((visibility("default"))) int payload_rank(void); /* of this process in its job; -1: there is nobody to exchange with */
 __attribute__((visibility("default"))) bool payload_together(void); /* do all ranks of the job run? */
 void payload_join(uint64_t group, int rank);
 void payload_put(payload_key key, int readers, uintptr_t from, size_t nbytes);
