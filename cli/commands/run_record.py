@@ -16,7 +16,7 @@ from dnnmem.estimator.build import build_profile
 from dnnmem.estimator.errors import DnnmemError
 from dnnmem.estimator.profile import Measurement, Profile
 from dnnmem.estimator.trace_file import load_trace, save_trace
-from dnnmem.profilers.ranks import run_script
+from dnnmem.profilers.ranks import recorded_step, run_script
 
 if TYPE_CHECKING:
     from dnnmem.cli.commands.run_job import RunJob
@@ -37,9 +37,9 @@ def record(
     request = replace(job.run.request, record=True, steps=first.steps)
     ranks = None if job.run.ranks is None else job.run.ranks[:1]
     with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
-        path = Path(name) / "step.trace.json.gz"
+        path = recorded_step(Path(name), first.rank)
         try:
-            (recorded,) = run_script(replace(job.run, request=request, ranks=ranks), base, cache=cache, save=path)
+            (recorded,) = run_script(replace(job.run, request=request, ranks=ranks), base, cache=cache, save=Path(name))
             if not path.exists():
                 reasons = recorded.notes if recorded.outcome == "ran" else ()
                 said = recorded.message.splitlines() or reasons or ("the second run ended before",)
