@@ -2,7 +2,8 @@
 
 Each history entry carries the label that was set when it happened: `12` inside the operator with dispatch count 12,
 `~12` after it, empty before the first one. A block of the log is the allocation at its address that lives when it is
-first seen; allocations which no block claims are temporaries, or a library's workspace if they outlive their operator.
+first seen; allocations which no block claims are temporaries, or a library's workspace if they outlive their operator
+or are older than the first one and never freed.
 
     history   alloc 0x1000 "7"   alloc 0x2000 "7"   free 0x2000 "7"   free 0x1000 "~9"
     log       op 7 made block 3 at 0x1000
@@ -103,7 +104,7 @@ def _name_the_rest(log: Log, allocations: list[_Allocation]) -> None:
         allocation.number = max(log.blocks, default=-1) + 1
         entry = by_tick.get(allocation.tick, -1)
         module = log.entries[entry].place.module if entry >= 0 else None
-        kept = allocation.freed is None and allocation.inside
+        kept = allocation.freed is None and (allocation.inside or allocation.tick == 0)
         log.blocks[allocation.number] = Block(
             allocation.nbytes,
             (),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dnnmem.estimator.errors import DnnmemError
 from dnnmem.estimator.profile import Measurement
@@ -39,15 +40,14 @@ _WRAPPERS = frozenset({
     "DataParallel", "DeepSpeedEngine", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule",
 })  # fmt: skip
 """Modules that hold the model, and do nothing that a reader would look for."""
-_PLAIN = frozenset({torch.Tensor, nn.Parameter})
 
 
 class _PlainRecorder(Recorder):
-    """Counts plain tensors alone: wrappers have no memory of their own, and what they wrap is seen too."""
+    """Counts tensors with memory: wrappers have none of their own, and what they wrap is seen too."""
 
     def tracks(self, tensor: torch.Tensor) -> bool:
         """Whether the memory of `tensor` is counted."""
-        return type(tensor) in _PLAIN and super().tracks(tensor)
+        return not is_traceable_wrapper_subclass(tensor) and super().tracks(tensor)
 
     def forget(self, storage: torch.UntypedStorage) -> None:
         """Its block is given back: whatever it holds next is another one."""
@@ -163,18 +163,28 @@ def _name_updated(recorder: Recorder, names: Names, optimizers: Sequence[Optimiz
     for optimizer in optimizers:
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             module, name = names.get(id(parameter), ((), ""))
-            recorder.watch(_local(parameter), Kind.PARAM, module, name)
-            if parameter.grad is not None:
-                recorder.watch(_local(parameter.grad), Kind.GRAD, module, name)
+            for part in _parts(parameter):
+                recorder.watch(part, Kind.PARAM, module, name)
+            for part in _parts(parameter.grad):
+                recorder.watch(part, Kind.GRAD, module, name)
             for key, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, torch.Tensor):
-                    recorder.watch(_local(value), Kind.OPTIMIZER, module, f"{name}.{key}" if name else str(key))
+                for part in _parts(value):
+                    recorder.watch(part, Kind.OPTIMIZER, module, f"{name}.{key}" if name else str(key))
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a distributed tensor that this rank has; any other tensor itself."""
-    part = getattr(tensor, "_local_tensor", tensor)
-    return part if isinstance(part, torch.Tensor) else tensor
+def _parts(value: Any) -> Iterator[torch.Tensor]:
+    """Tensors with memory in `value`: itself, what it wraps (codes and scales, a rank's part) or what it keeps."""
+    if isinstance(value, torch.Tensor):
+        if is_traceable_wrapper_subclass(value):
+            for name in value.__tensor_flatten__()[0]:
+                yield from _parts(getattr(value, name))
+        else:
+            yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _parts(item)
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module)):
+        yield from (item for item in vars(value).values() if isinstance(item, torch.Tensor))
 
 
 def _modules() -> Iterable[nn.Module]:
