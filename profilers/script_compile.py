@@ -1,4 +1,4 @@
-"""What torch.compile does on a virtual GPU: which kernels it takes where a real GPU would be timed, and what it compiled.
+"""What torch.compile does on a virtual GPU: which kernels it takes where a real GPU would time them, and what it made.
 
 Compiling is real: Dynamo, Inductor, Triton and ptxas run, and what they put on the GPU is allocated. Only the choice
 among several kernels that would all do comes from timing them, and a virtual GPU has no times. It is fixed instead:
@@ -30,17 +30,20 @@ _PADDED = "matrix products are padded wherever Inductor measures whether that pa
 class FixedChoices:
     """Those choices, in force from the moment the module that makes them is imported, until the process ends."""
 
-    def __init__(self) -> None:
-        """Wait for the modules; none is imported for it."""
+    def __init__(self, *, pass_through: bool) -> None:
+        """Wait for the modules; none is imported for it. `pass_through`: true small values are in force."""
         self.made: Counter[str] = Counter()
         """How often a choice was made, by rule."""
         self._waiting = ExitStack()
+        if pass_through:
+            _pass_through()
         for name, change in (
             ("torch._inductor.select_algorithm", self._templates),
             ("torch._inductor.runtime.triton_heuristics", self._kernels),
             ("torch._inductor.runtime.coordinate_descent_tuner", self._descent),
             ("torch._inductor.fx_passes.pad_mm", self._padding),
             ("triton.runtime.autotuner", self._triton),
+            ("torch._dynamo.trace_rules", _leave_alone),
         ):
             if name in sys.modules:
                 change()
@@ -132,9 +135,23 @@ class FixedChoices:
         tuner.prune_configs, tuner._bench = pruned, first
 
 
-def first_finite(
-    benchmark: Callable[[Sequence[Any]], Mapping[Any, float]], choices: Sequence[Any]
-) -> dict[Any, float]:
+def _leave_alone() -> None:
+    """Let Dynamo run dnnmem's own functions as they are: they are called from within a model's."""
+    sys.modules["torch._dynamo.trace_rules"].add("dnnmem.profilers")
+
+
+def _pass_through() -> None:
+    """Let higher-order operators (flex attention, checkpointing) pass the dispatch key that `script_values.py` uses."""
+    from dnnmem.profilers.script_values import _KEY
+
+    operators = sys.modules["torch._ops"]
+    own = getattr(sys.modules["torch"]._C.DispatchKey, _KEY)
+    operators._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS.append(own)
+    for operator in operators._higher_order_ops.values():
+        operator.fallthrough(own)
+
+
+def first_finite(benchmark: Callable[[Sequence[Any]], Mapping[Any, float]], choices: Sequence[Any]) -> dict[Any, float]:
     """Times of `choices`, in their order, up to the first that works.
 
     >>> first_finite(lambda names: {name: {"a": math.inf}.get(name, 2.0) for name in names}, ["a", "b", "c"])

@@ -6,10 +6,12 @@ watches. What does change it, the recorder, is asked for apart (`ScriptRequest.r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from torch import distributed
 from torch.optim import Optimizer
 
 from dnnmem.profilers.script_failure import MemoryWatch, is_out_of_memory
@@ -20,6 +22,12 @@ from dnnmem.profilers.virtual import is_virtual
 
 if TYPE_CHECKING:
     from dnnmem.profilers.script import Session
+
+
+_WATCHDOG_SECONDS = 0.25
+"""Until NCCL's watchdog has seen the end of the first step's collectives: it looks ten times a second
+(`kWatchdogThreadSleepMillis`), and holds their tensors till then. DDP's first buckets are let go after one step, which
+takes longer than that on a GPU, and less on a virtual one."""
 
 
 class Watch:
@@ -51,7 +59,7 @@ class Watch:
         if is_virtual():
             from dnnmem.profilers.script_compile import FixedChoices
 
-            self._choices = FixedChoices()
+            self._choices = FixedChoices(pass_through=request.values)
         if request.record:
             from dnnmem.profilers.script_record import Recording
 
@@ -84,8 +92,14 @@ class Watch:
     def _on_step(self, steps: int, optimizers: Sequence[Optimizer]) -> None:
         self._meter.end_step()
         self._session.step_done(steps)
+        if steps == 1 and _has_nccl():
+            time.sleep(_WATCHDOG_SECONDS)
         if self._recording is not None:
             self._recording.step_done(steps, optimizers)
 
     def _on_end(self) -> None:
         self._session.leave("ran", stopped=True)
+
+
+def _has_nccl() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and "nccl" in distributed.get_backend()

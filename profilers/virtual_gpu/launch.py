@@ -6,6 +6,7 @@ that is loaded already under the same name comes before that.
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ DEFAULT_GPU = "h100-sxm-80gb"
 """The GPU where nobody names one."""
 
 _MACHINES = ("x86_64", "aarch64")
+_TOOLS = Path(__file__).parent / "tools"
+"""What scripts call besides torch: nvidia-smi."""
 _REAL_GPUS = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MPS_PIPE_DIRECTORY")
 """What these say of the machine's own GPUs does not hold for virtual ones."""
 
@@ -96,4 +99,5 @@ def _preload(folder: Path, base: Mapping[str, str]) -> dict[str, str]:
         "LD_PRELOAD": " ".join([*names, *base.get("LD_PRELOAD", "").replace(":", " ").split()]),
         "LD_LIBRARY_PATH": ":".join(filter(None, (str(folder), base.get("LD_LIBRARY_PATH", "")))),
         "TRITON_LIBCUDA_PATH": str(folder),
+        "PATH": os.pathsep.join(filter(None, (str(_TOOLS), base.get("PATH", os.defpath)))),
     }
