@@ -150,10 +150,10 @@ def prepare(program: Program, sources: Path | None, folder: Path) -> str:
     return program.script
 
 
-def run(program: Program, sources: Path | None, log: Path, *, twice: bool = False) -> Result:
+def run(program: Program, sources: Path | None, log: Path, *, layers: bool = True, twice: bool = False) -> Result:
     """Run it by `dnnmem run`; what that prints goes to `log`."""
     start = time.monotonic()
-    found = run_once(program, sources, log)
+    found = run_once(program, sources, log, *([] if layers else ["--no-layers"]))
     seconds = time.monotonic() - start
     again = run_once(program, sources, log.with_suffix(".again.log"), "--no-layers") if twice else {}
     allocated, reserved = peaks(found)
@@ -252,6 +252,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("programs", nargs="*", help="names in catalogue.toml; all if none")
     parser.add_argument("--sources", type=Path, help="folder with clones of the public repositories")
+    parser.add_argument("--no-layers", dest="layers", action="store_false", help="no second run that records a step")
     parser.add_argument("--twice", action="store_true", help="run each again, and compare the peaks")
     parser.add_argument("--save", action="store_true", help=f"put the results into {RESULTS.name}")
     parser.add_argument("--table", action="store_true", help="print the saved results as Markdown")
@@ -268,7 +269,9 @@ def main() -> int:
         if reason:
             print(f"{program.name:<26} left out: {reason}", flush=True)
             continue
-        result = run(program, chosen.sources, chosen.logs / f"{program.name}.log", twice=chosen.twice)
+        result = run(
+            program, chosen.sources, chosen.logs / f"{program.name}.log", layers=chosen.layers, twice=chosen.twice
+        )
         sizes = f"{result.allocated_bytes / GIB:8.3f} {result.reserved_bytes / GIB:8.3f} GiB"
         said = f"{result.layers:4} layers {result.again_bytes:>6} {result.seconds:6.1f} s  {result.notes}"
         print(f"{program.name:<26} {result.outcome:<13} {sizes} {said}", flush=True)
