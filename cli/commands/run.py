@@ -18,7 +18,7 @@ from dnnmem.cli.commands import options as o
 
 if TYPE_CHECKING:
     from dnnmem.cli.commands.run_job import RunJob
-    from dnnmem.estimator.profile import Profile
+    from dnnmem.cli.commands.run_record import Profiles
     from dnnmem.profilers.script_result import RankResult
 
 Words = Annotated[
@@ -78,13 +78,13 @@ def run(
         save=save, layers=layers, everything=everything, cache=cache_folder(os.environ),
     )  # fmt: skip
     check_outputs(job.outputs, job.save)
-    results, profile = _run(job, quiet=quiet, no_color=no_color)
-    _deliver(job, results, profile, quiet=quiet, no_color=no_color)
+    results, profiles = _run(job, quiet=quiet, no_color=no_color)
+    _deliver(job, results, profiles, quiet=quiet, no_color=no_color)
     return _exit_code(results)
 
 
-def _run(job: RunJob, *, quiet: bool, no_color: bool) -> tuple[tuple[RankResult, ...], Profile | None]:
-    """Run the script once for each rank, and once more to record the first of them."""
+def _run(job: RunJob, *, quiet: bool, no_color: bool) -> tuple[tuple[RankResult, ...], Profiles]:
+    """Run the script once for each rank, and once more to record them."""
     from dnnmem.cli.cache import cache_folder
     from dnnmem.cli.commands.run_record import record
     from dnnmem.cli.progress import listening
@@ -96,48 +96,50 @@ def _run(job: RunJob, *, quiet: bool, no_color: bool) -> tuple[tuple[RankResult,
             job.run, os.environ, cache=cache, on_output=listeners.on_output, on_progress=listeners.on_progress
         )
     results = (replace(results[0], notes=(*job.notes, *results[0].notes)), *results[1:])
-    return record(job, results, os.environ, cache=cache) if job.layers else (results, None)
+    return record(job, results, os.environ, cache=cache) if job.layers else (results, {})
 
 
-def _deliver(
-    job: RunJob, results: tuple[RankResult, ...], profile: Profile | None, *, quiet: bool, no_color: bool
-) -> None:
+def _deliver(job: RunJob, results: tuple[RankResult, ...], profiles: Profiles, *, quiet: bool, no_color: bool) -> None:
     """Write every report that was asked for; files first, so that a closed pipe loses none."""
+    from dnnmem.cli.commands.run_record import saved_as
     from dnnmem.cli.export.files import write_atomic
     from dnnmem.cli.export.run_json import to_json
 
     for form, path in sorted(job.outputs, key=lambda output: output.path is None):
         if form == "table":
-            _print_table(job, results, profile, no_color=no_color)
+            _print_table(job, results, profiles, no_color=no_color)
             continue
-        text = to_json(job.words, job.run, results, profile)
+        text = to_json(job.words, job.run, results, profiles)
         if path is None:
             sys.stdout.write(text)
         else:
             write_atomic(path, text)
     sys.stdout.flush()
     if not quiet:
-        written = [job.save if profile else None, *(path for _, path in job.outputs)]
+        kept = [saved_as(job, rank, first=rank == next(iter(profiles))) for rank in profiles]
+        written = [*kept, *(path for _, path in job.outputs)]
         sys.stderr.writelines(f"wrote {path}\n" for path in written if path is not None)
 
 
-def _print_table(job: RunJob, results: tuple[RankResult, ...], profile: Profile | None, *, no_color: bool) -> None:
+def _print_table(job: RunJob, results: tuple[RankResult, ...], profiles: Profiles, *, no_color: bool) -> None:
     from dnnmem.cli.console import is_unicode, make_console
     from dnnmem.cli.render.ranks import print_ranks
     from dnnmem.cli.render.report import View
 
     view = View(depth=job.depth, everything=job.everything, unicode=is_unicode(sys.stdout))
     console = make_console(sys.stdout, no_color=no_color)
-    print_ranks(job.words, job.run, results, profile, console=console, view=view)
+    print_ranks(job.words, job.run, results, profiles, console=console, view=view)
 
 
 def _exit_code(results: tuple[RankResult, ...]) -> int:
     """0 if all ran, 1 if one runs out of memory; raises `ModelError` for a script that fails or takes too long."""
     from dnnmem.estimator.errors import ModelError
 
+    if any(result.outcome == "out_of_memory" for result in results):
+        return 1
     for result in results:
         if result.outcome in {"failed", "timed_out"}:
             who = "" if result.rank is None or len(results) == 1 else f" (rank {result.rank})"
             hint = "a longer --timeout, or fewer --steps" if result.outcome == "timed_out" else ""
             raise ModelError(f"the script failed{who}:\n{result.message}", hint=hint)
-    return int(any(result.outcome == "out_of_memory" for result in results))
+    return 0

@@ -17,7 +17,7 @@ from dnnmem.cli.export.profile_json import Bytes, ProfileJson
 from dnnmem.cli.export.profile_json import to_json as profile_to_json
 
 if TYPE_CHECKING:
-    from dnnmem.estimator.profile import Profile
+    from dnnmem.cli.commands.run_record import Profiles
     from dnnmem.profilers.ranks import ScriptRun
     from dnnmem.profilers.script_result import RankResult
 
@@ -81,6 +81,7 @@ class RankJson(_Part):
     oom: OutOfMemoryJson | None
     message: str
     notes: list[str]
+    profile: Annotated[ProfileJson | None, Field(description="its last step, recorded")] = None
     seconds: Annotated[float, Field(ge=0, description="wall time here; says nothing of the GPU")]
 
 
@@ -94,13 +95,14 @@ class RunJson(_Part):
     usable_bytes: Bytes
     fits: Annotated[bool | None, Field(description="null: the script failed, so that nobody knows")]
     ranks: list[RankJson]
-    profile: Annotated[ProfileJson | None, Field(description="the first rank's last step, recorded")]
+    profile: Annotated[ProfileJson | None, Field(description="that of the first rank that has one")]
     versions: dict[str, str]
 
 
-def to_json(command: Sequence[str], run: ScriptRun, results: Sequence[RankResult], profile: Profile | None) -> str:
+def to_json(command: Sequence[str], run: ScriptRun, results: Sequence[RankResult], profiles: Profiles) -> str:
     """The run as indented JSON, a newline at its end."""
     outcomes = {result.outcome for result in results}
+    as_json = {rank: json.loads(profile_to_json(profile)) for rank, profile in profiles.items()}
     plain: dict[str, Any] = {
         "schema": SCHEMA,
         "command": list(command),
@@ -108,8 +110,8 @@ def to_json(command: Sequence[str], run: ScriptRun, results: Sequence[RankResult
         "world_size": run.world_size,
         "usable_bytes": run.gpu.usable_bytes,
         "fits": False if "out_of_memory" in outcomes else True if outcomes == {"ran"} else None,
-        "ranks": [asdict(result) for result in results],
-        "profile": None if profile is None else json.loads(profile_to_json(profile)),
+        "ranks": [{**asdict(result), "profile": as_json.get(result.rank)} for result in results],
+        "profile": next(iter(as_json.values()), None),
         "versions": dict(results[0].versions),
     }
     return RunJson.model_validate(plain).model_dump_json(by_alias=True, indent=2) + "\n"

@@ -3,9 +3,9 @@
 header      the command, the GPU, the versions
 verdict     does it fit
 ranks       a line for each rank and GPU
-steps       peaks of each step, of the rank that needed most
+steps       peaks of each step; ranks that are alike share a table
 failure     torch's message, the line, the module
-layers      the recorded step, as `dnnmem profile` shows it
+layers      the recorded steps, as `dnnmem profile` shows them; again by groups of ranks
 notes       what was assumed
 """
 
@@ -25,9 +25,9 @@ from dnnmem.cli.render.text import place
 from dnnmem.estimator.units import format_bytes
 
 if TYPE_CHECKING:
-    from dnnmem.estimator.profile import Profile
+    from dnnmem.cli.commands.run_record import Profiles
     from dnnmem.profilers.ranks import ScriptRun
-    from dnnmem.profilers.script_result import DeviceMemory, OutOfMemory, RankResult
+    from dnnmem.profilers.script_result import DeviceMemory, OutOfMemory, RankResult, StepPeak
 
 _BEFORE_THE_PEAK = 2
 """Sections of a profile's report that this one has in its own words: header and verdict."""
@@ -37,14 +37,14 @@ def print_ranks(
     command: Sequence[str],
     run: ScriptRun,
     results: Sequence[RankResult],
-    profile: Profile | None,
+    profiles: Profiles,
     *,
     console: Console,
     view: View,
 ) -> None:
     """Write the whole report to `console`; without colour as plain lines."""
     color = not console.no_color
-    for section in _sections(command, run, results, profile, width=console.width, color=color, view=view):
+    for section in _sections(command, run, results, profiles, width=console.width, color=color, view=view):
         if color:
             console.print(section)
         else:
@@ -56,7 +56,7 @@ def _sections(
     command: Sequence[str],
     run: ScriptRun,
     results: Sequence[RankResult],
-    profile: Profile | None,
+    profiles: Profiles,
     *,
     width: int,
     color: bool,
@@ -70,17 +70,39 @@ def _sections(
     failed = [result for result in results if result.oom is not None]
     if failed and failed[0].oom is not None:
         yield Group(Text(), Text("Where it ran out of memory", "bold underline"), _failure(failed[0].oom, failed[0]))
-    steps = max((gpu for _, gpu in used), key=lambda gpu: gpu.reserved_bytes, default=None)
-    if steps is not None and len(steps.steps) > 1:
-        yield Group(Text(), Text("Steps", "bold underline"), _steps(steps))
-    if profile is not None:
-        yield from islice(sections(profile, width=width, color=color, view=view), _BEFORE_THE_PEAK, None)
+    alike: dict[tuple[StepPeak, ...], list[int | None]] = {}
+    for result, gpu in used:
+        if len(gpu.steps) > 1:
+            alike.setdefault(gpu.steps, []).append(result.rank)
+    for steps, ranks in alike.items():
+        yield Group(Text(), Text(_titled("Steps", ranks, len(alike)), "bold underline"), _steps(steps))
+    yield from _layers(profiles, width=width, color=color, view=view)
     notes = list(dict.fromkeys(note for result in results for note in result.notes))
     if notes:
         bullets = Table.grid(padding=(0, 1, 0, 0))
         for note in notes:
             bullets.add_row("-", Text(note))
         yield Group(Text(), Text("The run", "bold underline"), bullets)
+
+
+def _layers(profiles: Profiles, *, width: int, color: bool, view: View) -> Iterator[RenderableType]:
+    """The recorded steps; those that read alike are shown once."""
+    alike: dict[str, tuple[list[RenderableType], list[int | None]]] = {}
+    for rank, profile in profiles.items():
+        shown = list(islice(sections(profile, width=width, color=color, view=view), _BEFORE_THE_PEAK, None))
+        text = "\n".join(plain(section, width=width) for section in shown)
+        alike.setdefault(text, (shown, []))[1].append(rank)
+    for shown, ranks in alike.values():
+        if len(alike) > 1:
+            yield Group(Text(), Text(_titled("Layers", ranks, len(alike)), "bold underline"))
+        yield from shown
+
+
+def _titled(title: str, ranks: Sequence[int | None], kinds: int) -> str:
+    """`title`, and of which ranks it is where there are several kinds of them."""
+    if kinds == 1:
+        return title
+    return f"{title}, rank{'s' if len(ranks) > 1 else ''} {', '.join(str(rank) for rank in ranks)}"
 
 
 def _header(command: Sequence[str], run: ScriptRun, results: Sequence[RankResult]) -> Text:
@@ -147,11 +169,11 @@ def _table(used: Sequence[tuple[RankResult, DeviceMemory]]) -> Table:
     return table
 
 
-def _steps(gpu: DeviceMemory) -> Table:
+def _steps(steps: Sequence[StepPeak]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for head in ("step", "allocated", "reserved"):
         table.add_column(head, justify="right", no_wrap=True)
-    for number, step in enumerate(gpu.steps, start=1):
+    for number, step in enumerate(steps, start=1):
         table.add_row(str(number), format_bytes(step.allocated_bytes), format_bytes(step.reserved_bytes))
     return table
 
