@@ -6,7 +6,7 @@ name is found without regard to case, spaces and vendor words, so what `torch.cu
 >>> device = find_device("NVIDIA GeForce RTX 4090")
 >>> device.name, device.compute_capability, device.flops_per_s["bfloat16"] / 1e12
 ('rtx-4090-24gb', '8.9', 165.2)
->>> find_device("h100").name, find_device("a10").context_bytes
+>>> find_device("h100").name, find_device("mi300x").context_bytes
 ('h100-sxm-80gb', None)
 """
 

@@ -36,8 +36,10 @@ class Device:
     """What the driver offers to processes: `total_memory` of torch."""
     context_bytes: int | None
     """What a PyTorch process uses of it outside its allocator (CUDA context, kernels, libraries); None = unknown."""
+    context_range_bytes: tuple[int, int] | None
+    """Low and high of what was published of it, or of the model's interval; None = unknown."""
     context_source: str
-    """Evidence for `context_bytes`."""
+    """Evidence for `context_bytes`; begins with `modelled` where nobody has published it."""
     memory_bytes_per_s: float
     """Bandwidth of its memory."""
     l2_bytes: int

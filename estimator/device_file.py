@@ -3,7 +3,7 @@ r"""How a GPU is written down: TOML tables whose keys carry their units, read in
     [my-gpu]
     sm_count = 80            ->   sm_count=80
     memory_gb_s = 900.0      ->   memory_bytes_per_s=900e9
-    context_mib = 384        ->   context_bytes=402653184      (may be left out: unknown)
+    context_mib = 384        ->   context_bytes=402653184      (may be left out: modelled on NVIDIA's, else unknown)
 
 >>> parse_devices("[my-gpu]\nsm_count = -1", "my.toml")
 Traceback (most recent call last):
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from dnnmem.estimator.context_memory import SOURCE, modelled_context
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UsageError
 
@@ -95,6 +96,15 @@ def _price(value: object) -> tuple[float, float] | None:
     return (low, high) if high else None
 
 
+def _range(value: object) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("must be [low, high]")
+    low, high = (_size(2**20)(end) for end in value)
+    if low > high:
+        raise ValueError("must be [low, high], low first")
+    return low, high
+
+
 def _shares(value: object) -> dict[str, float]:
     if not isinstance(value, dict) or sorted(value) != sorted(_SHARES):
         raise ValueError(f"must be a table of {', '.join(_SHARES)}")
@@ -125,6 +135,7 @@ _KEYS: dict[str, _Key] = {
     "aliases": _Key("aliases", _texts, ()),
     "confidence": _Key("confidence", _text, "likely"),
     "context_mib": _Key("context_bytes", _size(2**20), None),
+    "context_range_mib": _Key("context_range_bytes", _range, None),
     "context_source": _Key("context_source", _text, ""),
     "price_usd_per_h": _Key("price_usd_per_h", _price, None),
     "price_source": _Key("price_source", _text, ""),
@@ -152,6 +163,9 @@ def _device(name: str, table: object, where: str) -> Device:
     rates = {dtype: values.pop(dtype) for dtype in _RATES.values()}
     if values["usable_bytes"] > values["memory_bytes"]:
         raise UsageError(f"{where}: [{name}] usable_gib is above memory_gib; a driver offers less than the card holds")
+    if values["context_bytes"] is None and values["vendor"] == "nvidia":
+        low, likely, high = modelled_context(sm_count=values["sm_count"], threads_per_sm=values["threads_per_sm"])
+        values |= {"context_bytes": likely, "context_range_bytes": (low, high), "context_source": SOURCE}
     return Device(name=name, flops_per_s={dtype: rate for dtype, rate in rates.items() if rate}, **values)
 
 
