@@ -8,15 +8,15 @@ merge; if none fits, the driver is asked for a segment; if that fails, the cache
                                  `-> driver: new segment -> release and retry -'`-> OutOfMemoryError
 
 Memory is *allocated* while the program holds its block (block sizes, as `torch.cuda.memory_allocated` counts),
-*requested* by the program's own sizes, and *reserved* while it is in segments. Not simulated: blocks used on several
-streams (`record_stream`), private pools of CUDA graphs.
+*requested* by the program's own sizes, *active* until no stream uses it any more, *reserved* while it is in segments.
 
 >>> allocator = CachingAllocator()
 >>> small, large = allocator.malloc(1000), allocator.malloc(3 * 2**20)
 >>> allocator.allocated_bytes - 3 * 2**20, allocator.reserved_bytes >> 20
 (1024, 22)
->>> allocator.free(small), allocator.free(large), allocator.reserved_bytes >> 20
-(None, None, 22)
+>>> allocator.record_stream(large, stream=7)
+>>> allocator.free(small), allocator.free(large), allocator.reserved_bytes >> 20, allocator.stats.active_bytes >> 20
+(None, None, 22, 3)
 >>> allocator.empty_cache(), allocator.reserved_bytes
 (None, 0)
 """
@@ -28,41 +28,22 @@ from collections.abc import Iterable
 from dnnmem.estimator.allocator_settings import (
     MIN_BLOCK_BYTES,
     SMALL_BYTES,
-    SMALL_SEGMENT_BYTES,
     AllocatorSettings,
     block_bytes,
     segment_bytes,
 )
+from dnnmem.estimator.allocator_stats import AllocatorStats
 from dnnmem.estimator.blocks import Block, Pool, best_fit, free_blocks, insert_after, merge, put, split, take
+from dnnmem.estimator.driver_calls import DriverCalls
 from dnnmem.estimator.driver_memory import Driver
-from dnnmem.estimator.errors import DnnmemError, InternalError
-from dnnmem.estimator.expandable import expanded_fit, grow, unmap
+from dnnmem.estimator.errors import InternalError
+from dnnmem.estimator.expandable import expanded_fit
+from dnnmem.estimator.out_of_memory import OutOfMemoryError
+from dnnmem.estimator.private_pools import PrivatePools
+from dnnmem.estimator.reclaim import aged, oversize
 from dnnmem.estimator.segment import Segment, SegmentEvent, segment_at
 
 _UNLIMITED_BYTES = 2**40
-
-
-class OutOfMemoryError(DnnmemError):
-    """No block, and nothing left to return to the driver; the numbers are those of PyTorch's own message."""
-
-    exit_code = 1
-
-    def __init__(
-        self, *, tried_bytes: int, capacity_bytes: int, free_bytes: int, allocated: int, reserved: int
-    ) -> None:
-        """Args: the segment asked for, what the process may have, what the driver has left, the allocator's sums."""
-        super().__init__(
-            f"CUDA out of memory. Tried to allocate {_format(tried_bytes)}. GPU 0 has a total capacity of "
-            f"{_format(capacity_bytes)} of which {_format(free_bytes)} is free. Of the allocated memory "
-            f"{_format(allocated)} is allocated by PyTorch, and {_format(reserved - allocated)} is reserved by PyTorch "
-            "but unallocated.",
-            hint="a smaller batch, recomputation, sharding or a larger GPU",
-        )
-        self.tried_bytes = tried_bytes
-        self.capacity_bytes = capacity_bytes
-        self.free_bytes = free_bytes
-        self.allocated_bytes = allocated
-        self.reserved_bytes = reserved
 
 
 class CachingAllocator:
@@ -85,72 +66,152 @@ class CachingAllocator:
         self.settings = settings or AllocatorSettings()
         self.driver = driver or Driver(capacity_bytes=capacity_bytes)
         self.device_bytes = device_bytes or self.driver.capacity_bytes or _UNLIMITED_BYTES
-        self.allocated_bytes = self.requested_bytes = self.reserved_bytes = 0
-        self.peak_allocated_bytes = self.peak_requested_bytes = self.peak_reserved_bytes = 0
-        self.reserved_at_peak_allocated_bytes = 0
-        self.retries = 0
-        self.segment_events: list[SegmentEvent] = []
+        self.stats = AllocatorStats()
+        self.private = PrivatePools()
+        self._calls = DriverCalls(self.settings, self.driver, self.device_bytes, self.stats)
         self._small, self._large = Pool(small=True), Pool(small=False)
         self._live: dict[int, Block] = {}
-        rounding, fraction = self.settings.max_non_split_rounding_bytes, self.settings.memory_fraction
+        self._streams: dict[int, set[int]] = {}
+        self._waiting: dict[int, Block] = {}
+        self._requested: dict[int, Block] = {}
+        rounding = self.settings.max_non_split_rounding_bytes
         self._rounding = self.settings.large_segment_bytes if rounding is None else rounding
-        self._allowed = None if fraction is None else int(fraction * self.device_bytes)
-        self._collects = self._allowed is not None and self.settings.garbage_collection_threshold > 0
+        self._collects = self._calls.allowed_bytes is not None and self.settings.garbage_collection_threshold > 0
+        self._rounds_up = any(self.settings.roundup_power2_divisions)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """`torch.cuda.memory_allocated`."""
+        return self.stats.allocated_bytes
+
+    @property
+    def requested_bytes(self) -> int:
+        """What the program asked for and holds."""
+        return self.stats.requested_bytes
+
+    @property
+    def reserved_bytes(self) -> int:
+        """`torch.cuda.memory_reserved`."""
+        return self.stats.reserved_bytes
+
+    @property
+    def segment_events(self) -> list[SegmentEvent]:
+        """All calls of the driver that gave or took memory, in order."""
+        return self._calls.events
 
     def malloc(self, nbytes: int, stream: int = 0) -> int:
         """Address of a new block; 0 for 0 bytes, which take none. Raises `OutOfMemoryError`."""
         if not nbytes:
             return 0
-        size = block_bytes(nbytes, self.settings)
-        pool = self._small if size <= SMALL_BYTES else self._large
-        block = self._cached(pool, size, stream) or self._from_driver(pool, size, stream)
-        if self._splits(block, size):
-            block = split(block, size)
+        if self._waiting and not self.private.captures:
+            self._finish_waiting()
+        rounded = -(-nbytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
+        size = block_bytes(nbytes, self.settings) if self._rounds_up else rounded
+        pool = self._pool(size, stream)
+        block = self._cut(self._cached(pool, size, stream) or self._from_driver(pool, size, stream), size)
         block.allocated = True
         block.requested = nbytes
         self._live[block.address] = block
-        self.requested_bytes += nbytes
-        self.allocated_bytes += block.size
-        self.peak_requested_bytes = max(self.peak_requested_bytes, self.requested_bytes)
-        if self.allocated_bytes > self.peak_allocated_bytes:
-            self.peak_allocated_bytes = self.allocated_bytes
-            self.reserved_at_peak_allocated_bytes = self.reserved_bytes
+        stats = self.stats
+        stats.allocation += 1
+        stats.peak_allocation = max(stats.peak_allocation, stats.allocation)
+        stats.requested_bytes += nbytes
+        stats.peak_requested_bytes = max(stats.peak_requested_bytes, stats.requested_bytes)
+        stats.allocated_bytes += block.size
+        if stats.allocated_bytes > stats.peak_allocated_bytes:
+            stats.peak_allocated_bytes = stats.allocated_bytes
+            stats.reserved_at_peak_allocated_bytes = stats.reserved_bytes
+        stats.grow_active(block.size)
         return block.address
 
+    def record_stream(self, address: int, stream: int) -> None:
+        """Say that `stream` uses the block at `address` (`Tensor.record_stream`): it is free once that is done, too.
+
+        Raises `InternalError` if no live block begins there.
+        """
+        if address not in self._live:
+            raise InternalError(f"stream {stream} is to use {address:#x}, but no live block begins there")
+        if stream != self._live[address].stream:
+            self._streams.setdefault(address, set()).add(stream)
+
     def free(self, address: int) -> None:
-        """Take back the block at `address`, which `malloc` gave; 0 is ignored. Raises `InternalError` for any other."""
+        """Take back the block at `address`, which `malloc` gave; 0 is ignored. Raises `InternalError` for any other.
+
+        Work of other streams that use it is taken to be done when the next request comes.
+        """
         if not address:
             return
+        block = self._let_go(address)
+        if self._streams and self._streams.pop(address, None):
+            self._waiting[address] = block
+        else:
+            self._to_pool(block)
+
+    def request_free(self, address: int) -> None:
+        """The first half of `free`: the program does not hold the block any longer, but it serves nobody yet.
+
+        Raises `InternalError` if no live block begins there.
+        """
+        self._requested[address] = self._let_go(address)
+        self._streams.pop(address, None)
+
+    def complete_free(self, address: int) -> None:
+        """The second half: no stream uses the block any longer. Raises `InternalError` without the first one."""
+        block = self._requested.pop(address, None)
+        if block is None:
+            raise InternalError(f"the free of {address:#x} is complete, but nobody has requested it")
+        self._to_pool(block)
+
+    def _let_go(self, address: int) -> Block:
         block = self._live.pop(address, None)
         if block is None:
             raise InternalError(f"address {address:#x} is freed, but no live block begins there")
+        self.stats.allocation -= 1
+        self.stats.allocated_bytes -= block.size
+        return block
+
+    def _to_pool(self, block: Block) -> None:
+        """`free_block`."""
+        stats = self.stats
+        stats.active -= 1
+        stats.active_bytes -= block.size
+        stats.requested_bytes -= block.requested
         block.allocated = False
-        self.allocated_bytes -= block.size
-        self.requested_bytes -= block.requested
         block.requested = 0
-        merge(block, block.before)
-        merge(block, block.after)
+        before, after = merge(block, block.before), merge(block, block.after)
         put(block)
+        if block.pages is None:
+            pieces = (block.before is not None or block.after is not None) - bool(before) - bool(after)
+            nbytes = (0 if block.whole else block.size) - before - after
+            stats.change_split(pieces, nbytes)
 
     def empty_cache(self) -> None:
         """Return every free segment, or free page, to the driver (`torch.cuda.empty_cache`)."""
-        for pool in (self._large, self._small):
+        pools: list[Pool] = []
+        if not self.private.captures:
+            self._finish_waiting()
+            pools = [self._large, self._small]
+        for idle in self.private.idle():
+            pools += [idle.small, idle.large]
+        for pool in pools:
             for block in list(free_blocks(pool)):
                 if block.pages is not None:
-                    self._unmap(block)
+                    self._calls.unmap(block)
                 elif block.whole:
-                    self._release(block)
+                    self._calls.release(block)
 
     def reset_peak(self) -> None:
         """Begin the peaks anew from what is held now."""
-        self.peak_allocated_bytes = self.allocated_bytes
-        self.peak_requested_bytes = self.requested_bytes
-        self.peak_reserved_bytes = self.reserved_at_peak_allocated_bytes = self.reserved_bytes
+        self.stats.reset_peak()
 
     def segments(self) -> tuple[Segment, ...]:
         """All segments by address, each with its blocks."""
-        free = (block for pool in (self._small, self._large) for block in free_blocks(pool))
-        heads = (b for b in (*self._live.values(), *free) if b.before is None or not b.before.mapped)
+        pools = [self._small, self._large]
+        for private in self.private.pools.values():
+            pools += [private.small, private.large]
+        free = (block for pool in pools for block in free_blocks(pool))
+        held = (*self._live.values(), *self._waiting.values(), *self._requested.values(), *free)
+        heads = (b for b in held if b.before is None or not b.before.mapped)
         return tuple(sorted((segment_at(head) for head in heads), key=lambda s: s.address))
 
     def adopt(self, segments: Iterable[Segment]) -> None:
@@ -165,19 +226,36 @@ class CachingAllocator:
                 if last is not None:
                     insert_after(last, block)
                 last = block
-                self._adopt_block(block, info.requested_bytes)
+                self._adopt_block(block, info.requested_bytes, is_split=len(segment.blocks) > 1)
             self.driver.used_bytes += segment.nbytes
-            self.reserved_bytes += segment.nbytes
+            self.stats.reserved_bytes += segment.nbytes
+            self.stats.segment += 1
         self.reset_peak()
 
-    def _adopt_block(self, block: Block, requested: int) -> None:
+    def _adopt_block(self, block: Block, requested: int, *, is_split: bool) -> None:
         if not block.allocated:
             put(block)
+            if is_split:
+                self.stats.change_split(1, block.size)
             return
         block.requested = requested
         self._live[block.address] = block
-        self.allocated_bytes += block.size
-        self.requested_bytes += requested
+        self.stats.allocation += 1
+        self.stats.allocated_bytes += block.size
+        self.stats.requested_bytes += requested
+        self.stats.grow_active(block.size)
+
+    def _pool(self, size: int, stream: int) -> Pool:
+        """`get_pool`."""
+        private = self.private.serving(stream) if self.private.active else None
+        if private is not None:
+            return private.small if size <= SMALL_BYTES else private.large
+        return self._small if size <= SMALL_BYTES else self._large
+
+    def _finish_waiting(self) -> None:
+        """`process_events`: all streams are done with what was freed."""
+        while self._waiting:
+            self._to_pool(self._waiting.popitem()[1])
 
     def _cached(self, pool: Pool, size: int, stream: int) -> Block | None:
         """`get_free_block`: the cached block that serves, out of its pool."""
@@ -196,6 +274,19 @@ class CachingAllocator:
         take(block)
         return block
 
+    def _cut(self, block: Block, size: int) -> Block:
+        """`alloc_found_block`: the first `size` bytes of a block, if the rest is worth one of its own; else all."""
+        was_split = not block.whole
+        if not self._splits(block, size):
+            if was_split and block.pages is None:
+                self.stats.change_split(-1, -block.size)
+            return block
+        rest = block
+        block = split(block, size)
+        if block.pages is None:
+            self.stats.change_split(*((0, -size) if was_split else (1, rest.size)))
+        return block
+
     def _splits(self, block: Block, size: int) -> bool:
         """`should_split`: whether the rest of the block is worth a block of its own."""
         rest = block.size - size
@@ -207,110 +298,40 @@ class CachingAllocator:
     def _from_driver(self, pool: Pool, size: int, stream: int) -> Block:
         """A new block from the driver, after giving back cached ones if need be. Raises `OutOfMemoryError`."""
         if self._collects:
-            self._collect()
-        block = self._ask(pool, size, stream)
+            threshold = int(self.settings.garbage_collection_threshold * (self._calls.allowed_bytes or 0))
+            for idle in aged(self._large, self.reserved_bytes - threshold):
+                self._calls.release(idle)
+        block = self._calls.ask(pool, size, stream)
         if block is None and self._release_oversize(pool, size, stream):
-            block = self._ask(pool, size, stream)
-        if block is None:
+            block = self._calls.ask(pool, size, stream)
+        if block is None and not self.private.captures:
             self.empty_cache()
-            self.retries += 1
-            block = self._ask(pool, size, stream)
+            self.stats.num_alloc_retries += 1
+            block = self._calls.ask(pool, size, stream)
         if block is None:
             raise self._out_of_memory(size)
         return block
 
     def _out_of_memory(self, size: int) -> OutOfMemoryError:
-        capacity = self.driver.capacity_bytes if self.driver.capacity_bytes is not None else self.device_bytes
+        self.stats.num_ooms += 1
+        free = self.driver.free_bytes
+        pools = {id(pool) for private in self.private.pools.values() for pool in (private.small, private.large)}
         return OutOfMemoryError(
             tried_bytes=segment_bytes(size, self.settings),
-            capacity_bytes=capacity,
-            free_bytes=capacity - self.driver.used_bytes,
+            capacity_bytes=self.device_bytes,
+            free_bytes=self.device_bytes - self.driver.used_bytes if free is None else free,
             allocated=self.allocated_bytes,
             reserved=self.reserved_bytes,
+            allowed_bytes=self._calls.allowed_bytes,
+            private_bytes=sum(block.size for block in self._live.values() if id(block.pool) in pools) if pools else 0,
         )
-
-    def _ask(self, pool: Pool, size: int, stream: int) -> Block | None:
-        """`alloc_block`: one call of the driver; None if it refuses, or the memory fraction does."""
-        nbytes = segment_bytes(size, self.settings)
-        if self._allowed is not None and self.reserved_bytes + nbytes > self._allowed:
-            return None
-        if self.settings.expandable_segments:
-            return self._expand(pool, size, stream)
-        address = self.driver.reserve(nbytes)
-        if address is None:
-            return None
-        self._reserve("segment_alloc", address, nbytes, stream)
-        return Block(address, nbytes, stream, pool)
-
-    def _expand(self, pool: Pool, size: int, stream: int) -> Block | None:
-        page = SMALL_SEGMENT_BYTES if pool.small else self.settings.large_segment_bytes
-        return grow(
-            self.driver,
-            pool,
-            stream=stream,
-            size=size,
-            page_bytes=page,
-            device_bytes=self.device_bytes,
-            on_map=lambda address, nbytes: self._reserve("segment_map", address, nbytes, stream),
-        )
-
-    def _reserve(self, action: str, address: int, nbytes: int, stream: int) -> None:
-        self.segment_events.append(SegmentEvent(action, address, nbytes, stream))
-        self.reserved_bytes += nbytes
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
-
-    def _release(self, block: Block) -> None:
-        """`release_block`: give a whole free segment back."""
-        take(block)
-        self.driver.release(block.size)
-        self.reserved_bytes -= block.size
-        self.segment_events.append(SegmentEvent("segment_free", block.address, block.size, block.stream))
-
-    def _unmap(self, block: Block) -> None:
-        address, nbytes = unmap(self.driver, block)
-        if nbytes:
-            self.reserved_bytes -= nbytes
-            self.segment_events.append(SegmentEvent("segment_unmap", address, nbytes, block.stream))
 
     def _release_oversize(self, pool: Pool, size: int, stream: int) -> bool:
-        """`release_available_cached_blocks`: give back unsplittable blocks, the largest first, until `size` is free."""
         limit = self.settings.max_split_bytes
         if limit is None or self.settings.expandable_segments:
             return False
-        wanted = max(size, limit)
-        block = best_fit(pool, stream, wanted)
-        if block is not None:
-            self._release(block)
-            return True
-        released = 0
-        for _, _, candidate in reversed(list(pool.free.get(stream, ()))):
-            if released >= wanted or candidate.size < limit:
-                break
-            released += candidate.size
-            self._release(candidate)
-        return released >= wanted
-
-    def _collect(self) -> None:
-        """`garbage_collect_cached_blocks`: give back idle segments, the older half first, down to the threshold."""
-        threshold = int(self.settings.garbage_collection_threshold * (self._allowed or 0))
-        target = self.reserved_bytes - threshold
-        idle = [block for block in free_blocks(self._large) if block.whole]
-        age = sum(self._large.searches - block.born for block in idle)
-        freed, reclaimed = True, 0
-        while target > reclaimed and freed and idle:
-            mean = age / len(idle)
-            old = [block for block in idle if self._large.searches - block.born >= mean]
-            for block in old:
-                age -= self._large.searches - block.born
-                reclaimed += block.size
-                self._release(block)
-            idle = [block for block in idle if block not in old]
-            freed = bool(old)
-
-
-def _format(nbytes: int) -> str:
-    """`format_size` of PyTorch."""
-    for unit, name in ((2**10, "bytes"), (2**20, "KiB"), (2**30, "MiB")):
-        if nbytes <= unit:
-            return f"{nbytes} bytes" if name == "bytes" else f"{nbytes / (unit / 1024):.2f} {name}"
-    return f"{nbytes / 2**30:.2f} GiB"
+        found = oversize(pool, stream=stream, size=size, limit=limit)
+        released = sum(block.size for block in found)
+        for block in found:
+            self._calls.release(block)
+        return released >= max(size, limit)

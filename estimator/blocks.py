@@ -12,7 +12,7 @@ freeing merges them. Address space of an expandable segment that holds no memory
 >>> (left.address, left.size), (rest.address, rest.size), best_fit(pool, 0, 1024) is rest
 ((0, 512), (512, 3584), True)
 >>> merge(left, rest), left.size, best_fit(pool, 0, 1) is None
-(True, 4096, True)
+(3584, 4096, True)
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Block:
     mapped: bool = True
     """False for address space of an expandable segment that holds no memory."""
     allocated: bool = False
-    """True while the program holds it."""
+    """True while the program holds it, or another stream still uses it."""
     requested: int = 0
     """Bytes that the program asked for."""
     born: int = 0
@@ -143,10 +143,10 @@ def split(block: Block, size: int) -> Block:
     return cut
 
 
-def merge(block: Block, neighbour: Block | None) -> bool:
-    """Swallow a free neighbour, which leaves its pool; False if it is live, absent, or differs in being mapped."""
+def merge(block: Block, neighbour: Block | None) -> int:
+    """Swallow a free neighbour, which leaves its pool: its bytes; 0 if it is held, absent, or not mapped alike."""
     if neighbour is None or neighbour.allocated or neighbour.mapped is not block.mapped:
-        return False
+        return 0
     (take if neighbour.mapped else take_unmapped)(neighbour)
     if block.before is neighbour:
         block.address = neighbour.address
@@ -158,4 +158,4 @@ def merge(block: Block, neighbour: Block | None) -> bool:
         if block.after is not None:
             block.after.before = block
     block.size += neighbour.size
-    return True
+    return neighbour.size

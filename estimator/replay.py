@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dnnmem.estimator.allocator import CachingAllocator, OutOfMemoryError
+from dnnmem.estimator.allocator import CachingAllocator
 from dnnmem.estimator.allocator_settings import AllocatorSettings
 from dnnmem.estimator.errors import TraceError
+from dnnmem.estimator.out_of_memory import OutOfMemoryError
 from dnnmem.estimator.trace import Event, Trace
 
 
@@ -101,14 +102,15 @@ def _play(allocator: CachingAllocator, events: Iterable[Event], addresses: dict[
 
 
 def _result(allocator: CachingAllocator, error: OutOfMemoryError | None = None) -> ReplayResult:
+    stats = allocator.stats
     return ReplayResult(
-        peak_requested_bytes=allocator.peak_requested_bytes,
-        peak_allocated_bytes=allocator.peak_allocated_bytes,
-        peak_reserved_bytes=allocator.peak_reserved_bytes,
-        reserved_at_peak_allocated_bytes=allocator.reserved_at_peak_allocated_bytes,
+        peak_requested_bytes=stats.peak_requested_bytes,
+        peak_allocated_bytes=stats.peak_allocated_bytes,
+        peak_reserved_bytes=stats.peak_reserved_bytes,
+        reserved_at_peak_allocated_bytes=stats.reserved_at_peak_allocated_bytes,
         allocated_bytes=allocator.allocated_bytes,
         reserved_bytes=allocator.reserved_bytes,
         segment_count=len(allocator.segments()),
-        retries=allocator.retries,
+        retries=stats.num_alloc_retries,
         out_of_memory=error,
     )

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from dnnmem.estimator.allocator import CachingAllocator, OutOfMemoryError
+from dnnmem.estimator.allocator import CachingAllocator
 from dnnmem.estimator.allocator_settings import parse_settings
 from dnnmem.estimator.driver_memory import Driver
+from dnnmem.estimator.out_of_memory import OutOfMemoryError
 
 PROGRAMS = json.loads(gzip.decompress((Path(__file__).parent / "data" / "torch_programs.json.gz").read_bytes()))[
     "programs"

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnnmem.estimator.allocator import CachingAllocator, OutOfMemoryError
+from dnnmem.estimator.allocator import CachingAllocator
 from dnnmem.estimator.allocator_settings import AllocatorSettings, parse_settings
 from dnnmem.estimator.driver_memory import Driver
 from dnnmem.estimator.errors import InternalError
+from dnnmem.estimator.out_of_memory import OutOfMemoryError
 
 KIB, MIB = 2**10, 2**20
 
@@ -53,8 +54,8 @@ def test_allocated_is_never_above_reserved_nor_reserved_above_capacity(program, 
         assert allocator.requested_bytes <= allocator.allocated_bytes <= allocator.reserved_bytes
         assert capacity is None or allocator.reserved_bytes <= capacity
         assert allocator.reserved_bytes == sum(segment.nbytes for segment in allocator.segments())
-    assert allocator.peak_allocated_bytes >= allocator.allocated_bytes
-    assert allocator.peak_reserved_bytes >= allocator.peak_allocated_bytes
+    assert allocator.stats.peak_allocated_bytes >= allocator.allocated_bytes
+    assert allocator.stats.peak_reserved_bytes >= allocator.stats.peak_allocated_bytes
 
 
 @given(programs, settings, st.sampled_from([None, 512 * MIB]))
@@ -151,7 +152,7 @@ def test_the_cache_is_given_back_before_memory_runs_out():
     allocator.free(allocator.malloc(24 * MIB))
     # WHEN a larger request comes  THEN the segment goes back first, and that is counted
     allocator.malloc(30 * MIB)
-    assert (allocator.reserved_bytes, allocator.retries) == (30 * MIB, 1)
+    assert (allocator.reserved_bytes, allocator.stats.num_alloc_retries) == (30 * MIB, 1)
     assert [event.action for event in allocator.segment_events] == ["segment_alloc", "segment_free", "segment_alloc"]
 
 
@@ -240,7 +241,7 @@ def test_oversize_blocks_go_back_before_the_whole_cache_does():
     # WHEN 30 MiB are needed  THEN only the oversize block goes back, and no retry is counted
     allocator.malloc(30 * MIB)
     freed = [event.nbytes for event in allocator.segment_events if event.action == "segment_free"]
-    assert (freed, allocator.retries) == ([60 * MIB], 0)
+    assert (freed, allocator.stats.num_alloc_retries) == ([60 * MIB], 0)
 
 
 def test_a_memory_fraction_is_a_limit_below_the_capacity():

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from dnnmem.estimator.allocator import OutOfMemoryError
 from dnnmem.estimator.allocator_settings import AllocatorSettings
 from dnnmem.estimator.errors import TraceError
+from dnnmem.estimator.out_of_memory import OutOfMemoryError
 from dnnmem.estimator.replay import replay, replay_trace
 from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
 from tests.strategies import step_trace

@@ -1,0 +1,101 @@
+"""What a caching allocator counts: the numbers of `torch.cuda.memory_stats`, under its names.
+
+    allocated <= active <= reserved      bytes; each has a current value and a peak
+    requested <= active                  by the program's own sizes
+    inactive_split       free blocks that cannot go back to the driver, since a part of their segment is held
+
+>>> stats = AllocatorStats()
+>>> stats.grow_active(512); stats.as_dict()["active_bytes.all.peak"]
+512
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_GAUGES = (
+    "allocation", "segment", "active", "inactive_split",
+    "allocated_bytes", "requested_bytes", "active_bytes", "reserved_bytes", "inactive_split_bytes",
+)  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class AllocatorStats:
+    """One allocator's counters since its start; peaks since the last reset. Bytes, or numbers of blocks."""
+
+    allocation: int = 0
+    """Blocks that the program holds."""
+    allocated_bytes: int = 0
+    """Their sizes."""
+    requested_bytes: int = 0
+    """What the program asked for, in active blocks."""
+    active: int = 0
+    """Blocks held, or freed and still in use by another stream."""
+    active_bytes: int = 0
+    """Their sizes."""
+    segment: int = 0
+    """Segments; expandable ones do not count."""
+    reserved_bytes: int = 0
+    """Segments and mapped pages."""
+    inactive_split: int = 0
+    """Free blocks of segments that are in part held; expandable ones do not count."""
+    inactive_split_bytes: int = 0
+    """Their sizes."""
+    peak_allocation: int = 0
+    peak_allocated_bytes: int = 0
+    peak_requested_bytes: int = 0
+    peak_active: int = 0
+    peak_active_bytes: int = 0
+    peak_segment: int = 0
+    peak_reserved_bytes: int = 0
+    peak_inactive_split: int = 0
+    peak_inactive_split_bytes: int = 0
+    reserved_at_peak_allocated_bytes: int = 0
+    """Reserved when the peak of allocated bytes was first reached."""
+    num_alloc_retries: int = 0
+    """How often the driver refused and the cache was emptied: each one stalls the GPU."""
+    num_ooms: int = 0
+    """How often nothing helped."""
+    num_device_alloc: int = 0
+    """Calls that got memory from the driver."""
+    num_device_free: int = 0
+    """Calls that gave it back."""
+
+    def grow_active(self, nbytes: int) -> None:
+        """A block of `nbytes` leaves the cache."""
+        self.active += 1
+        self.peak_active = max(self.peak_active, self.active)
+        self.active_bytes += nbytes
+        self.peak_active_bytes = max(self.peak_active_bytes, self.active_bytes)
+
+    def grow_reserved(self, nbytes: int, segments: int) -> None:
+        """The driver gives `nbytes`, as `segments` new segments."""
+        self.num_device_alloc += 1
+        self.reserved_bytes += nbytes
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+        self.segment += segments
+        self.peak_segment = max(self.peak_segment, self.segment)
+
+    def change_split(self, count: int, nbytes: int) -> None:
+        """Free pieces of split segments come or go."""
+        self.inactive_split += count
+        self.peak_inactive_split = max(self.peak_inactive_split, self.inactive_split)
+        self.inactive_split_bytes += nbytes
+        self.peak_inactive_split_bytes = max(self.peak_inactive_split_bytes, self.inactive_split_bytes)
+
+    def reset_peak(self) -> None:
+        """Begin the peaks anew from what is held now (`torch.cuda.reset_peak_memory_stats`)."""
+        for name in _GAUGES:
+            setattr(self, f"peak_{name}", getattr(self, name))
+        self.reserved_at_peak_allocated_bytes = self.reserved_bytes
+
+    def as_dict(self) -> dict[str, int]:
+        """As `torch.cuda.memory_stats` names them, over both pools."""
+        found = {f"{name}.all.current": int(getattr(self, name)) for name in _GAUGES}
+        found |= {f"{name}.all.peak": int(getattr(self, f"peak_{name}")) for name in _GAUGES}
+        return found | {
+            "num_alloc_retries": self.num_alloc_retries,
+            "num_ooms": self.num_ooms,
+            "num_device_alloc": self.num_device_alloc,
+            "num_device_free": self.num_device_free,
+        }

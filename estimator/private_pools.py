@@ -1,0 +1,79 @@
+"""Pools of their own: what a CUDA graph, or `torch.cuda.use_mem_pool`, allocates is kept apart from all else.
+
+    begin(7, stream=3)   requests of stream 3 come from pool 7     a capture: other streams go on as before
+    end(7)               the pool stays, for the graph's replays; freed blocks return to it
+    release(7)           the last graph is gone: emptying the cache may give its segments back
+
+>>> pools = PrivatePools()
+>>> pools.begin(7, stream=3)
+>>> pools.serving(stream=3) is pools.pools[7], pools.serving(stream=0)
+(True, None)
+>>> pools.end(7); pools.serving(stream=3), pools.idle()
+(None, [])
+>>> pools.release(7); len(pools.idle())
+1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dnnmem.estimator.blocks import Pool
+from dnnmem.estimator.errors import InternalError
+
+
+@dataclass(slots=True, eq=False)
+class PrivatePool:
+    """The blocks of one pool, and who still needs it."""
+
+    small: Pool = field(default_factory=lambda: Pool(small=True))
+    """Blocks up to 1 MiB."""
+    large: Pool = field(default_factory=lambda: Pool(small=False))
+    """All others."""
+    users: int = 0
+    """Graphs that were captured into it, and contexts that allocate from it."""
+
+
+@dataclass(slots=True, eq=False)
+class PrivatePools:
+    """All private pools of an allocator."""
+
+    pools: dict[int, PrivatePool] = field(default_factory=dict)
+    """By the caller's number."""
+    active: list[tuple[int, int | None]] = field(default_factory=list)
+    """Pools that serve requests now, with the stream they serve; None is every stream."""
+    captures: set[int] = field(default_factory=set)
+    """Those of them that a CUDA graph is captured into: meanwhile no event is asked and no cache emptied."""
+
+    def begin(self, pool: int, stream: int | None = None, *, captures: bool = False) -> None:
+        """Serve requests, of one stream or of all, from `pool`. Raises `InternalError` if it does already."""
+        if any(number == pool for number, _ in self.active):
+            raise InternalError(f"private pool {pool} serves requests already")
+        self.pools.setdefault(pool, PrivatePool()).users += 1
+        self.active.append((pool, stream))
+        if captures:
+            self.captures.add(pool)
+
+    def end(self, pool: int) -> None:
+        """No longer. Raises `InternalError` if it does not."""
+        if all(number != pool for number, _ in self.active):
+            raise InternalError(f"private pool {pool} serves no requests")
+        self.active = [(number, stream) for number, stream in self.active if number != pool]
+        self.captures.discard(pool)
+
+    def release(self, pool: int) -> None:
+        """One of its users is gone. Raises `InternalError` if there is none."""
+        if pool not in self.pools or not self.pools[pool].users:
+            raise InternalError(f"private pool {pool} has no users")
+        self.pools[pool].users -= 1
+
+    def serving(self, stream: int) -> PrivatePool | None:
+        """The pool that a request of `stream` goes to; None for the common one."""
+        for number, only in self.active:
+            if only is None or only == stream:
+                return self.pools[number]
+        return None
+
+    def idle(self) -> list[PrivatePool]:
+        """Pools without users: their segments may go back to the driver."""
+        return [pool for _, pool in sorted(self.pools.items()) if not pool.users]
