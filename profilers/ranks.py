@@ -2,7 +2,7 @@
 
     world      --rank         processes
     1          -              one, started as `python train.py`
-    N          0              one: rank 0 of N, whose peers do not exist
+    N          0              one: rank 0 of N, whose peers do not exist; those that send it integers run too
     N          first,last     two, one after the other, neither knowing the other
     N          all            N at once, which find each other on this machine
 
@@ -110,11 +110,16 @@ def run_script(
                     say = _headed(on_output, rank) if len(ranks) > 1 else on_output
                     job.start(rank, say, on_progress if rank == ranks[0] else _ignore)
                 found += [_as_known(result, run.gpu) for result in job.wait()]
-            for rank in group if save is not None else ():
-                trace = Path(name) / f"rank{rank}" / TRACE_FILE
-                if trace.exists():
-                    shutil.move(trace, recorded_step(save, rank))
+            if save is not None:
+                _keep_traces(Path(name), save, group)
     return tuple(found)
+
+
+def _keep_traces(folder: Path, save: Path, ranks: Iterable[int | None]) -> None:
+    for rank in ranks:
+        trace = folder / f"rank{rank}" / TRACE_FILE
+        if trace.exists():
+            shutil.move(trace, recorded_step(save, rank))
 
 
 def recorded_step(folder: Path, rank: int | None) -> Path:

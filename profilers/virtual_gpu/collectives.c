@@ -171,8 +171,8 @@ EXPORT ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, nccl
             payload_put(key, group->size - 1, (uintptr_t)from, nbytes);
         else
             expect("ncclBroadcast", key, 1, to, nbytes);
-    } else if (!here) {
-        vg_ran(); /* the root's values are not here */
+    } else if (!here && !is_small(nbytes, type)) {
+        vg_ran();
     }
     group->calls++;
     return here ? take_own(to, from, nbytes, type) : ncclSuccess;
