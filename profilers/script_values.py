@@ -143,7 +143,7 @@ class SmallValues:
         if known or not on_gpu or on_gpu[0].dtype.is_floating_point:
             return
         if on_gpu[0].dtype is torch.bool:
-            self.assumed["a truth that nobody knows is read back as it is without NaN and overflow"] += 1
+            self.assumed["a check of values that nobody knows, as for NaN or overflow, is taken to find nothing"] += 1
         else:
             self.assumed[f"an {str(on_gpu[0].dtype)[6:]} that nobody knows is read back as 0"] += 1
 
