@@ -165,16 +165,24 @@ def first_finite(benchmark: Callable[[Sequence[Any]], Mapping[Any, float]], choi
     return times
 
 
+def graphs() -> int:
+    """Graphs that torch.compile has made in this process."""
+    return int(_counters().get("stats", {}).get("unique_graphs", 0))
+
+
 def compiled() -> list[str]:
     """What torch.compile has made in this process, as a sentence; none where it made nothing."""
-    counters = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
-    graphs = counters.get("stats", {}).get("unique_graphs", 0)
-    if not graphs:
+    if not graphs():
         return []
-    frames = counters.get("frames", {}).get("ok", 0)
-    breaks = sum(counters.get("graph_break", {}).values())
+    frames = _counters().get("frames", {}).get("ok", 0)
+    breaks = sum(_counters().get("graph_break", {}).values())
     broken = f", {_count(breaks, 'graph break')}" if breaks else ""
-    return [f"compiled by torch.compile: {_count(graphs, 'graph')} of {_count(frames, 'frame')}{broken}"]
+    return [f"compiled by torch.compile: {_count(graphs(), 'graph')} of {_count(frames, 'frame')}{broken}"]
+
+
+def _counters() -> Mapping[str, Mapping[str, int]]:
+    """Dynamo's own, if it is loaded."""
+    return getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
 
 
 def _count(number: int, noun: str) -> str:

@@ -11,7 +11,6 @@ next one's, so that a script may clear its gradients where it likes.
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,6 +31,7 @@ from dnnmem.profilers.kinds import Names, name_model, name_rest, naming_gradient
 from dnnmem.profilers.modules import ModuleTracker
 from dnnmem.profilers.record import Recorder, saved_hooks
 from dnnmem.profilers.rewrite import to_trace
+from dnnmem.profilers.script_compile import graphs
 
 if TYPE_CHECKING:
     from dnnmem.profilers.script import Session
@@ -95,8 +95,8 @@ class Recording:
             self._end()
 
     def _begin(self, optimizers: Sequence[Optimizer]) -> None:
-        if is_compiled():
-            self._give_up("the model is compiled, and a recorder sees only whole graphs")
+        if graphs():
+            self._give_up("the program is compiled, and a recorder sees only whole graphs")
         model = self._model = find_model(optimizers)
         if model is None:
             self._give_up("no module holds the optimizer's parameters")
@@ -150,12 +150,6 @@ def find_model(optimizers: Iterable[Optimizer]) -> nn.Module | None:
         if held and rank > most:
             best, most = module, rank
     return best
-
-
-def is_compiled() -> bool:
-    """Whether torch.compile has made any graph in this process."""
-    counters = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
-    return bool(counters.get("stats", {}).get("unique_graphs"))
 
 
 def _name_updated(recorder: Recorder, names: Names, optimizers: Sequence[Optimizer]) -> None:

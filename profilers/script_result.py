@@ -104,6 +104,8 @@ class RankResult:
     """Set if the run ended with it."""
     message: str = ""
     """What a person should hear of a failure; with the script's own frames."""
+    graphs: int = 0
+    """Graphs that torch.compile made; a recorder sees none of their operators."""
     notes: tuple[str, ...] = ()
     """Assumptions, in sentences."""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import distributed
 from torch.optim import Optimizer
 
+from dnnmem.profilers.script_compile import FixedChoices, graphs
 from dnnmem.profilers.script_failure import MemoryWatch, is_out_of_memory
 from dnnmem.profilers.script_peaks import PeakMeter
 from dnnmem.profilers.script_result import OutOfMemory
@@ -57,8 +58,6 @@ class Watch:
 
             self._values = SmallValues()
         if is_virtual():
-            from dnnmem.profilers.script_compile import FixedChoices
-
             self._choices = FixedChoices(pass_through=request.values)
         if request.record:
             from dnnmem.profilers.script_record import Recording
@@ -74,6 +73,7 @@ class Watch:
             "steps": self._counter.steps,
             "optimizers": dict(self._counter.by_optimizer),
             "memory": memory,
+            "graphs": graphs(),
             "notes": tuple(notes),
         }
 

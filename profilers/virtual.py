@@ -18,9 +18,12 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.profilers.cuda import profile_cuda
+from dnnmem.profilers.script_compile import FixedChoices, graphs
 from dnnmem.profilers.step import Target
 from dnnmem.profilers.virtual_gpu.cudnn_query import OLDEST
 from dnnmem.profilers.virtual_gpu.launch import DEFAULT_GPU
+
+_EAGER = "layers and operators are those of the step run eagerly, which is not what is compiled; totals are measured"
 
 
 def is_virtual() -> bool:
@@ -41,11 +44,12 @@ def profile_virtual(
         )
     notes = [*origin.notes, *_notes(origin.gpu)]
     origin = replace(origin, gpu=origin.gpu or DEFAULT_GPU, notes=tuple(notes))
+    choices = FixedChoices(pass_through=False)
     trace, measurement = profile_cuda(target, steps=steps, repeats=0, origin=origin, timed=False, on_step=on_step)
     device = load_devices().get(origin.gpu or DEFAULT_GPU)
     if device is not None and device.context_bytes is None:
         measurement = replace(measurement, context_bytes=None)
-    if found := _cudnn_notes():
+    if found := [*_cudnn_notes(), *choices.notes(), *([_EAGER] if graphs() else [])]:
         trace = replace(trace, origin=replace(trace.origin, notes=(*notes, *found)))
     return trace, measurement
 

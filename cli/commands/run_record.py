@@ -40,6 +40,10 @@ def record(
         return _noted(
             results, "layers are not shown: a step is recorded after a first one, so --steps must be 2 or more"
         ), {}
+    if any(result.graphs for result in ran):
+        return _noted(
+            results, "layers are not shown: the program is compiled, and a recorder sees only whole graphs"
+        ), {}
     request = replace(job.run.request, record=True, steps=steps)
     ranks = None if job.run.ranks is None else tuple(result.rank for result in ran if result.rank is not None)
     profiles: dict[int | None, Profile] = {}

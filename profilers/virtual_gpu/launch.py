@@ -63,7 +63,8 @@ def prepare(
 ) -> Launch:
     """How to start a process on `count` GPUs called `gpu`, with the environment `base` besides; builds what is missing.
 
-    `error_file`: where a call that the virtual GPU lacks is written as JSON before it ends the process. Raises
+    `error_file`: where a call that the virtual GPU lacks is written as JSON before it ends the process; what the
+    process compiles goes beside it, and not into the user's own cache. Raises
     `UnsupportedError` if this machine cannot, `UsageError` if there is no such GPU.
     """
     if reason := unavailable():
@@ -75,6 +76,7 @@ def prepare(
     kept = {name: value for name, value in base.items() if name not in _REAL_GPUS and "DNNMEM_VGPU_" not in name}
     told = {"DNNMEM_VGPU_ERROR_FILE": str(error_file)} if error_file else {}
     told |= _workspaces(device, folder, cache or default_cache())
+    told |= _compilers(error_file.parent if error_file else None, base, cache or default_cache())
     return Launch(environment={**kept, **described, **told, **_preload(folder, base)}, note=note)
 
 
@@ -85,6 +87,16 @@ def _workspaces(device: Device, folder: Path, cache: Path) -> dict[str, str]:
     except UnsupportedError:
         return {}  # the stub counts what it does not know
     return {VARIABLE: running(asked, device, driver=folder / "libcuda.so.1", cache=cache).address}
+
+
+def _compilers(run: Path | None, base: Mapping[str, str], cache: Path) -> dict[str, str]:
+    """Where compilers keep what they make: Triton's binaries are true, so they last.
+
+    What Inductor chooses without timing anything does not outlive the folder of the `run`, where a real GPU could find
+    it; nor does it change the next run, which would have no autotuning in its peak.
+    """
+    kept = {} if "TRITON_CACHE_DIR" in base else {"TRITON_CACHE_DIR": str(cache / "triton")}
+    return kept | ({"TORCHINDUCTOR_CACHE_DIR": str(run / "inductor")} if run else {})
 
 
 def _preload(folder: Path, base: Mapping[str, str]) -> dict[str, str]:
