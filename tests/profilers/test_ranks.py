@@ -132,3 +132,20 @@ def test_nothing_here_imports_torch_in_the_parent():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout == "False\n"
+
+@virtual
+@pytest.mark.parametrize(
+    ("how", "outcome", "words"),
+    [
+        ("raises", "failed", "ValueError: no gradient today"),
+        ("leaves", "failed", "the script ended itself with exit code 5"),
+        ("exits", "failed", "the script ended itself: enough"),
+        ("dies", "failed", "the script left the process by itself, with exit code 6"),
+        ("returns", "ran", ""),
+    ],
+)
+def test_every_end_is_one_in_order_while_threads_live(train, how, outcome, words):
+    (result,), said = train("ends.py", arguments=(how,))
+
+    assert (result.outcome, words in result.message) == (outcome, True)
+    assert not [line for line in said if "terminate called" in line]
