@@ -147,6 +147,8 @@ def prepare(program: Program, sources: Path | None, folder: Path) -> str:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as archive:
         tar = ["tar", "-x", "-C", folder]
         subprocess.run(tar, stdin=archive.stdout, check=True)
+    if archive.returncode:
+        raise SystemExit(f"{program.name}: its clone lacks {program.commit} or a file of it")
     return program.script
 
 
