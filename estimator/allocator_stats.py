@@ -42,14 +42,23 @@ class AllocatorStats:
     inactive_split_bytes: int = 0
     """Their sizes."""
     peak_allocation: int = 0
+    """Largest `allocation` since the last reset."""
     peak_allocated_bytes: int = 0
+    """Largest `allocated_bytes` since the last reset."""
     peak_requested_bytes: int = 0
+    """Largest `requested_bytes` since the last reset."""
     peak_active: int = 0
+    """Largest `active` since the last reset."""
     peak_active_bytes: int = 0
+    """Largest `active_bytes` since the last reset."""
     peak_segment: int = 0
+    """Largest `segment` since the last reset."""
     peak_reserved_bytes: int = 0
+    """Largest `reserved_bytes` since the last reset."""
     peak_inactive_split: int = 0
+    """Largest `inactive_split` since the last reset."""
     peak_inactive_split_bytes: int = 0
+    """Largest `inactive_split_bytes` since the last reset."""
     reserved_at_peak_allocated_bytes: int = 0
     """Reserved when the peak of allocated bytes was first reached."""
     num_alloc_retries: int = 0

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from dnnmem.estimator.device import Device
 
 WORKSPACE = "workspace"
-"""Name of the pinned TEMP storages that stand for what libraries such as cuBLAS keep."""
+"""Name of the TEMP storages that stand for what libraries such as cuBLAS keep."""
 
 _WORTH_SAYING = 0.001
 """Share of the peak below which memory inside kernels gets no note."""
 
-_YIELD_ORDER = ("temp", "activation", "grad", "comm", "input", "workspace", "buffer", "optimizer", "param")
+_YIELD_ORDER = (
+    "temp", "unknown", "activation", "grad", "comm", "input", "workspace", "buffer", "optimizer", "param",
+)  # fmt: skip
 """Which parts give way, one after the other, when an unobserved run needs less than the trace says."""
 
 
@@ -93,7 +95,7 @@ def _tensor_parts(trace: Trace, curve: Timeline, *, on_gpu: bool) -> dict[str, i
 
 
 def _is_workspace(trace: Trace, i: int) -> bool:
-    return i in trace.pinned and trace.storages[i].kind is Kind.TEMP and trace.storages[i].name == WORKSPACE
+    return i in trace.storages and trace.storages[i].kind is Kind.TEMP and trace.storages[i].name == WORKSPACE
 
 
 def _match(parts: dict[str, int | None], measured: int | None, notes: list[str]) -> int:

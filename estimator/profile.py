@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from dnnmem.estimator.timeline import Timeline
 
 PARTS = (
-    "param", "grad", "optimizer", "activation", "temp", "input", "buffer", "comm",
+    "param", "grad", "optimizer", "activation", "temp", "input", "buffer", "comm", "unknown",
     "workspace", "fragmentation", "context",
 )  # fmt: skip
 """The stack from bottom to top: the kinds of a trace, then what lies outside the tensors."""

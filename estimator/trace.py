@@ -42,6 +42,7 @@ class Kind(str, Enum):
     INPUT = "input"
     BUFFER = "buffer"
     COMM = "comm"
+    UNKNOWN = "unknown"
 
 
 class Phase(str, Enum):

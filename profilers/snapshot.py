@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import pickle
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
@@ -29,8 +30,16 @@ from dnnmem.estimator.allocator_settings import (
 )
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.segment import BlockInfo, Segment
+from dnnmem.estimator.units import format_bytes
 
 _HINT = "write one with torch.cuda.memory._dump_snapshot(file)"
+
+
+Frames = Sequence[Mapping[str, Any]]
+"""A stack: `name`, `filename` and `line` of each frame."""
+
+MOST_BYTES = 2**30
+"""Largest file that is read: its data take about ten times as much memory as the file."""
 
 
 class Call(NamedTuple):
@@ -56,6 +65,10 @@ class Snapshot:
     """What happened before, oldest first; empty if nothing was recorded."""
     settings: Mapping[str, Any]
     """`allocator_settings` of the file; empty in files of old releases."""
+    frames: tuple[Frames, ...] = ()
+    """Stack frames of each call of the history, innermost first, as the file has them."""
+    block_frames: Mapping[int, Frames] = field(default_factory=dict)
+    """Those of the blocks that live at the end, by address, where they were recorded."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -78,26 +91,83 @@ def read_pickle(file: BinaryIO, name: str) -> Any:
         raise UsageError(f"{name} is not a memory snapshot: {error or type(error).__name__}", hint=_HINT) from None
 
 
-def load_snapshot(path: Path, device: int = 0) -> Snapshot:
-    """One device of a snapshot file. Raises `UsageError` if the file is missing, damaged, or not a snapshot."""
+def load_snapshot(path: Path, device: int | None = 0) -> Snapshot:
+    """One device of a snapshot file; None for the one that has most to tell.
+
+    Raises `UsageError` if the file is missing, too large, damaged, or not a snapshot.
+    """
     try:
+        nbytes = path.stat().st_size
+        if nbytes > MOST_BYTES:
+            raise UsageError(
+                f"{path} has {format_bytes(nbytes)}; at most {format_bytes(MOST_BYTES)} are read",
+                hint="record less: _record_memory_history(max_entries=100000, stacks='python')",
+            )
         with path.open("rb") as file:
             data = read_pickle(file, str(path))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        segments = [_segment(entry) for entry in data["segments"] if entry["device"] == device]
-        traces = data["device_traces"]
-        history = [
-            Call(entry["action"], int(entry.get("addr", 0)), entry["size"], entry["stream"])
-            for entry in (traces[device] if device < len(traces) else ())
-        ]
-        settings = data.get("allocator_settings", {})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is not a memory snapshot: {error!r}", hint=_HINT) from None
+        return _device(data, _busiest(data) if device is None else device)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{path} is not a memory snapshot as PyTorch writes it: {said}", hint=_HINT) from None
+
+
+def _busiest(data: Mapping[str, Any]) -> int:
+    """The device with the longest history, then with the most memory."""
+    reserved: dict[int, int] = defaultdict(int)
+    for entry in data["segments"]:
+        reserved[entry["device"]] += entry["total_size"]
+    counts = {number: len(trace) for number, trace in enumerate(data["device_traces"])}
+    return max({*reserved, *counts, 0}, key=lambda d: (counts.get(d, 0), reserved.get(d, 0), -d))
+
+
+def _device(data: Mapping[str, Any], device: int) -> Snapshot:
+    traces = data["device_traces"]
+    entries = [e for e in (traces[device] if device < len(traces) else ()) if e["action"] != "snapshot"]
+    segments = [entry for entry in data["segments"] if entry["device"] == device]
     return Snapshot(
-        segments=tuple(sorted(segments, key=lambda s: s.address)), history=tuple(history), settings=settings
+        segments=tuple(sorted(map(_segment, segments), key=lambda s: s.address)),
+        history=tuple(
+            Call(str(entry["action"]), int(entry.get("addr", 0)), int(entry["size"]), int(entry["stream"]))
+            for entry in entries
+        ),
+        settings=data.get("allocator_settings", {}),
+        frames=tuple(entry.get("frames", ()) for entry in entries),
+        block_frames=dict(_frames(segments)),
     )
+
+
+def _frames(segments: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Frames]]:
+    for segment in segments:
+        at = segment["address"]
+        for block in segment["blocks"]:
+            if block.get("frames"):
+                yield at, block["frames"]
+            elif block.get("history"):  # before torch 2.1
+                yield at, block["history"][0].get("frames", ())
+            at += block["size"]
+
+
+def held_before(snapshot: Snapshot) -> list[tuple[Call, Frames]]:
+    """What the program held before the first call of the history, as calls that allocate it, with frames if known.
+
+    Found by undoing the history from its end. What it cannot explain, since calls are missing, is left as it is.
+    """
+    streams = {s.address: s.stream for s in snapshot.segments}
+    live: dict[int, tuple[int, int, Frames]] = {}
+    for segment in snapshot.segments:
+        for block in segment.blocks:
+            if block.allocated:
+                frames = snapshot.block_frames.get(block.address, ())
+                live[block.address] = (block.requested_bytes, streams[segment.address], frames)
+    for call in reversed(snapshot.history):
+        if call.action == "alloc":
+            live.pop(call.address, None)
+        elif call.action in ("free_completed", "free") and call.address not in live:
+            live[call.address] = (call.nbytes, call.stream, ())
+    return [(Call("alloc", address, n, stream), frames) for address, (n, stream, frames) in sorted(live.items())]
 
 
 def starting_segments(snapshot: Snapshot) -> tuple[Segment, ...]:

@@ -54,6 +54,7 @@ class PartsJson(_Part):
     input: Bytes | None
     buffer: Bytes | None
     comm: Bytes | None
+    unknown: Bytes | None
     workspace: Bytes | None
     fragmentation: Bytes | None
     context: Bytes | None

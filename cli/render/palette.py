@@ -34,6 +34,7 @@ LOOKS: Mapping[str, Look] = {
     "input": Look("inputs", "green", "+", "i"),
     "buffer": Look("buffers", "bright_blue", "=", "b"),
     "comm": Look("communication", "bright_magenta", "~", "c"),
+    "unknown": Look("unknown", "bright_white", "?", "u"),
     "workspace": Look("workspace", "bright_cyan", ":", "w"),
     "fragmentation": Look("fragmentation", "bright_black", "-", "f"),
     "context": Look("CUDA context", "white", ".", "x"),

@@ -1,10 +1,11 @@
-"""Random programs through PyTorch's own caching allocator and through the simulated one, in one process on a virtual GPU.
+"""Random programs through PyTorch's own caching allocator and through the simulated one, on a virtual GPU.
 
     python tests/accuracy/allocator_twins.py SETTINGS COUNT SEED      settings as in PYTORCH_ALLOC_CONF
 
-A program is a list of steps: allocate on one of three streams, free, let another stream use a block, empty the cache, begin,
-end or release a private pool. After each one the refusal, the calls of the driver and all statistics must be the same;
-after the last one the segments with their blocks. Prints JSON: programs, steps, refusals, retries, and the first difference.
+A program is a list of steps: allocate on one of three streams, free, let another stream use a block, empty the cache,
+begin, end or release a private pool, capture a graph. After each one the refusal, the calls of the driver and all
+statistics must be the same; after the last one the segments with their blocks. Prints JSON: programs, steps, refusals,
+retries, and the first difference.
 """
 
 from __future__ import annotations
@@ -99,8 +100,12 @@ class Twins:
         try:
             address = self.ours.malloc(nbytes, self.streams[which].cuda_stream)
         except OutOfMemoryError as error:
-            assert message is not None, f"only ours runs out of memory: {error.message}"
-            assert _numbers(error.message) == _numbers(message), f"{error.message}\n{message}"
+            refused = error.message
+        else:
+            refused = None
+        if refused is not None:
+            assert message is not None, f"only ours runs out of memory: {refused}"
+            assert _numbers(refused) == _numbers(message), f"{refused}\n{message}"
             self.told["refused"] += 1
         else:
             assert message is None, f"only PyTorch runs out of memory: {message}"
