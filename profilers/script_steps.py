@@ -11,6 +11,7 @@ after the update (clearing gradients, logging, averaging) belongs to the last st
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -37,6 +38,7 @@ class StepCounter:
         self._last_node: dict[int, int] = {}
         self._kinds: dict[int, tuple[str, Optimizer]] = {}
         self._handle: Any = None
+        self._process = os.getpid()
         register_optimizer_step_pre_hook(self._before)
         register_optimizer_step_post_hook(self._after)
 
@@ -72,7 +74,8 @@ class StepCounter:
         return nodes == 0 or nodes > self._last_node.get(id(optimizer), -1)
 
     def _next_step(self, *_: object) -> None:
-        if torch._C._current_graph_task_id() == -1:  # recomputing in backward is no new step
+        is_fork = os.getpid() != self._process  # a worker of a DataLoader, whose transforms may be modules
+        if torch._C._current_graph_task_id() == -1 and not is_fork:  # recomputing in backward is no new step
             self._on_end()
 
 

@@ -1,3 +1,5 @@
+import os
+
 import torch
 from torch import nn
 
@@ -90,3 +92,29 @@ def test_recomputing_in_backward_is_no_new_step():
 
 def test_a_script_may_come_to_its_own_end():
     assert count(lambda: None) == (0, False, {})
+
+
+def test_a_forked_worker_whose_transforms_are_modules_ends_nothing():
+    # GIVEN a program that has made its steps and starts a worker, as a DataLoader for validation does
+    model, codes = nn.Linear(2, 2), []
+
+    def in_a_fork():
+        process = os.fork()
+        if process == 0:
+            try:
+                nn.Identity()(torch.ones(1))
+            except Ended:
+                os._exit(1)
+            os._exit(0)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+
+    def run():
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+        in_a_fork()
+
+    # THEN the worker goes on
+    assert count(run) == (2, False, {"SGD": 2})
+    assert codes == [0]
