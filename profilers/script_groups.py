@@ -4,8 +4,6 @@
     NCCL            the virtual GPU's: collectives succeed at once
     gloo            torch's own stand-in, FakeProcessGroup
     objects         what this rank has is what every other one has
-    spawn           runs one of the processes, in place
-
     integers        from one rank to another they are true (shapes, objects over NCCL): whoever sends them runs too
 
 So rank 0 of 1,024 costs one process. Where a rank cannot go on without another one's data, an error says so.
@@ -25,11 +23,9 @@ from torch.distributed import distributed_c10d
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.script_objects import carry_objects
-from dnnmem.profilers.script_request import ScriptRequest
 from dnnmem.profilers.virtual_gpu.groups import tell_peers, tell_split_sizes
 
 _meeting: Any = importlib.import_module("torch.distributed.rendezvous")  # a function of that name hides the module
-_processes: Any = importlib.import_module("torch.multiprocessing")
 _NCCL_ID = bytes(128)
 """What a rank that is not the first reads as NCCL's unique id; the virtual NCCL asks nothing of it."""
 
@@ -89,9 +85,8 @@ class LoneStore(Store):
 class Groups:
     """Replaces what would wait for other ranks; torch is loaded, no group exists yet."""
 
-    def __init__(self, request: ScriptRequest) -> None:
-        """`request.rank` says which of several spawned processes is run."""
-        self._rank = request.rank or 0
+    def __init__(self) -> None:
+        """Put the stand-ins in place."""
         self._assumed: set[str] = set()
         self._store: LoneStore | None = None
         for scheme in ("env", "tcp", "file"):
@@ -107,8 +102,6 @@ class Groups:
         _replace("send_object_list", _over_nccl(distributed_c10d.send_object_list, lambda: None))
         _replace("recv_object_list", _over_nccl(distributed_c10d.recv_object_list, _receive))
         _replace("monitored_barrier", lambda *_args, **_options: None)
-        _processes.spawn = self._spawn
-        _processes.start_processes = self._start_processes
 
     def notes(self) -> list[str]:
         """What was made up, in sentences."""
@@ -161,15 +154,6 @@ class Groups:
             scatter_object_output_list[0] = scatter_object_input_list[distributed.get_rank(group)]
         else:
             self._assumed.add("objects that another rank would scatter are left as this rank had them")
-
-    def _spawn(self, fn: Callable[..., Any], args: tuple[Any, ...] = (), nprocs: int = 1, *_: Any, **__: Any) -> None:
-        self._note(nprocs, f"of {nprocs} spawned processes, one was run")
-        fn(min(self._rank, nprocs - 1), *args)
-
-    def _start_processes(
-        self, fn: Callable[..., Any], args: tuple[Any, ...] = (), nprocs: int = 1, *_: Any, **__: Any
-    ) -> None:
-        self._spawn(fn, args, nprocs)
 
 
 class _Met(Exception):  # noqa: N818 - not an error: the way out of the real rendezvous

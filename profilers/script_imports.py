@@ -33,6 +33,11 @@ def after_import(name: str, call: Callable[[], None]) -> Iterator[None]:
             sys.meta_path.remove(finder)
 
 
+def after_next_import(name: str, call: Callable[[], None]) -> None:
+    """Call `call` once `name`, which is not loaded yet, has been imported."""
+    sys.meta_path.insert(0, _Finder(name, call))
+
+
 class _Finder(MetaPathFinder):
     """Finds one module as all others would, and wraps its loader."""
 

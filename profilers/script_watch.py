@@ -18,6 +18,7 @@ from dnnmem.profilers.script_compile import FixedChoices, graphs
 from dnnmem.profilers.script_failure import MemoryWatch, is_out_of_memory
 from dnnmem.profilers.script_peaks import PeakMeter
 from dnnmem.profilers.script_result import OutOfMemory
+from dnnmem.profilers.script_spawn import Spawned
 from dnnmem.profilers.script_steps import StepCounter
 from dnnmem.profilers.virtual import is_virtual
 
@@ -45,10 +46,11 @@ class Watch:
         self._meter = PeakMeter()
         self._counter = StepCounter(request.steps, on_step=self._on_step, on_end=self._on_end)
         self._memory = MemoryWatch(session.roots, lambda: self._counter.steps)
+        self._spawned = Spawned(request)
         if request.alone:
             from dnnmem.profilers.script_groups import Groups
 
-            self._groups = Groups(request)
+            self._groups = Groups()
         else:
             from dnnmem.profilers.script_objects import carry_objects
 
@@ -66,7 +68,7 @@ class Watch:
 
     def facts(self) -> dict[str, Any]:
         """What is known so far, as fields of a `RankResult`."""
-        sources = (self._groups, self._values, self._choices)
+        sources = (self._groups, self._spawned, self._values, self._choices)
         notes = [note for source in sources if source is not None for note in source.notes()]
         memory = self._meter.memory()
         return {
