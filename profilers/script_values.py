@@ -78,6 +78,8 @@ class SmallValues:
             func = operator.overload()
             if torch._C._len_torch_dispatch_stack() or sys.is_finalizing():
                 return func(*args, **kwargs)
+            if torch._C._functorch.peek_interpreter_stack() is not None:
+                return self._transformed(func(*args, **kwargs))
             inputs = [*tensors_in(args), *tensors_in(kwargs.values())]
             if not all(type(tensor) in _PLAIN for tensor in inputs):
                 return func(*args, **kwargs)
@@ -92,6 +94,16 @@ class SmallValues:
             out = func(*args, **kwargs)
             with torch.no_grad():
                 return self._give_values(func, args, kwargs, inputs, out)
+
+    def _transformed(self, out: Any) -> Any:
+        """What an operator gives inside vmap or grad, whose tensors wrap others: nobody knows the values of those."""
+        for tensor in tensors_in((out,)):
+            inner = tensor
+            while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+                inner = torch._C._functorch.get_unwrapped(inner)
+            if inner.is_cuda and small(inner):
+                self._twins.assume(inner)
+        return out
 
     def _give_values(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], out: Any) -> Any:
         """Give the results of an operator that has run their values; returns them, or others if shapes depend on it."""
