@@ -59,7 +59,13 @@ class Twins:
 
     def known(self, tensors: Iterable[Tensor]) -> bool:
         """Whether the values of all of them are true."""
-        return all(not t.numel() or (small(t) and self._known.get(t.data_ptr(), False)) for t in tensors)
+        return all(not t.numel() or (small(t) and self._is_known(t)) for t in tensors)
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        """What was said of its address, or else of the storage that it is a view of."""
+        start = tensor.data_ptr()
+        known = self._known.get(start)
+        return self._known.get(tensor.untyped_storage().data_ptr(), False) if known is None else known
 
     def mark(self, tensor: Tensor, *, known: bool) -> None:
         """Say whether the values of a small tensor are true from now on."""
