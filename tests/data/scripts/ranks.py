@@ -1,6 +1,8 @@
-"""DDP over all ranks; they exchange objects and count what they are."""
+"""DDP over all ranks; they exchange objects and count what they are. Argument 1 makes it go on for ever."""
 
+import itertools
 import os
+import sys
 
 import torch
 from torch import distributed, nn
@@ -14,9 +16,10 @@ distributed.all_gather_object(everyone, f"rank {distributed.get_rank()}")
 print("met", *everyone)
 model = DistributedDataParallel(nn.Sequential(nn.Linear(64, 256), nn.Linear(256, 8)).cuda(), device_ids=[local])
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-for _ in range(10):
+for step in itertools.count() if sys.argv[1:] else range(10):
     model(torch.randn(32, 64, device="cuda")).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
+    print("step", step)
 distributed.barrier()
 distributed.destroy_process_group()
