@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from dnnmem.profilers.script_request import ScriptRequest
 
 _QUIET = {"KINETO_LOG_LEVEL": "6", "PYTHONUNBUFFERED": "1", "GLOO_SOCKET_IFNAME": "lo"}
-_TRUE_VALUES = {"DNNMEM_VGPU_KEEP": "1", "DNNMEM_VGPU_SMALL_BYTES": str(1 << 20)}
-"""Small values outlive kernels, which `script_values.py` stands in for."""
 _ERROR_FILE = "error.json"
 _LAST_LINES = 12
 _GRACE_SECONDS = 20.0
@@ -122,10 +120,9 @@ def environment_of(
     launch = prepare(run.gpu, wished, count=count, cache=cache, error_file=folder / _ERROR_FILE)
     if launch.note:
         say(launch.note)
-    values = _TRUE_VALUES if run.request.values else {}
     name, _, together = exchange.partition(" ")
     passed = {"DNNMEM_VGPU_EXCHANGE": f"{name} {rank} {together}"} if exchange and rank is not None else {}
-    return {**launch.environment, **values, **passed}
+    return {**launch.environment, **passed}
 
 
 def _torchrun(run: ScriptRun, rank: int, port: int) -> dict[str, str]:

@@ -141,8 +141,8 @@ def _leave_alone() -> None:
 
 
 def _pass_through() -> None:
-    """Let higher-order operators (flex attention, checkpointing) pass the dispatch key that `script_values.py` uses."""
-    from dnnmem.profilers.script_values import _KEY
+    """Let higher-order operators (flex attention, checkpointing) pass the dispatch key that `gpu_values.py` uses."""
+    from dnnmem.profilers.gpu_values import _KEY
 
     operators = sys.modules["torch._ops"]
     own = getattr(sys.modules["torch"]._C.DispatchKey, _KEY)

@@ -21,6 +21,14 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
+def call_when_loaded(name: str, call: Callable[[], None]) -> None:
+    """Call `call` now if `name` is imported already, else once it is."""
+    if name in sys.modules:
+        call()
+    else:
+        sys.meta_path.insert(0, _Finder(name, call))
+
+
 @contextmanager
 def after_import(name: str, call: Callable[[], None]) -> Iterator[None]:
     """Call `call` once `name` has been imported for the first time within the block."""

@@ -40,7 +40,7 @@ class ScriptRequest:
     record: bool = False
     """True to record the last step, operator by operator; its peaks are then not those of a plain run."""
     values: bool = True
-    """True to keep the values of small tensors true on a virtual GPU (`script_values.py`)."""
+    """True to keep the values of small tensors true on a virtual GPU (`gpu_values.py`)."""
     timeout_seconds: float | None = None
     """When the process gives up by itself; None = never."""
 

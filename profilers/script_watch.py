@@ -56,7 +56,7 @@ class Watch:
 
             carry_objects()
         if request.values and is_virtual():
-            from dnnmem.profilers.script_values import SmallValues
+            from dnnmem.profilers.gpu_values import SmallValues
 
             self._values = SmallValues()
         if is_virtual():

@@ -12,6 +12,7 @@ place where it otherwise would. Four places do so, and the recorder undoes all o
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 _aten = torch.ops.aten
+_VALUES = str(Path(__file__).with_name("gpu_values.py"))
+"""Its frames stand between a program and each operator on a virtual GPU."""
 
 FILLS = {
     _aten.index_put.default: (_aten._index_put_impl_.default, (True,)),
@@ -76,7 +79,10 @@ def _caller() -> FrameType | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != "__torch_dispatch__":
         frame = frame.f_back
-    return frame.f_back if frame is not None else None
+    frame = frame.f_back if frame is not None else None
+    while frame is not None and frame.f_code.co_filename == _VALUES:
+        frame = frame.f_back
+    return frame
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -2,7 +2,8 @@
 
 It is the `cuda` device's own code, in a process that the parent starts with the stub libraries (`virtual_gpu`): torch's
 dispatcher, autograd and caching allocator are the real ones, so every allocation is. Nothing is computed, and no event
-tells a time: the trace has no seconds.
+tells a time: the trace has no seconds. Small values are true all the same (`gpu_values.py`), for host code that reads
+them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.profilers.cuda import profile_cuda
+from dnnmem.profilers.gpu_values import SmallValues
 from dnnmem.profilers.script_compile import FixedChoices, graphs
 from dnnmem.profilers.step import Target
 from dnnmem.profilers.virtual_gpu.cudnn_query import OLDEST
@@ -44,12 +46,16 @@ def profile_virtual(
         )
     notes = [*origin.notes, *_notes(origin.gpu)]
     origin = replace(origin, gpu=origin.gpu or DEFAULT_GPU, notes=tuple(notes))
-    choices = FixedChoices(pass_through=False)
-    trace, measurement = profile_cuda(target, steps=steps, repeats=0, origin=origin, timed=False, on_step=on_step)
+    choices = FixedChoices(pass_through=True)
+    values = SmallValues()
+    try:
+        trace, measurement = profile_cuda(target, steps=steps, repeats=0, origin=origin, timed=False, on_step=on_step)
+    finally:
+        values.close()
     device = load_devices().get(origin.gpu or DEFAULT_GPU)
     if device is not None and device.context_bytes is None:
         measurement = replace(measurement, context_bytes=None)
-    if found := [*_cudnn_notes(), *choices.notes(), *([_EAGER] if graphs() else [])]:
+    if found := [*_cudnn_notes(), *choices.notes(), *values.notes(), *([_EAGER] if graphs() else [])]:
         trace = replace(trace, origin=replace(trace.origin, notes=(*notes, *found)))
     return trace, measurement
 

@@ -10,7 +10,7 @@
 #include "reduce.h"
 #include "virtual_gpu.h"
 
-#define SMALL_INTEGERS VG_MIB /* as script_twins.py keeps them */
+#define SMALL_INTEGERS VG_MIB /* as gpu_twins.py keeps them */
 #define SMALL_FLOATS 4096
 #define BY_HAND 0x80000000u /* in the number of a payload that is sent, so that no collective's is the same */
 

@@ -1,11 +1,12 @@
 /* The few values that device memory holds: small copies and memsets really happen, so that what a program writes and
  * reads back without computing is true.
  *
- *   DNNMEM_VGPU_SMALL_BYTES    largest copy or memset that happens (4096)
- *   DNNMEM_VGPU_KEEP=1         values outlive kernels: whoever asks for it writes what the kernels would have written
- *
  * A kernel writes nothing here. What it would have written is unknown, so after one all small values are forgotten and
  * read as 0; a large copy to the host is zeros as well. Memory appears behind an address when a value first goes there.
+ *
+ * With `vg_keep_values` they outlive kernels: its caller moves behind an address what kernels would have written
+ * (`vg_move`), drops what is no longer true (`vg_drop_values`), and says what the host is to read of the counts that a
+ * kernel leaves for it (`vg_expect`).
  */
 #include "virtual_gpu.h"
 
@@ -16,8 +17,11 @@
 #include <sys/mman.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static size_t small_bytes = 4096;
+static size_t small_bytes = 4096; /* largest copy or memset that happens */
 static bool keep;
+static _Thread_local int64_t counts[VG_MAX_COUNTS]; /* what the host is to read next */
+static _Thread_local int counts_left, counts_next;
+static _Thread_local bool expecting;
 static atomic_bool stale; /* something ran since the last small value was written */
 typedef struct {
     uintptr_t start;
@@ -28,13 +32,31 @@ static size_t written_count, written_room;
 static uintptr_t *backed; /* sorted pages that have memory */
 static size_t backed_count, backed_room;
 
-__attribute__((constructor)) static void read_settings(void)
+void vg_keep_values(size_t largest)
 {
-    const char *text = getenv("DNNMEM_VGPU_SMALL_BYTES");
-    if (text)
-        small_bytes = strtoull(text, NULL, 10);
-    text = getenv("DNNMEM_VGPU_KEEP");
-    keep = text && !strcmp(text, "1");
+    small_bytes = largest;
+    keep = true;
+}
+
+void vg_expect(const int64_t *values, int count)
+{
+    expecting = count >= 0;
+    counts_next = 0;
+    counts_left = count < 0 ? 0 : count < VG_MAX_COUNTS ? count : VG_MAX_COUNTS;
+    for (int i = 0; i < counts_left; i++)
+        counts[i] = values[i];
+}
+
+/* What the host reads of device memory while an operator runs: truths are 1, numbers those that were told, then 0. */
+static void give_expected(char *to, size_t nbytes)
+{
+    int64_t value = nbytes == 1;
+    if (nbytes > 1 && counts_left) {
+        value = counts[counts_next++];
+        counts_left--;
+    }
+    memset(to, 0, nbytes);
+    memcpy(to, &value, nbytes < sizeof value ? nbytes : sizeof value);
 }
 
 void vg_ran(void) { atomic_store(&stale, true); }
@@ -100,9 +122,8 @@ static void note_written(uintptr_t start, size_t nbytes)
 }
 
 /* Memory that was freed reads as 0 when it is given out again, and costs nothing meanwhile. */
-void vg_drop_values(uintptr_t start, size_t nbytes)
+static void drop(uintptr_t start, size_t nbytes)
 {
-    pthread_mutex_lock(&lock);
     uintptr_t end = start + nbytes;
     for (size_t i = place_of(start & ~(VG_PAGE_BYTES - 1)); i < backed_count && backed[i] < end; i++) {
         uintptr_t from = backed[i] < start ? start : backed[i];
@@ -112,10 +133,16 @@ void vg_drop_values(uintptr_t start, size_t nbytes)
         else
             memset((void *)from, 0, to - from);
     }
+}
+
+void vg_drop_values(uintptr_t start, size_t nbytes)
+{
+    pthread_mutex_lock(&lock);
+    drop(start, nbytes);
     pthread_mutex_unlock(&lock);
 }
 
-void vg_copy(uintptr_t to, uintptr_t from, size_t nbytes)
+static void copy(uintptr_t to, uintptr_t from, size_t nbytes, size_t most)
 {
     bool to_device = vg_device_of(to) >= 0, from_device = vg_device_of(from) >= 0;
     if (!nbytes)
@@ -125,7 +152,7 @@ void vg_copy(uintptr_t to, uintptr_t from, size_t nbytes)
         return;
     }
     pthread_mutex_lock(&lock);
-    bool happens = nbytes <= small_bytes && (!to_device || back(to, nbytes)) && (!from_device || back(from, nbytes));
+    bool happens = nbytes <= most && (!to_device || back(to, nbytes)) && (!from_device || back(from, nbytes));
     if (happens) {
         settle();
         memmove((void *)to, (void *)from, nbytes);
@@ -139,6 +166,16 @@ void vg_copy(uintptr_t to, uintptr_t from, size_t nbytes)
     pthread_mutex_unlock(&lock);
 }
 
+void vg_copy(uintptr_t to, uintptr_t from, size_t nbytes)
+{
+    if (expecting && nbytes && vg_device_of(to) < 0 && vg_device_of(from) >= 0)
+        give_expected((char *)to, nbytes);
+    else
+        copy(to, from, nbytes, small_bytes);
+}
+
+void vg_move(uintptr_t to, uintptr_t from, size_t nbytes) { copy(to, from, nbytes, SIZE_MAX); }
+
 void vg_fill(uintptr_t to, unsigned value, size_t width, size_t count)
 {
     size_t nbytes = width * count;
@@ -146,7 +183,9 @@ void vg_fill(uintptr_t to, unsigned value, size_t width, size_t count)
         return;
     pthread_mutex_lock(&lock);
     bool on_device = vg_device_of(to) >= 0;
-    if (on_device && (nbytes > small_bytes || !back(to, nbytes))) {
+    if (on_device && keep && !value) {
+        drop(to, nbytes); /* what has no memory reads as 0 */
+    } else if (on_device && (nbytes > small_bytes || !back(to, nbytes))) {
         vg_ran();
     } else {
         settle();

@@ -14,8 +14,10 @@ import torch
 from dnnmem.estimator.replay import replay_trace
 from dnnmem.estimator.trace import Origin
 from dnnmem.profilers.cuda import MAX_HISTORY, _build, _history, profile_cuda
+from dnnmem.profilers.gpu_values import SmallValues
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.target import resolve
+from dnnmem.profilers.virtual import is_virtual
 from tests.profilers.recorded import zoo_target
 
 pytestmark = pytest.mark.gpu
@@ -46,6 +48,17 @@ def target(name, root):
     if kind == "zoo":
         return zoo_target(name)
     return resolve(Request(target=str(root / "sample_models" / f"{name}.py"), batch_size=4, args=SAMPLES[name]))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def values():
+    """As `profile --device virtual` has it: small values are true."""
+    if not is_virtual():
+        yield None
+        return
+    values = SmallValues()
+    yield values
+    values.close()
 
 
 @pytest.fixture(autouse=True)
