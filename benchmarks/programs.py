@@ -57,6 +57,8 @@ class Program:
     """What it trains, and with what."""
     script: str
     """Its file: in programs/scripts, or in the repository."""
+    launcher: tuple[str, ...] = ()
+    """What starts it: `torchrun --nproc-per-node 2`; `{here}` is programs/scripts, here and in `arguments`."""
     arguments: tuple[str, ...] = ()
     """What it is told."""
     gpu: str = "h100-sxm-80gb"
@@ -111,7 +113,7 @@ class Result:
 def load_programs() -> list[Program]:
     """All of catalogue.toml."""
     tables = tomllib.loads(CATALOGUE.read_text(encoding="utf-8"))
-    lists = ("arguments", "needs", "paths")
+    lists = ("launcher", "arguments", "needs", "paths")
     return [
         Program(name=name, **{key: tuple(value) if key in lists else value for key, value in table.items()})
         for name, table in tables.items()
@@ -186,10 +188,11 @@ def run_once(program: Program, sources: Path | None, log: Path, *options: str) -
         words = ["--gpu", program.gpu, "--steps", str(program.steps), "--timeout", str(LIMIT_SECONDS), *options]
         words += ["--gpus", str(program.gpus)] if program.gpus > 1 else []
         words += ["--rank", program.ranks] if program.ranks else []
-        command = [sys.executable, "-m", "dnnmem", "run", *words, "--json", str(report), "--", script]
+        command = [sys.executable, "-m", "dnnmem", "run", *words, "--json", str(report), "--"]
         environment = {**os.environ, **_OFFLINE, **program.environment}
         with log.open("w") as said:
-            command += program.arguments
+            here = str(HERE / "scripts")
+            command += [word.replace("{here}", here) for word in (*program.launcher, script, *program.arguments)]
             subprocess.run(command, cwd=folder, env=environment, stdout=said, stderr=said, check=False)
         found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
         return found

@@ -31,7 +31,7 @@ class Spawned:
         self._assumed: set[str] = set()
         processes: Any = importlib.import_module("torch.multiprocessing")
         processes.spawn = self._spawn
-        processes.start_processes = self._start_processes
+        processes.start_processes = self._spawn
         if _ELASTIC in sys.modules:
             self._replace_elastic()
         else:
@@ -42,15 +42,10 @@ class Spawned:
         return sorted(self._assumed)
 
     def _spawn(
-        self, fn: Callable[..., Any], args: tuple[Any, ...] = (), nprocs: int = 1, join: Any = True, *_: Any, **__: Any
+        self, fn: Callable[..., Any], args: tuple[Any, ...] = (), nprocs: int = 1, *rest: Any, **more: Any
     ) -> Any:
         fn(self._index(nprocs), *args)
-        return None if join else _Ended()
-
-    def _start_processes(
-        self, fn: Callable[..., Any], args: tuple[Any, ...] = (), nprocs: int = 1, join: Any = True, *_: Any, **__: Any
-    ) -> Any:
-        return self._spawn(fn, args, nprocs, join)
+        return None if (*rest, more.get("join", True))[0] else _Ended()
 
     def _index(self, count: int) -> int:
         """Which of `count` processes of a node this one is."""
