@@ -10,7 +10,7 @@ import gc
 import inspect
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -91,6 +91,7 @@ def capture(
     seconds = _median_seconds(recorder.log, clock) if clock is not None else []
     if history is not None:
         use_history(recorder.log, history())
+    origin = replace(origin, notes=(*origin.notes, *sorted(recorder.log.notes)))
     return to_trace(
         recorder.log, seconds=seconds, modules=describe_modules(built.model), batch=target.batch, origin=origin
     )

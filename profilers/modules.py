@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from dnnmem.estimator.trace import Phase
-from dnnmem.profilers.unwatched import called_from
+from dnnmem.profilers.unwatched import called_from, no_caller
 
 LOSS = ("<loss>",)
 """Path of code outside all modules."""
@@ -38,6 +38,22 @@ class Place(NamedTuple):
     """Sequence number of the autograd node that runs it, None outside backward."""
 
 
+class _Mark(NamedTuple):
+    """Who made an autograd node."""
+
+    number: int
+    """Counts the operators that made some."""
+    operator: Any
+    """It or the next one: those that only make views are passed over."""
+    module: tuple[str, ...]
+    source: str
+
+    def is_of(self, node: str) -> bool:
+        """True if `node` is called after the operator: `MmBackward0` after `aten.mm.default`."""
+        name = str(self.operator).split(".")[1].replace("_", "") if self.operator is not None else ""
+        return node.rstrip("0123456789").removesuffix("Backward").lower() == name
+
+
 class ModuleTracker:
     """Follows which module runs; a context manager around the steps. Raises nothing."""
 
@@ -48,7 +64,9 @@ class ModuleTracker:
             self._paths[id(module)] = tuple(name.split(".")) if name else ()
         self._owners = {id(p): tuple(name.split("."))[:-1] for name, p in model.named_parameters()}
         self._stack: list[tuple[str, ...]] = []
-        self._by_sequence: dict[tuple[int, int], tuple[tuple[str, ...], str]] = {}
+        self._by_sequence: dict[tuple[int, int], _Mark] = {}
+        self._marks = 0
+        self._engine_threads: set[int] = set()
         self._sequences: dict[int, int] = {}
         self._task_threads: dict[int, int] = {}
         self._main = threading.get_ident()
@@ -75,8 +93,8 @@ class ModuleTracker:
         for handle in self._handles:
             handle.remove()
 
-    def place(self) -> Place:
-        """Where the operator that is being dispatched belongs."""
+    def place(self, operator: Any = None) -> Place:
+        """Where the operator that is being dispatched belongs; `operator` tells nodes of one number apart."""
         node = torch._C._current_autograd_node()
         task = torch._C._current_graph_task_id()
         if node is not None and task != -1:
@@ -85,10 +103,12 @@ class ModuleTracker:
             if not self._stack:
                 place = self._place_of_node(node, thread)
                 if torch.is_grad_enabled():
-                    self._mark(place)
+                    if no_caller():
+                        self._engine_threads.add(threading.get_ident())
+                    self._mark(place, operator)
                 return place
             place = Place(Phase.BACKWARD, self._stack[-1], self._source(), node._sequence_nr())
-            self._mark(place)
+            self._mark(place, operator)
             return place
         self._last = (self._main, False)
         if self._updating:
@@ -102,7 +122,7 @@ class ModuleTracker:
             return Place(Phase.STEP, OPTIMIZER, self._source(), None)
         else:
             place = Place(Phase.FORWARD, LOSS, self._source(), None)
-        self._mark(place)
+        self._mark(place, operator)
         return place
 
     def start_step(self) -> None:
@@ -121,19 +141,28 @@ class ModuleTracker:
         return self._task_threads[task]
 
     def _place_of_node(self, node: Any, thread: int) -> Place:
+        """The forward operator's place.
+
+        A graph of gradients (`create_graph`) is built by formulas in the engine's threads, and hangs on the graph of
+        `thread`: where both have a node of that number, the operator's name decides, then which is newer.
+        """
         number = node._sequence_nr()
-        place = self._by_sequence.get((thread, number))
-        if place is None:  # AccumulateGrad has no number of its own
-            place = self._owners.get(id(getattr(node, "variable", None)), LOSS), ""
-        module, source = place
+        threads = (thread, *self._engine_threads)
+        found = [mark for t in threads if (mark := self._by_sequence.get((t, number))) is not None]
+        if found:
+            mark = found[0] if len(found) == 1 else max(found, key=lambda m: (m.is_of(node.name()), m.number))
+            module, source = mark.module, mark.source
+        else:  # AccumulateGrad has no number of its own
+            module, source = self._owners.get(id(getattr(node, "variable", None)), LOSS), ""
         return Place(Phase.BACKWARD, module, source, number)
 
-    def _mark(self, place: Place) -> None:
+    def _mark(self, place: Place, operator: Any) -> None:
         """Nodes numbered since the last operator belong to this one."""
         thread = threading.get_ident()
         number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        self._marks += 1
         for i in range(self._sequences.get(thread, 0), number):
-            self._by_sequence[thread, i] = (place.module, place.source)
+            self._by_sequence[thread, i] = _Mark(self._marks, operator, place.module, place.source)
         self._sequences[thread] = number
 
     def _enter_module(self, module: nn.Module, _args: object) -> None:

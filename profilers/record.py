@@ -25,7 +25,7 @@ from dnnmem.estimator.trace import Kind
 from dnnmem.profilers.flops import op_cost
 from dnnmem.profilers.modules import ModuleTracker, Place
 from dnnmem.profilers.tensors import tensors_in
-from dnnmem.profilers.unwatched import FILLS, call_site, is_accumulation, is_formula
+from dnnmem.profilers.unwatched import FILLS, LONG_WAYS, Fill, call_site, fills_in, is_accumulation, is_formula
 
 _ALIASES = frozenset({"aten::detach", "aten::_unsafe_view", "aten::alias", "aten::lift_fresh", "aten::detach_"})
 _ADD = torch.ops.aten.add.Tensor
@@ -35,8 +35,8 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor})
 _NO_DISPATCH = torch._C._disabled_torch_dispatch_impl
 
 
-_Schema = tuple[bool, tuple[int, ...], tuple[str, ...], Any]
-"""Of an operator: is it a view, positions and names of what it writes, and how it fills zeros when nobody watches."""
+_Schema = tuple[bool, tuple[int, ...], tuple[str, ...], Fill | None]
+"""Of an operator: is it a view, positions and names of what it writes, and what formulas call when nobody watches."""
 
 
 @dataclass(slots=True)
@@ -111,6 +111,8 @@ class Log:
     """(first entry, first event) of each step."""
     ticks: list[int] = field(default_factory=list)
     """Dispatch count of each step's beginning."""
+    notes: set[str] = field(default_factory=set)
+    """Where the recorded step is known to differ from the bare one."""
 
 
 class Recorder(TorchDispatchMode):
@@ -206,16 +208,18 @@ class Recorder(TorchDispatchMode):
         schema = self._schemas.get(func) or self._read_schema(func)
         if schema[0]:
             return func(*args, **kwargs)
-        place = self._tracker.place()
+        place = self._tracker.place(func)
         inputs = list(tensors_in(args))
         if kwargs:
             inputs.extend(tensors_in(kwargs.values()))
         self._current = (-1, None)
         reads = self._numbers(inputs)
+        if func in LONG_WAYS and place.node is not None:
+            self.log.notes.add("the backward pass of prod or cumprod was recorded with more temporaries than it has")
         entry = Entry(str(func), place, reads, (), len(self.log.events), 0, 0, None, self._tick)
         self._current = (len(self.log.entries), place)
-        if schema[3] is not None and self._is_fresh(place, args[0]) and is_formula():
-            func, more = schema[3]
+        if schema[3] is not None and self._is_fresh(place, args[0]) and fills_in(schema[3]) and is_formula():
+            func, more, _ = schema[3]
             args, entry.name, schema = (*args, *more), str(func), self._schemas.get(func) or self._read_schema(func)
         out = self._call(entry, func, args, kwargs)
         self._note(entry, func, args, kwargs, out, schema=schema)

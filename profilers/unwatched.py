@@ -1,12 +1,15 @@
 """Where a watched step differs from one that nobody watches, and what the latter does there.
 
 While a dispatch mode is active, torch takes every tensor for a subclass (`isTensorSubclassLike`) and avoids writing in
-place where it otherwise would. Four places do so, and the recorder undoes all of them:
+place where it otherwise would. The recorder undoes these:
 
     InputBuffer::accumulate    gradients of one tensor are summed into the first, if nobody else holds it
     at::linear                 the bias is added into the product
     attention without a kernel the mask is added into the scores, by the same call as their product
-    FunctionsManual.cpp        backward formulas of indexing fill the zeros that they have just made
+    FunctionsManual.cpp        backward formulas of indexing fill the zeros that they have just made, those of extremes
+                               and of a loss whose target learns go on in the tensor that they have
+
+One it cannot undo, and notes: the formulas of `prod` and `cumprod` then take a longer way, which looks at no values.
 """
 
 from __future__ import annotations
@@ -23,15 +26,27 @@ _aten = torch.ops.aten
 _VALUES = str(Path(__file__).with_name("gpu_values.py"))
 """Its frames stand between a program and each operator on a virtual GPU."""
 
-FILLS = {
-    _aten.index_put.default: (_aten._index_put_impl_.default, (True,)),
-    _aten.scatter.src: (_aten.scatter_.src, ()),
-    _aten.scatter.value: (_aten.scatter_.value, ()),
-    _aten.scatter_add.default: (_aten.scatter_add_.default, ()),
-    _aten.index_add.default: (_aten.index_add_.default, ()),
-    _aten.put.default: (_aten.put_.default, ()),
+Fill = tuple[Any, tuple[Any, ...], frozenset[str] | None]
+"""What is called instead when nobody watches, with which arguments more, and in which nodes (None: in all)."""
+
+EXTREMES = frozenset(f"{name}Backward{i}" for name in ("Max", "Min", "Median", "Nanmedian") for i in range(2))
+
+FILLS: dict[Any, Fill] = {
+    _aten.index_put.default: (_aten._index_put_impl_.default, (True,), None),
+    _aten.scatter.src: (_aten.scatter_.src, (), None),
+    _aten.scatter.value: (_aten.scatter_.value, (), None),
+    _aten.scatter_add.default: (_aten.scatter_add_.default, (), None),
+    _aten.index_add.default: (_aten.index_add_.default, (), None),
+    _aten.index_fill.int_Tensor: (_aten.index_fill_.int_Tensor, (), None),
+    _aten.masked_scatter.default: (_aten.masked_scatter_.default, (), None),
+    _aten.put.default: (_aten.put_.default, (), None),
+    _aten.logical_and.default: (_aten.logical_and_.default, (), EXTREMES),
+    _aten.mul.Tensor: (_aten.mul_.Tensor, (), frozenset({"BinaryCrossEntropyBackward0"})),
 }
-"""What formulas call on their zeros when watched; what they call instead, with which arguments more."""
+"""What formulas call on a tensor of their own when watched; see `Fill`."""
+
+LONG_WAYS = frozenset({_aten.cumprod.default})
+"""Operators that a backward formula calls on the longer way of `prod` and `cumprod`."""
 
 
 def is_accumulation(args: tuple[Tensor, Tensor], *, made_here: bool) -> bool:
@@ -59,13 +74,24 @@ def is_formula() -> bool:
     """True if the dispatch comes from autograd's engine or its formulas, no Python function between."""
     if torch.is_grad_enabled():
         return False
-    return _caller() is None or called_from("_engine_run_backward")
+    return no_caller() or called_from("_engine_run_backward")
+
+
+def fills_in(fill: Fill) -> bool:
+    """True if `fill` holds in the autograd node that runs."""
+    node: Any = torch._C._current_autograd_node()
+    return fill[2] is None or node.name() in fill[2]
 
 
 def called_from(function: str) -> bool:
     """True if the dispatch comes from the Python function of that name."""
     caller = _caller()
     return caller is not None and caller.f_code.co_name == function
+
+
+def no_caller() -> bool:
+    """True if the dispatch comes from a thread of the engine, no Python function between."""
+    return _caller() is None
 
 
 def call_site() -> object:
