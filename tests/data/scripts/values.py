@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 ids = torch.tensor([[3, 1, 0, 0], [2, 2, 2, 0]], device="cuda")
+print("vmap", torch.vmap(lambda row: row[row.argmax()] + 1)(ids).shape)
 mask = ids != 0
 print("lengths", mask.sum(1).tolist(), bool(mask.all()), ids.max().item())
 print("positions", mask.nonzero().shape, ids[mask].tolist(), torch.unique(ids).tolist())
