@@ -41,9 +41,12 @@ def after_import(name: str, call: Callable[[], None]) -> Iterator[None]:
             sys.meta_path.remove(finder)
 
 
-def after_next_import(name: str, call: Callable[[], None]) -> None:
-    """Call `call` once `name`, which is not loaded yet, has been imported."""
-    sys.meta_path.insert(0, _Finder(name, call))
+def when_loaded(name: str, call: Callable[[], None]) -> None:
+    """Call `call` now if the module `name` is loaded, else once it has been imported."""
+    if name in sys.modules:
+        call()
+    else:
+        sys.meta_path.insert(0, _Finder(name, call))
 
 
 class _Finder(MetaPathFinder):

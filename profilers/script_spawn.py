@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.profilers.script_imports import after_next_import
+from dnnmem.profilers.script_imports import when_loaded
 from dnnmem.profilers.script_request import ScriptRequest
 
 _ELASTIC = "torch.distributed.launcher.api"
@@ -32,10 +32,7 @@ class Spawned:
         processes: Any = importlib.import_module("torch.multiprocessing")
         processes.spawn = self._spawn
         processes.start_processes = self._spawn
-        if _ELASTIC in sys.modules:
-            self._replace_elastic()
-        else:
-            after_next_import(_ELASTIC, self._replace_elastic)
+        when_loaded(_ELASTIC, self._replace_elastic)
 
     def notes(self) -> list[str]:
         """What was not run, in sentences."""
