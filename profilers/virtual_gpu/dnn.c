@@ -1,7 +1,7 @@
 /* libcudnn.so: handles, and the descriptors of the older interface. Nothing executes. From cudnn_ops.h and cudnn_cnn.h.
  *
- * The graph interface is in dnn_graph.c, recurrent networks are in dnn_rnn.c. What is named in none of them nor in
- * reviewed.py (CTC losses, searches over algorithms) ends the process.
+ * The graph interface is in dnn_graph.c, recurrent networks are in dnn_rnn.c, the CTC loss in dnn_ctc.c. What is named
+ * in none of them nor in reviewed.py (searches over algorithms in the older interface) ends the process.
  */
 #include "virtual_gpu.h"
 

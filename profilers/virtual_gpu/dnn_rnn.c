@@ -12,6 +12,7 @@
  * the sizes of the processes there. How far a later cuDNN is from all this is not known. States of dropout: 48 bytes
  * for each thread that the GPU can hold, the size of cuRAND's generator.
  */
+#include "dnn_tensor.h"
 #include "virtual_gpu.h"
 
 #include <cudnn.h>
@@ -30,12 +31,6 @@ struct cudnnRNNStruct {
 
 struct cudnnRNNDataStruct {
     size_t steps, batch;
-};
-
-/* The beginning of what cudnnCreateTensorDescriptor (dnn.c) gives. */
-struct cudnnTensorStruct {
-    cudnnDataType_t type;
-    int rank, sizes[3];
 };
 
 static atomic_long modelled;

@@ -2,6 +2,8 @@
 #ifndef DNNMEM_DRIVER_H
 #define DNNMEM_DRIVER_H
 
+#include "virtual_gpu.h"
+
 #include <cuda.h>
 #include <stdbool.h>
 
@@ -23,5 +25,6 @@ unsigned long long dr_new_id(void);
 void *dr_opaque(void);                /* a handle that nobody looks into */
 CUstream dr_stream(CUstream stream);  /* the stream itself, or that of the device for the default ones */
 capture *dr_active(capture *it);      /* NULL where it has ended */
+void dr_free_managed(const vg_range *range);
 
 #endif

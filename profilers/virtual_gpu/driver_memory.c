@@ -25,7 +25,13 @@ EXPORT CUresult cuMemAlloc(CUdeviceptr *address, size_t nbytes)
 EXPORT CUresult cuMemFree(CUdeviceptr address)
 {
     vg_range range;
-    return !address || vg_forget(address, &range) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    if (!address)
+        return CUDA_SUCCESS;
+    if (!vg_forget(address, &range))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (range.kind == VG_MANAGED)
+        dr_free_managed(&range);
+    return CUDA_SUCCESS;
 }
 
 EXPORT CUresult cuMemGetAddressRange(CUdeviceptr *start, size_t *nbytes, CUdeviceptr address)
@@ -105,8 +111,10 @@ EXPORT CUresult cuPointerGetAttribute(void *value, CUpointer_attribute attribute
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
         *(uintptr_t *)value = device < 0 ? (uintptr_t)address : 0;
         return device < 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-    case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+        *(unsigned *)value = range.kind == VG_MANAGED;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
         *(unsigned *)value = 0;

@@ -38,6 +38,7 @@ LIBRARIES = (
             "driver.c",
             "driver_memory.c",
             "driver_mapped.c",
+            "driver_pools.c",
             "driver_streams.c",
             "driver_graphs.c",
             "driver_kernels.c",
@@ -48,7 +49,7 @@ LIBRARIES = (
     Library(
         stem="libcudart",
         soname="libcudart.so.13",
-        sources=("runtime.c", "runtime_memory.c", "runtime_work.c", "runtime_kernels.c"),
+        sources=("runtime.c", "runtime_memory.c", "runtime_pools.c", "runtime_work.c", "runtime_kernels.c"),
         prefix=r"(__)?cuda[A-Z]\w*",
         headers=("cuda_runtime_api.h",),
     ),
@@ -69,14 +70,14 @@ LIBRARIES = (
     Library(
         stem="libcudnn",
         soname="libcudnn.so.9",
-        sources=("dnn.c", "dnn_graph.c", "dnn_rnn.c", "dnn_workspace.c"),
+        sources=("dnn.c", "dnn_graph.c", "dnn_rnn.c", "dnn_ctc.c", "dnn_workspace.c"),
         prefix=r"cudnn[A-Z]\w*",
         headers=("cudnn_ops.h", "cudnn_graph.h", "cudnn_cnn.h", "cudnn_adv.h"),
     ),
     Library(
         stem="libnccl",
         soname="libnccl.so.2",
-        sources=("communicators.c", "collectives.c", "reduce.c", "payload.c"),
+        sources=("communicators.c", "connections.c", "collectives.c", "reduce.c", "payload.c"),
         prefix=r"nccl[A-Z]\w*",
         headers=("nccl.h",),
     ),

@@ -51,6 +51,8 @@ EXPORT cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *it, co
     bool host = on < 0 && vg_find((uintptr_t)address, &range);
     memset(it, 0, sizeof *it);
     it->type = on >= 0 ? cudaMemoryTypeDevice : host ? cudaMemoryTypeHost : cudaMemoryTypeUnregistered;
+    if (host && range.kind == VG_MANAGED)
+        it->type = cudaMemoryTypeManaged;
     it->device = on >= 0 ? on : host ? 0 : cudaInvalidDeviceId;
     it->devicePointer = on >= 0 || host ? (void *)address : NULL;
     it->hostPointer = on < 0 ? (void *)address : NULL;

@@ -32,7 +32,7 @@ EXPORT bool vg_peers(void);                      /* can the GPUs read each other
 EXPORT void vg_uuid(int device, char bytes[16]);
 
 /* ---- memory ---- */
-typedef enum { VG_DEVICE_MEMORY, VG_ADDRESSES, VG_HOST_MEMORY, VG_REGISTERED } vg_kind;
+typedef enum { VG_DEVICE_MEMORY, VG_ADDRESSES, VG_HOST_MEMORY, VG_REGISTERED, VG_MANAGED } vg_kind;
 
 typedef struct {
     uintptr_t start;
@@ -76,8 +76,9 @@ EXPORT bool vg_carries_any_size(void);
 EXPORT void vg_give_up(const char *message, const char *hint) __attribute__((noreturn));
 EXPORT int vg_unreviewed(const char *symbol); /* a call that nobody has reviewed: ends the process, or returns 0 */
 
-/* Sizes that a library tells only to a process with a GPU, so that a model gives them (modelled.py makes notes of it). */
-typedef enum { VG_FFT, VG_SOLVER, VG_SPARSE, VG_TOPICS } vg_topic;
+/* Sizes that are not certain, for notes (certainty.py): a library tells them only to a process with a GPU, so that a model
+ * gives them; or the memory may lie on the host as well. */
+typedef enum { VG_FFT, VG_SOLVER, VG_SPARSE, VG_CTC, VG_MANAGED_BYTES, VG_TOPICS } vg_topic;
 EXPORT size_t vg_modelled(vg_topic topic, size_t nbytes); /* counts an answer of `nbytes`, and returns it */
 EXPORT long vg_modelled_calls(vg_topic topic);
 EXPORT size_t vg_modelled_most(vg_topic topic); /* bytes of the largest answer */
