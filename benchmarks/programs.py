@@ -35,7 +35,7 @@ else:
 HERE = Path(__file__).parent / "programs"
 CATALOGUE = HERE / "catalogue.toml"
 RESULTS = Path(__file__).parents[1] / "tests" / "accuracy" / "data" / "programs.csv"
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 900
 GIB = 2**30
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
