@@ -1,4 +1,4 @@
-"""What a PyTorch process uses of a GPU outside its allocator, where nobody has published it: a model of published cards.
+"""What a PyTorch process uses of a GPU outside its allocator, where nobody has published it: a model of other cards.
 
 The driver keeps a stack for every thread that can be resident, so the context grows with them; the rest is code.
 Memory in use less what PyTorch holds, from out-of-memory messages and nvidia-smi (MiB; the sources are in `specs/`):
@@ -24,6 +24,13 @@ loads itself, and a CUDA that loads all kernels at once (CUDA_MODULE_LOADING=EAG
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from dnnmem.estimator.units import format_bytes
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.device import Device
+
 _CODE_BYTES = 31 * 2**20
 _THREAD_BYTES = 2312
 _SHARE = 0.2
@@ -35,3 +42,13 @@ def modelled_context(*, sm_count: int, threads_per_sm: int) -> tuple[int, int, i
     """Low, likely and high bytes for an NVIDIA GPU of so many multiprocessors."""
     likely = _CODE_BYTES + _THREAD_BYTES * sm_count * threads_per_sm
     return round(likely * (1 - _SHARE)), likely, round(likely * (1 + _SHARE))
+
+
+def context_notes(device: Device) -> list[str]:
+    """What is not certain of the context on `device`, in sentences; nothing where it was published."""
+    if device.context_bytes is None:
+        return [f"the size of the CUDA context on {device.name} is not known, and not counted"]
+    if device.context_source != SOURCE or device.context_range_bytes is None:
+        return []
+    low, likely, high = map(format_bytes, sorted((*device.context_range_bytes, device.context_bytes)))
+    return [f"the CUDA context on {device.name} is a model's: {likely}, and {low} to {high} by cards like it"]

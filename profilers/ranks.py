@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dnnmem.estimator.context_memory import context_notes
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UsageError
 from dnnmem.profilers.exchange import WAIT_SECONDS, Exchange
@@ -230,7 +231,8 @@ def _request(run: ScriptRun, rank: int | None, *, alone: bool) -> ScriptRequest:
 
 
 def _as_known(result: RankResult, gpu: Device) -> RankResult:
-    """Without what the virtual GPU was not told: the size of this card's context."""
+    """With what is not certain of this card's context; without its size, where the virtual GPU was not told."""
+    result = replace(result, notes=(*result.notes, *context_notes(gpu)))
     if gpu.context_bytes is not None:
         return result
     return replace(result, memory=tuple(replace(used, outside_bytes=None) for used in result.memory))

@@ -6,6 +6,7 @@ handed to it: `torch.cuda.max_memory_allocated()` and the like answer as if nobo
 
 from __future__ import annotations
 
+import ctypes
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,7 @@ class PeakMeter:
         self._steps: dict[int, list[StepPeak]] = defaultdict(list)
         self._read: Callable[[int], dict[str, Any]] = torch._C._cuda_memoryStats
         self._reset: Callable[[int], None] = torch._C._cuda_resetPeakMemoryStats
+        self._nccl_bytes: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "dnnmem_nccl_bytes", None)
         for reader, resetter in _READERS:
             if hasattr(torch._C, reader) and hasattr(torch._C, resetter):
                 setattr(torch._C, reader, self._serve)
@@ -67,6 +69,7 @@ class PeakMeter:
             alloc_retries=now["num_alloc_retries"],
             out_of_memory_errors=now["num_ooms"],
             outside_bytes=max(0, total - free - now["reserved_bytes"]["all"]["current"]),
+            nccl_bytes=self._nccl_bytes(device) if self._nccl_bytes else None,
             total_bytes=total,
             steps=tuple(self._steps[device]),
         )

@@ -51,7 +51,7 @@ class DeviceMemory:
     out_of_memory_errors: int = 0
     """How often an allocation failed for good; the script may have gone on with less."""
     outside_bytes: int | None = None
-    """In use on the GPU at the end, and not in the allocator: CUDA context, NCCL; None = not known."""
+    """In use on the GPU at the end, and not in the allocator: CUDA context and NCCL; None = not known."""
     nccl_bytes: int | None = None
     """What of it is NCCL's; None = not known."""
     total_bytes: int | None = None
@@ -106,6 +106,8 @@ class RankResult:
     """What a person should hear of a failure; with the script's own frames."""
     graphs: int = 0
     """Graphs that torch.compile made; a recorder sees none of their operators."""
+    facts: Mapping[str, float | int | str] = field(default_factory=dict)
+    """How certain the memory is that is not the tensors': cuDNN's workspaces, NCCL."""
     notes: tuple[str, ...] = ()
     """Assumptions, in sentences."""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -17,10 +17,11 @@ from torch.optim import Optimizer
 from dnnmem.profilers.script_compile import FixedChoices, graphs
 from dnnmem.profilers.script_failure import MemoryWatch, is_out_of_memory
 from dnnmem.profilers.script_peaks import PeakMeter
-from dnnmem.profilers.script_result import OutOfMemory
+from dnnmem.profilers.script_result import DeviceMemory, OutOfMemory
 from dnnmem.profilers.script_spawn import Spawned
 from dnnmem.profilers.script_steps import StepCounter
 from dnnmem.profilers.virtual import is_virtual
+from dnnmem.profilers.virtual_facts import Facts, cudnn_facts, cudnn_notes, nccl_facts, nccl_notes
 
 if TYPE_CHECKING:
     from dnnmem.profilers.script import Session
@@ -71,12 +72,14 @@ class Watch:
         sources = (self._groups, self._spawned, self._values, self._choices)
         notes = [note for source in sources if source is not None for note in source.notes()]
         memory = self._meter.memory()
+        told = _virtual_facts(memory) if is_virtual() else {}
         return {
             "steps": self._counter.steps,
             "optimizers": dict(self._counter.by_optimizer),
             "memory": memory,
             "graphs": graphs(),
-            "notes": tuple(notes),
+            "facts": told,
+            "notes": (*notes, *cudnn_notes(told), *nccl_notes(told)),
         }
 
     def last_failure(self, message: str) -> OutOfMemory | None:
@@ -101,6 +104,10 @@ class Watch:
 
     def _on_end(self) -> None:
         self._session.leave("ran", stopped=True)
+
+
+def _virtual_facts(memory: Sequence[DeviceMemory]) -> Facts:
+    return cudnn_facts() | nccl_facts(max((gpu.nccl_bytes or 0 for gpu in memory), default=0))
 
 
 def _has_nccl() -> bool:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 
 from dnnmem.estimator.cluster import load_devices
+from dnnmem.estimator.context_memory import context_notes
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
@@ -22,7 +23,7 @@ from dnnmem.profilers.cuda import profile_cuda
 from dnnmem.profilers.gpu_values import SmallValues
 from dnnmem.profilers.script_compile import FixedChoices, graphs
 from dnnmem.profilers.step import Target
-from dnnmem.profilers.virtual_gpu.cudnn_query import OLDEST
+from dnnmem.profilers.virtual_facts import cudnn_facts, cudnn_notes
 from dnnmem.profilers.virtual_gpu.launch import DEFAULT_GPU
 
 _EAGER = "layers and operators are those of the step run eagerly, which is not what is compiled; totals are measured"
@@ -55,29 +56,24 @@ def profile_virtual(
     device = load_devices().get(origin.gpu or DEFAULT_GPU)
     if device is not None and device.context_bytes is None:
         measurement = replace(measurement, context_bytes=None)
-    if found := [*_cudnn_notes(), *choices.notes(), *values.notes(), *([_EAGER] if graphs() else [])]:
+    told = cudnn_facts()
+    measurement = replace(measurement, facts={**measurement.facts, **told})
+    if found := [*cudnn_notes(told), *_rnn_notes(), *choices.notes(), *values.notes(), *([_EAGER] if graphs() else [])]:
         trace = replace(trace, origin=replace(trace.origin, notes=(*notes, *found)))
     return trace, measurement
 
 
-def _cudnn_notes() -> list[str]:
-    """What is not certain of the memory that cuDNN asked for."""
-    process, notes = ctypes.CDLL(None), []
-    if unknown := int(process.vg_dnn_unknown()):
-        version = torch.backends.cudnn.version() or 0
-        why = f": cuDNN {version} does not tell them without a GPU" if version < OLDEST else ""
-        notes.append(f"cuDNN's workspaces of {unknown} operations are not known, and counted as 0{why}")
-    if process.vg_dnn_modelled():
-        notes.append("the scratch memory of recurrent layers is a model of cuDNN's, measured once, in 2017")
-    return notes
+def _rnn_notes() -> list[str]:
+    modelled = ctypes.CDLL(None).vg_dnn_modelled()
+    return ["the scratch memory of recurrent layers is a model of cuDNN's, measured once, in 2017"] if modelled else []
 
 
 def _notes(gpu: str | None) -> list[str]:
     """What a reader should know of the GPU that was shown."""
     notes = [] if gpu else [f"no --gpu was named: the virtual GPU is {DEFAULT_GPU}"]
     device = load_devices().get(gpu or DEFAULT_GPU)
-    if device is not None and device.context_bytes is None:
-        notes.append(f"the size of the CUDA context on {device.name} is not known, and not counted")
+    if device is not None:
+        notes += context_notes(device)
     capability = torch.cuda.get_device_capability()
     built = [arch for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
     if built and not any(_runs(arch, capability) for arch in built):

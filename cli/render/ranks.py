@@ -158,14 +158,26 @@ def when(oom: OutOfMemory) -> str:
 def _table(used: Sequence[tuple[RankResult, DeviceMemory]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     heads = ["rank"] if any(result.rank is not None for result, _ in used) else []
-    for head in [*heads, "gpu", "allocated", "reserved", "requested", "context, NCCL", "segments", "retries", "steps"]:
+    for head in [
+        *heads,
+        "gpu",
+        "allocated",
+        "reserved",
+        "requested",
+        "context",
+        "NCCL",
+        "segments",
+        "retries",
+        "steps",
+    ]:
         table.add_column(head, justify="right", no_wrap=True)
     for result, gpu in used:
         rank = [str(result.rank)] if heads else []
-        outside = "not known" if gpu.outside_bytes is None else format_bytes(gpu.outside_bytes)
+        nccl = gpu.nccl_bytes or 0
+        context = "not known" if gpu.outside_bytes is None else format_bytes(gpu.outside_bytes - nccl)
         sizes = [format_bytes(n) for n in (gpu.allocated_bytes, gpu.reserved_bytes, gpu.requested_bytes)]
         counts = [str(n) for n in (gpu.segments, gpu.alloc_retries, result.steps)]
-        table.add_row(*rank, str(gpu.device), *sizes, outside, *counts)
+        table.add_row(*rank, str(gpu.device), *sizes, context, format_bytes(nccl) if nccl else "-", *counts)
     return table
 
 

@@ -70,6 +70,14 @@ static void put_parts(ncclComm_t group, const void *from, size_t nbytes)
         payload_put(key_of(group, group->rank, i), 1, (uintptr_t)from + (size_t)i * nbytes, nbytes);
 }
 
+static bool connect_all(ncclComm_t group, const void *buffer)
+{
+    bool fits = true;
+    for (int i = 0; i < group->size; i++)
+        fits = fits && connect_peer(group, buffer, i, true) && connect_peer(group, buffer, i, false);
+    return fits;
+}
+
 /* ---- from all to all ---- */
 
 EXPORT ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataType_t type, ncclComm_t group,
@@ -77,6 +85,8 @@ EXPORT ncclResult_t ncclAllGather(const void *from, void *to, size_t count, nccl
 {
     (void)stream;
     size_t nbytes = count * reduce_size(type);
+    if (!connect_collective(group, from, nbytes * (size_t)group->size, false))
+        return ncclUnhandledCudaError;
     if (goes(group, nbytes * (size_t)group->size, type)) {
         payload_put(key_of(group, group->rank, PAYLOAD_EVERYONE), group->size, (uintptr_t)from, nbytes);
         expect("ncclAllGather", key_of(group, 0, PAYLOAD_EVERYONE), group->size, to, nbytes);
@@ -100,6 +110,8 @@ EXPORT ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, nccl
 {
     (void)stream;
     size_t nbytes = count * reduce_size(type);
+    if (!connect_collective(group, from, nbytes, true))
+        return ncclUnhandledCudaError;
     if (goes(group, nbytes, type) && reduce_can(type)) {
         payload_put(key_of(group, group->rank, PAYLOAD_EVERYONE), group->size, (uintptr_t)from, nbytes);
         expect_reduced("ncclAllReduce", key_of(group, 0, PAYLOAD_EVERYONE), group->size, to, nbytes, type, operation);
@@ -115,6 +127,8 @@ EXPORT ncclResult_t ncclReduceScatter(const void *from, void *to, size_t count, 
 {
     (void)stream;
     size_t nbytes = count * reduce_size(type);
+    if (!connect_collective(group, from, nbytes * (size_t)group->size, false))
+        return ncclUnhandledCudaError;
     if (goes(group, nbytes * (size_t)group->size, type) && reduce_can(type)) {
         put_parts(group, from, nbytes);
         expect_reduced("ncclReduceScatter", key_of(group, 0, group->rank), group->size, to, nbytes, type, operation);
@@ -130,6 +144,8 @@ EXPORT ncclResult_t ncclAlltoAll(const void *from, void *to, size_t count, ncclD
 {
     (void)stream;
     size_t nbytes = count * reduce_size(type), all = nbytes * (size_t)group->size;
+    if (!connect_all(group, from))
+        return ncclUnhandledCudaError;
     if (goes(group, all, type)) {
         put_parts(group, from, nbytes);
         expect("ncclAlltoAll", key_of(group, 0, group->rank), group->size, to, nbytes);
@@ -147,6 +163,8 @@ EXPORT ncclResult_t ncclReduce(const void *from, void *to, size_t count, ncclDat
 {
     (void)stream;
     size_t nbytes = count * reduce_size(type);
+    if (!connect_collective(group, from, nbytes, false))
+        return ncclUnhandledCudaError;
     bool here = root == group->rank;
     if (goes(group, nbytes, type) && reduce_can(type)) {
         payload_put(key_of(group, group->rank, root), 1, (uintptr_t)from, nbytes);
@@ -164,6 +182,8 @@ EXPORT ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, nccl
 {
     (void)stream;
     size_t nbytes = count * reduce_size(type);
+    if (!connect_collective(group, from, nbytes, false))
+        return ncclUnhandledCudaError;
     bool here = root == group->rank;
     if (goes(group, nbytes, type) && group->size > 1) {
         payload_key key = key_of(group, root, PAYLOAD_EVERYONE);
@@ -189,6 +209,8 @@ EXPORT ncclResult_t ncclGather(const void *from, void *to, size_t count, ncclDat
 {
     (void)stream;
     size_t nbytes = count * reduce_size(type);
+    if (!connect_all(group, from))
+        return ncclUnhandledCudaError;
     bool here = root == group->rank;
     if (goes(group, nbytes * (size_t)group->size, type)) {
         payload_put(key_of(group, group->rank, root), 1, (uintptr_t)from, nbytes);
@@ -209,6 +231,8 @@ EXPORT ncclResult_t ncclScatter(const void *from, void *to, size_t count, ncclDa
 {
     (void)stream;
     size_t nbytes = count * reduce_size(type);
+    if (!connect_all(group, from))
+        return ncclUnhandledCudaError;
     bool here = root == group->rank;
     if (goes(group, nbytes * (size_t)group->size, type)) {
         if (here)
@@ -251,6 +275,8 @@ EXPORT ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type
     (void)stream;
     payload_key key;
     size_t nbytes = count * reduce_size(type);
+    if (!connect_peer(group, from, peer, true))
+        return ncclUnhandledCudaError;
     if (find_channel(group, peer, true, nbytes, type, &key))
         payload_put(key, 1, (uintptr_t)from, nbytes);
     return ncclSuccess;
@@ -262,6 +288,8 @@ EXPORT ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int pe
     (void)stream;
     payload_key key;
     size_t nbytes = count * reduce_size(type);
+    if (!connect_peer(group, to, peer, false))
+        return ncclUnhandledCudaError;
     if (find_channel(group, peer, false, nbytes, type, &key))
         payload_expect(&(payload_wish){.operation = "ncclRecv",
                                        .first = key,

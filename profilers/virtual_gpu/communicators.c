@@ -140,6 +140,7 @@ EXPORT ncclResult_t ncclCommSplit(ncclComm_t parent, int color, int key, ncclCom
 EXPORT ncclResult_t ncclCommDestroy(ncclComm_t group)
 {
     if (group) {
+        connect_end(group);
         free(group->sent);
         free(group->received);
     }
@@ -173,5 +174,5 @@ EXPORT const char *ncclGetErrorString(ncclResult_t error) { return error ? "erro
 EXPORT const char *ncclGetLastError(const ncclComm_t group)
 {
     (void)group;
-    return "";
+    return connect_error();
 }

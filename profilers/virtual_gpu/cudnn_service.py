@@ -72,8 +72,8 @@ def find_cudnn(torch: Torch, cache: Path | None = None) -> Asked:
                 return Asked(library=library, version=version, installed=own, before=_companions(torch))
     folder, major = cache / "cudnn" if cache else "FOLDER", torch.cuda.split(".")[0]
     raise UnsupportedError(
-        f"cuDNN {_spelled(own)}, which comes with torch {torch.version}, cannot be asked for workspaces; "
-        f"{_spelled(OLDEST)} and later can",
+        f"cuDNN {spelled(own)}, which comes with torch {torch.version}, cannot be asked for workspaces; "
+        f"{spelled(OLDEST)} and later can",
         hint=f"for a range: pip install --no-deps --target {folder} 'nvidia-cudnn-cu{major}>=9.8,<10'",
     )
 
@@ -95,8 +95,8 @@ def _version(includes: tuple[Path, ...]) -> int:
     return 0
 
 
-def _spelled(version: int) -> str:
-    """`92400` -> `9.24`."""
+def spelled(version: int) -> str:
+    """A version as people write it: `92400` -> `9.24`."""
     return f"{version // 10000}.{version // 100 % 100}" if version else "(none)"
 
 

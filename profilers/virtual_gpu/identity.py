@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import astuple
 
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.nccl_memory import way_bytes
 
 NUMBERS: Mapping[str, int] = {
     "MAX_THREADS_PER_BLOCK": 1, "MAX_BLOCK_DIM_X": 2, "MAX_BLOCK_DIM_Y": 3, "MAX_BLOCK_DIM_Z": 4, "MAX_GRID_DIM_X": 5,
@@ -128,6 +130,7 @@ def identity(device: Device, *, count: int = 1, targets: Collection[int] = ()) -
         "DNNMEM_VGPU_COUNT": str(count),
         "DNNMEM_VGPU_TOTAL_BYTES": str(device.usable_bytes),
         "DNNMEM_VGPU_CONTEXT_BYTES": str(device.context_bytes or 0),
+        "DNNMEM_VGPU_NCCL": ",".join(map(str, astuple(way_bytes(device.link, device.compute_capability)))),
         "DNNMEM_VGPU_PEERS": str(int(device.link != "none")),
         "DNNMEM_VGPU_KERNEL_VERSION": str(kernel_version(device, targets)),
         "DNNMEM_VGPU_ATTRIBUTES": ",".join(f"{number}={value}" for number, value in known),
