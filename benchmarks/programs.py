@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ CATALOGUE = HERE / "catalogue.toml"
 RESULTS = Path(__file__).parents[1] / "tests" / "accuracy" / "data" / "programs.csv"
 LIMIT_SECONDS = 900
 GIB = 2**30
+_TIMES = re.compile(r" \(\d+ times\)$")
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -240,16 +242,22 @@ def load_results() -> list[Result]:
 
 
 def table(results: Iterable[Result]) -> str:
-    """The saved results as Markdown, one line a program."""
+    """The saved results as Markdown, one line a program, and below what was assumed of which."""
     programs = {program.name: program for program in load_programs()}
-    lines = ["| program | GPU | outcome | allocated | reserved | assumed |", "|---|---|---|---|---|---|"]
+    lines = ["| program | GPU | outcome | allocated, GiB | reserved, GiB | assumed |", "|---|---|---|---|---|---|"]
+    numbers: dict[str, int] = {}
     for result in results:
         program = programs[result.program]
         gpus = f"{result.gpus} x {result.gpu}" if result.gpus > 1 else result.gpu
-        sizes = [f"{n / GIB:.3f}" if n else "-" for n in (result.allocated_bytes, result.reserved_bytes)]
+        sizes = " | ".join(f"{n / GIB:.3f}" if n else "-" for n in (result.allocated_bytes, result.reserved_bytes))
+        sentences = [_TIMES.sub("", note) for note in result.notes.split("; ") if note]
         outcome = result.outcome.replace("_", " ")
-        lines.append(f"| {program.about} | {gpus} | {outcome} | {' | '.join(sizes)} | {result.notes or '-'} |")
-    return "\n".join(lines)
+        if result.outcome not in {"ran", "out_of_memory"}:
+            outcome = f"{outcome}: {sentences[0]}"
+        told = sentences if result.outcome == "ran" else sentences[1:]
+        marks = ", ".join(str(numbers.setdefault(sentence, len(numbers) + 1)) for sentence in told)
+        lines.append(f"| {program.about} | {gpus} | {outcome} | {sizes} | {marks or '-'} |")
+    return "\n".join([*lines, "", *(f"{number}. {sentence}" for sentence, number in numbers.items())])
 
 
 def main() -> int:
