@@ -42,7 +42,8 @@ static void read_visible(void)
     }
 }
 
-__attribute__((constructor)) static void read_identity(void)
+/* Again, where a process changes its environment before it uses a GPU. */
+__attribute__((constructor)) void vg_read_identity(void)
 {
     const char *text = getenv("DNNMEM_VGPU_NAME");
     snprintf(name, sizeof name, "%s", text ? text : "");

@@ -60,8 +60,8 @@ REVIEWS: Mapping[str, Review] = {
         quiet=("cublasSetWorkspace(_v2)?", "cublasSetEmulationStrategy", "cublasSetEnvironmentMode"),
         computes=(
             # levels 1 to 3 as torch calls them: results go to memory of the caller
-            rf"cublas{_TYPES}(dot|dotu|dotc|axpy|scal|swap|copy)(_v2)?(_64)?",
-            rf"cublas{_TYPES}(gemv|ger|geru|gerc|gemm|gemm3m|trmm|trsm|syrk|herk|geam|dgmm)(_v2)?(_64)?",
+            rf"cublas{_TYPES}(dot|dotu|dotc|axpy|scal|swap|copy|rot|rotm)(_v2)?(_64)?",
+            rf"cublas{_TYPES}(gemv|ger|geru|gerc|gemm|gemm3m|trmm|trsm|syrk|herk|syr2k|her2k|symm|hemm|symv|hemv|geam|dgmm)(_v2)?(_64)?",
             rf"cublas{_TYPES}(gemm|gemv)(Batched|StridedBatched)(_64)?", rf"cublas{_TYPES}trsmBatched(_64)?",
             rf"cublas{_TYPES}(getrf|getrs|geqrf|gels)Batched",
             r"cublas(Gemm|Sgemm|Cgemm|Dot|Nrm2|Scal|Axpy)Ex(_64)?",

@@ -2,6 +2,8 @@
 #include "runtime.h"
 #include "virtual_gpu.h"
 
+#include <stdlib.h>
+
 EXPORT cudaError_t cudaStreamCreate(cudaStream_t *stream) { IN_CONTEXT(cuStreamCreate(stream, 0)); }
 
 EXPORT cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
@@ -113,6 +115,44 @@ EXPORT cudaError_t cudaStreamGetCaptureInfo_v2(cudaStream_t stream, enum cudaStr
 EXPORT cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode)
 {
     return rt_result(cuThreadExchangeStreamCaptureMode((CUstreamCaptureMode *)mode));
+}
+
+EXPORT cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t stream, cudaGraph_t graph, const cudaGraphNode_t *nodes,
+                                                 const cudaGraphEdgeData *edges, size_t count,
+                                                 enum cudaStreamCaptureMode mode)
+{
+    IN_CONTEXT(cuStreamBeginCaptureToGraph(stream, graph, nodes, (const CUgraphEdgeData *)edges, count,
+                                           (CUstreamCaptureMode)mode));
+}
+
+/* Conditional nodes: their bodies are graphs of their own, which something is captured to and nothing runs. */
+EXPORT cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle *handle, cudaGraph_t graph,
+                                                    unsigned start, unsigned flags)
+{
+    (void)graph, (void)start, (void)flags;
+    static unsigned long long last;
+    *handle = __sync_add_and_fetch(&last, 1);
+    return cudaSuccess;
+}
+
+#if CUDART_VERSION >= 13000
+EXPORT cudaError_t cudaGraphAddNode(cudaGraphNode_t *made, cudaGraph_t graph, const cudaGraphNode_t *after,
+                                    const cudaGraphEdgeData *edges, size_t count, struct cudaGraphNodeParams *it)
+{
+    (void)edges;
+#else
+EXPORT cudaError_t cudaGraphAddNode(cudaGraphNode_t *made, cudaGraph_t graph, const cudaGraphNode_t *after,
+                                    size_t count, struct cudaGraphNodeParams *it)
+{
+#endif
+    (void)after, (void)count;
+    *made = (cudaGraphNode_t)graph;
+    if (it->type != cudaGraphNodeTypeConditional)
+        return (cudaError_t)vg_unreviewed("cudaGraphAddNode of another type than conditional");
+    it->conditional.phGraph_out = calloc(it->conditional.size, sizeof(cudaGraph_t)); /* lives as long as the process */
+    for (unsigned i = 0; it->conditional.phGraph_out && i < it->conditional.size; i++)
+        it->conditional.phGraph_out[i] = calloc(1, 64);
+    return it->conditional.phGraph_out ? cudaSuccess : rt_result(CUDA_ERROR_OUT_OF_MEMORY);
 }
 
 EXPORT cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *count)

@@ -19,6 +19,7 @@
 #define VG_PAGE_BYTES (2 * VG_MIB) /* the driver's granularity of device memory */
 
 /* ---- identity: what the environment says of the GPUs (identity.py writes it) ---- */
+EXPORT void vg_read_identity(void);          /* done when the library is loaded */
 EXPORT int vg_device_count(void);            /* that this process sees: CUDA_VISIBLE_DEVICES hides the others */
 EXPORT int vg_present_count(void);           /* in the machine */
 EXPORT int vg_present_index(int device);     /* place in the machine of a device that this process sees */
