@@ -1,6 +1,6 @@
 """Builds the stub libraries with the machine's C compiler, once for each installed torch, and keeps them in a cache.
 
-    cache/virtual-gpu/KEY/libcuda.so.1 ...    KEY: torch, its headers, these sources, the compiler
+    cache/virtual-gpu/KEY/libcuda.so.1 ...    KEY: torch, its headers, these sources, the compiler, pynvml
 
 A build happens in a folder of its own, which gets its name by one rename when it is complete: two builds at the same
 time do the same work twice, and one that dies leaves nothing that anybody takes for a result.
@@ -88,6 +88,7 @@ def _key(torch: Torch, compiler: tuple[str, ...]) -> str:
     written = sorted(path for path in SOURCES.rglob("*") if path.suffix in {".c", ".h"})
     for path in [*written, *(SOURCES / name for name in _GENERATORS)]:
         digest.update(path.read_bytes())
+    digest.update(" ".join(sorted(frozenset[str]().union(*map(_nvml_names, LIBRARIES)))).encode())
     for header in HEADERS:
         path = torch.header(header)
         digest.update(f"{path} {path.stat().st_size}".encode())

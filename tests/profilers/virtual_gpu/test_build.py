@@ -40,6 +40,25 @@ def test_what_is_built_is_not_built_again(cache, monkeypatch):
     assert (after, note, (after / "libcuda.so.1").stat().st_mtime_ns) == (before, "", stamp)
 
 
+@needs_gpu
+def test_a_pynvml_that_comes_later_is_noticed(monkeypatch, tmp_path):
+    # GIVEN the place for libraries that know what the installed pynvml asks for, if there is one
+    def place():
+        key = building._key(building.find_torch(), find_compiler())
+        return tmp_path / key
+
+    before = place()
+    # WHEN there is one that knows another function
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "pynvml.py").write_text("def f(): return _nvmlGetFunctionPointer('nvmlDeviceGetSomethingNew')")
+    spec = building.importlib.util.spec_from_file_location("pynvml", folder / "pynvml.py")
+    find = building.importlib.util.find_spec
+    monkeypatch.setattr(building.importlib.util, "find_spec", lambda name: spec if name == "pynvml" else find(name))
+    # THEN they have another place
+    assert place() != before
+
+
 def test_two_builds_at_a_time_end_in_one_result(cache, tmp_path):
     # GIVEN an empty cache  WHEN two processes build
     both = [start(tmp_path), start(tmp_path)]
