@@ -14,6 +14,7 @@ import contextlib
 import os
 import runpy
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -115,6 +116,9 @@ class Session:
         poll.register(self._progress, 0)
         while not any(event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, event in poll.poll()):
             pass
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()  # the last one
         os.killpg(0, signal.SIGKILL)
 
     def step_done(self, steps: int) -> None:
