@@ -4,13 +4,16 @@ import os
 import re
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from dnnmem.cli.cache import cache_folder
 from dnnmem.estimator.cluster import find_device
-from dnnmem.estimator.errors import UsageError
+from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.profilers.ranks import ScriptRun, parse_ranks, run_script
 from dnnmem.profilers.script_request import ScriptRequest
 from dnnmem.profilers.virtual_gpu.launch import unavailable
@@ -133,6 +136,7 @@ def test_nothing_here_imports_torch_in_the_parent():
 
     assert done.stdout == "False\n"
 
+
 @virtual
 @pytest.mark.parametrize(
     ("how", "outcome", "words"),
@@ -149,3 +153,130 @@ def test_every_end_is_one_in_order_while_threads_live(train, how, outcome, words
 
     assert (result.outcome, words in result.message) == (outcome, True)
     assert not [line for line in said if "terminate called" in line]
+
+
+@virtual
+def test_small_values_and_objects_go_from_rank_to_rank(train):
+    results, said = train("collectives.py", ranks=(0, 1), world_size=2)
+
+    assert [result.outcome for result in results] == ["ran", "ran"], results
+    heard = [[line[9:] for line in said if line.startswith(f"[rank {rank}] ")] for rank in range(2)]
+    both = [
+        "sums [3, 20] [True, True]",
+        *(f"torch.{name} 0.75 1.5" for name in ("float16", "bfloat16", "float32", "float64")),
+        "told [6, 8]",
+        "seen [[0, 9], [1, 9]]",
+        "objects [0, 2000000]",
+        "waited True",
+    ]
+    for lines in heard:
+        assert [line for line in lines if line in both] == both
+    for line in ("part 1", "swapped [0, 10]", "from the left 1", "half 1 0"):
+        assert line in heard[0]
+    for line in ("part 3", "swapped [1, 11]", "from the left 0", "half 1 1"):
+        assert line in heard[1]
+    assert "words [{'a': 1}, None] ['a'] ['a', 'b']" in heard[0]
+    assert "words [{'a': 1}, None] ['b'] None" in heard[1]
+
+
+@virtual
+def test_a_rank_of_a_pipeline_alone_learns_shapes_from_those_that_know_them(train):
+    # GIVEN a pipeline of two stages, the first of which alone knows the shape of the batch
+    script = {"arguments": ("1f1b", "2"), "world_size": 2, "steps": 2}
+
+    # WHEN the last rank is asked for, and both
+    (lone,), _ = train("pipeline.py", ranks=(1,), **script)
+    both, _ = train("pipeline.py", ranks=(0, 1), **script)
+
+    # THEN it needs what it needs among the others, and says who was run besides
+    assert [result.outcome for result in (lone, *both)] == ["ran"] * 3, (lone, both)
+    assert lone.memory == both[1].memory
+    assert "to receive what ranks 0 send, those were run too" in lone.notes
+
+
+@virtual
+@pytest.mark.parametrize("how", ["fsdp", "2d"])
+def test_one_rank_of_64_costs_one_process_and_a_small_job_needs_what_its_ranks_need_alone(train, how):
+    (last,), _ = train("parallel.py", arguments=(how,), ranks=(63,), world_size=64, steps=2)
+    (lone,), _ = train("parallel.py", arguments=(how,), ranks=(1,), world_size=4, steps=2)
+    four, _ = train("parallel.py", arguments=(how,), ranks=(0, 1, 2, 3), world_size=4, steps=2)
+
+    assert [result.outcome for result in (last, lone, *four)] == ["ran"] * 6
+    assert last.memory[0].device == 7
+    assert 0 < last.memory[0].allocated_bytes < lone.memory[0].allocated_bytes
+    assert lone.memory == four[1].memory
+
+
+@virtual
+def test_the_rank_that_fails_is_told_from_those_that_only_waited_for_it(train, tmp_path):
+    # GIVEN rank 1 that raises where rank 0 waits for it
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import os, torch\n"
+        "from torch import distributed\n"
+        "torch.cuda.set_device(int(os.environ['LOCAL_RANK']))\n"
+        "distributed.init_process_group('nccl')\n"
+        "if distributed.get_rank(): raise ValueError('it is I')\n"
+        "distributed.barrier()\n"
+    )
+    first, second = train(script, ranks=(0, 1), world_size=2)[0]
+
+    assert (first.outcome, second.outcome) == ("ended", "failed")
+    assert "it is I" in second.message
+    assert "rank 1 had failed" in first.message
+
+
+@virtual
+def test_a_rank_that_waits_in_vain_says_for_whom(train, tmp_path):
+    # GIVEN rank 1 that comes to its end without the collective that rank 0 calls
+    script = tmp_path / "vain.py"
+    script.write_text(
+        "import os, torch\n"
+        "from torch import distributed\n"
+        "torch.cuda.set_device(int(os.environ['LOCAL_RANK']))\n"
+        "distributed.init_process_group('nccl')\n"
+        "count = torch.ones(1, dtype=torch.long, device='cuda')\n"
+        "distributed.broadcast(count, 0)\n"
+        "if not distributed.get_rank(): distributed.all_reduce(count); print(count.item())\n"
+    )
+    with pytest.raises(UnsupportedError, match="in ncclAllReduce, rank 0 waits for what rank 1 sends: it has ended"):
+        train(script, ranks=(0, 1), world_size=2)
+
+
+@virtual
+def test_nothing_is_left_when_the_parent_or_a_rank_is_killed(root, tmp_path):
+    # GIVEN two ranks that train for ever, and a parent of theirs
+    mark = f"dnnmem-test-{os.getpid()}"
+    command = [sys.executable, "-m", "dnnmem", "run", "--gpus", "2", "--rank", "all", "--steps", "100000000", "--"]
+    script = root / "tests/data/scripts/ranks.py"
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "MARK": mark}
+    parent = subprocess.Popen(
+        [*command, str(script), "forever"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for line in parent.stdout:
+        if "step 2" in line:
+            break
+    running = processes_with(mark)
+    assert len(running) >= 3
+
+    # WHEN the parent is killed
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+
+    # THEN all that it started ends by itself
+    end = time.monotonic() + 30
+    while processes_with(mark) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not processes_with(mark)
+    assert not list(tmp_path.iterdir())
+
+
+def processes_with(mark):
+    """Processes that have it in their environment, and live."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark.encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
