@@ -38,7 +38,9 @@ CATALOGUE = HERE / "catalogue.toml"
 RESULTS = Path(__file__).parents[1] / "tests" / "accuracy" / "data" / "programs.csv"
 LIMIT_SECONDS = 900
 GIB = 2**30
-_TIMES = re.compile(r" \(\d+ times\)$")
+_COUNTS = re.compile(r" \(\d+ times\)$|(?<=^compiled by torch.compile): .*")
+"""What of an assumption is of one program alone."""
+_NO_LAYERS = "layers are not shown"
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -109,7 +111,7 @@ class Result:
     versions: str
     """torch and the program's packages."""
     notes: str
-    """What was assumed, or what stopped it; `; ` between sentences."""
+    """What was assumed, or what stopped it; a line each."""
 
 
 def load_programs() -> list[Program]:
@@ -177,7 +179,7 @@ def run(program: Program, sources: Path | None, log: Path, *, layers: bool = Tru
         layers=len((found.get("profile") or {}).get("layers", [])),
         seconds=round(seconds, 1),
         versions=", ".join(f"{package} {version(package)}" for package in ("torch", *program.needs)),
-        notes="; ".join(notes(found, log)),
+        notes="\n".join(notes(found, log)),
     )
 
 
@@ -250,7 +252,7 @@ def table(results: Iterable[Result]) -> str:
         program = programs[result.program]
         gpus = f"{result.gpus} x {result.gpu}" if result.gpus > 1 else result.gpu
         sizes = " | ".join(f"{n / GIB:.3f}" if n else "-" for n in (result.allocated_bytes, result.reserved_bytes))
-        sentences = [_TIMES.sub("", note) for note in result.notes.split("; ") if note]
+        sentences = [_COUNTS.sub("", note) for note in result.notes.splitlines() if not note.startswith(_NO_LAYERS)]
         outcome = result.outcome.replace("_", " ")
         if result.outcome not in {"ran", "out_of_memory"}:
             outcome = f"{outcome}: {sentences[0]}"
@@ -286,8 +288,13 @@ def main() -> int:
             program, chosen.sources, chosen.logs / f"{program.name}.log", layers=chosen.layers, twice=chosen.twice
         )
         sizes = f"{result.allocated_bytes / GIB:8.3f} {result.reserved_bytes / GIB:8.3f} GiB"
-        said = f"{result.layers:4} layers {result.again_bytes:>6} {result.seconds:6.1f} s  {result.notes}"
-        print(f"{program.name:<26} {result.outcome:<13} {sizes} {said}", flush=True)
+        said = f"{result.layers:4} layers {result.again_bytes:>6} {result.seconds:6.1f} s"
+        print(
+            f"{program.name:<26} {result.outcome:<13} {sizes} {said}",
+            *result.notes.splitlines(),
+            sep="\n    ",
+            flush=True,
+        )
         ran = ran and result.outcome == "ran"
         if chosen.save:
             save([result])

@@ -102,7 +102,7 @@ def test_the_table_says_once_what_was_assumed_and_in_full_what_stopped_a_program
     known = {"gpu": "t4", "gpus": 1, "ranks": 1, "steps": 3, "allocated_bytes": 2**30, "reserved_bytes": 2**31}
     known |= {"again_bytes": "", "layers": 0, "seconds": 1.5, "versions": "torch 2"}
     notes = {
-        first: "none is infinite (3 times); it is balanced",
+        first: "none is infinite (3 times)\nit is balanced",
         second: "none is infinite (9 times)",
         third: "no memory",
     }
