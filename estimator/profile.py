@@ -91,6 +91,18 @@ class Peak:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """A change that would lower the peak, and by how much, simulated."""
+
+    name: str
+    """`expandable_segments`, `fused_optimizer`, ..."""
+    saves_bytes: int
+    """Reserved bytes at the peak, now less then."""
+    text: str
+    """What is the matter, and what to do, in a sentence or two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """What a device says of the step beyond its trace; None = it cannot tell."""
 
@@ -148,3 +160,5 @@ class Profile:
     """What else the device said."""
     notes: tuple[str, ...] = ()
     """Assumptions, extrapolations and warnings, in sentences."""
+    advice: tuple[Advice, ...] = ()
+    """What would lower the peak, most first."""

@@ -16,6 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from dnnmem.estimator.allocator import CachingAllocator
 from dnnmem.estimator.allocator_settings import AllocatorSettings
 from dnnmem.estimator.errors import TraceError
@@ -76,15 +79,53 @@ def replay_trace(
     addresses: dict[int, int] = {}
     step = [event for _, event in trace.events()]
     try:
-        _play(allocator, trace.setup, addresses)
-        missing = sorted(trace.pinned - addresses.keys())
-        _play(allocator, (Event(trace.storages[i].nbytes, 0, i) for i in missing), addresses)
+        _start(allocator, trace, addresses)
         for _ in range(steps):
             allocator.reset_peak()
             _play(allocator, step, addresses)
     except OutOfMemoryError as error:
         return _result(allocator, error)
     return _result(allocator)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Curve:
+    """What the allocator held over one step; arrays as those of `timeline(trace)`: entry 0 is the start."""
+
+    allocated: npt.NDArray[np.int64]
+    """Live blocks, bytes."""
+    reserved: npt.NDArray[np.int64]
+    """Segments, bytes."""
+
+    @property
+    def fragmentation_bytes(self) -> int:
+        """Reserved and in no block, when most is reserved."""
+        at = int(self.reserved.argmax())
+        return int(self.reserved[at] - self.allocated[at])
+
+
+def replay_curve(trace: Trace, settings: AllocatorSettings | None = None, steps: int = 2) -> Curve:
+    """What the allocator holds after each event of the last of `steps` steps; raises `TraceError` as `replay` does."""
+    allocator = CachingAllocator(settings)
+    addresses: dict[int, int] = {}
+    _start(allocator, trace, addresses)
+    step = [event for _, event in trace.events()]
+    for _ in range(steps - 1):
+        _play(allocator, step, addresses)
+    stats = allocator.stats
+    allocated, reserved = [stats.allocated_bytes], [stats.reserved_bytes]
+    for event in step:
+        _play(allocator, (event,), addresses)
+        allocated.append(stats.allocated_bytes)
+        reserved.append(stats.reserved_bytes)
+    return Curve(allocated=np.array(allocated, np.int64), reserved=np.array(reserved, np.int64))
+
+
+def _start(allocator: CachingAllocator, trace: Trace, addresses: dict[int, int]) -> None:
+    """What lives before the first step."""
+    _play(allocator, trace.setup, addresses)
+    missing = sorted(trace.pinned - addresses.keys())
+    _play(allocator, (Event(trace.storages[i].nbytes, 0, i) for i in missing if trace.storages[i].nbytes), addresses)
 
 
 def _play(allocator: CachingAllocator, events: Iterable[Event], addresses: dict[int, int]) -> None:

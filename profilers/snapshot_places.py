@@ -10,8 +10,8 @@ A module is named after the file of its `forward`, or its class where the frame 
 calls it: the frames hold no paths of modules. Backward runs in a thread without Python frames; there the node of
 autograd says what it is.
 
->>> frames = [{"name": "forward", "filename": "/a/model.py", "line": 41}, {"name": "<module>", "filename": "/a/train.py",
-...           "line": 9}]
+>>> frames = [{"name": "forward", "filename": "/a/model.py", "line": 41},
+...           {"name": "<module>", "filename": "/a/train.py", "line": 9}]
 >>> Places().of(frames)
 Place(phase=<Phase.FORWARD: 'forward'>, module=('model',), op='', source='model.py:41', role='')
 """

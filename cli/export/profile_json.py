@@ -10,12 +10,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dnnmem.estimator.profile import PARTS, Profile
+from dnnmem.estimator.errors import UsageError
+from dnnmem.estimator.profile import PARTS, Advice, Alive, Layer, Peak, Profile
+from dnnmem.estimator.timeline import Timeline
+from dnnmem.estimator.trace import Kind
 
 SCHEMA: Literal["dnnmem.profile/1"] = "dnnmem.profile/1"
 """Name and version of the format."""
@@ -54,7 +58,7 @@ class PartsJson(_Part):
     input: Bytes | None
     buffer: Bytes | None
     comm: Bytes | None
-    unknown: Bytes | None
+    unknown: Bytes | None = None
     workspace: Bytes | None
     fragmentation: Bytes | None
     context: Bytes | None
@@ -101,6 +105,14 @@ class TimelineJson(_Part):
     phases: list[tuple[str, int]]
 
 
+class AdviceJson(_Part):
+    """A change that would lower the peak, and by how much, simulated."""
+
+    name: str
+    saves_bytes: int
+    text: str
+
+
 class ProfileJson(_Part):
     """What one training step needs."""
 
@@ -121,6 +133,7 @@ class ProfileJson(_Part):
     timeline: TimelineJson
     facts: dict[str, float | int | str]
     notes: list[str]
+    advice: list[AdviceJson] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _adds_up(self) -> ProfileJson:
@@ -144,8 +157,47 @@ def to_json(profile: Profile) -> str:
         "batch": dict(profile.batch),
         "facts": dict(profile.facts),
         "notes": list(profile.notes),
+        "advice": [asdict(advice) for advice in profile.advice],
     }
     return ProfileJson.model_validate(plain).model_dump_json(by_alias=True, indent=2) + "\n"
+
+
+def from_json(path: Path) -> Profile:
+    """The profile in a file of this format; its timeline has the entries that the file kept.
+
+    Raises `UsageError` if the file is missing, damaged or of another format.
+    """
+    try:
+        read = ProfileJson.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UsageError(
+            f"{path} is not a profile ({SCHEMA}): {where}: {first['msg']}",
+            hint="write one with dnnmem profile --json FILE",
+        ) from None
+    plain = read.model_dump()
+    curve = plain.pop("timeline")
+    allocated = np.array(curve["allocated_bytes"], np.int64)
+    kinds = {Kind(name): np.array(line, np.int64) for name, line in curve["kinds"].items() if name in set(Kind)}
+    line = Timeline(
+        op=np.full(len(allocated), -1, np.int32),
+        kinds=kinds,
+        allocated=allocated,
+        peak=int(allocated.argmax()) if len(allocated) else 0,
+    )
+    plain |= {
+        "peak": Peak(**plain["peak"]),
+        "layers": tuple(Layer(**layer) for layer in plain["layers"]),
+        "alive": tuple(Alive(**{**item, "shape": tuple(item["shape"])}) for item in plain["alive"]),
+        "notes": tuple(plain["notes"]),
+        "advice": tuple(Advice(**item) for item in plain["advice"]),
+        "timeline": line,
+    }
+    del plain["schema_"]
+    return Profile(**plain)
 
 
 def json_schema() -> str:

@@ -42,6 +42,7 @@ def _lines(profile: Profile, view: View) -> Iterator[str]:
     yield "Peak: " + cell("; ".join(moment(profile).plain.splitlines()))
     yield ""
     yield from _layers(profile, view)
+    yield from (f"- -{format_bytes(item.saves_bytes)}: {cell(item.text)}" for item in profile.advice)
     yield from (f"- {cell(note)}" for note in profile.notes)
 
 

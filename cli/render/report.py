@@ -6,6 +6,7 @@ stack       the parts, which add up
 peak        when it is needed, and what is alive then
 chart       memory over the step
 layers      who needs it
+advice      what would lower the peak, simulated
 notes       what was assumed
 """
 
@@ -25,7 +26,7 @@ from dnnmem.cli.render.rich_text import plain
 from dnnmem.cli.render.rows import choose_depth, fold_rows
 from dnnmem.cli.render.stack import stack, verdict_line
 from dnnmem.cli.render.text import batch_words, place, short_op
-from dnnmem.estimator.profile import Profile
+from dnnmem.estimator.profile import Advice, Profile
 from dnnmem.estimator.units import format_bytes, format_flops, format_seconds
 
 
@@ -71,6 +72,8 @@ def sections(profile: Profile, *, width: int, color: bool, view: View) -> Iterat
         yield _section(_title("Memory over the step"), *picture)
     if profile.layers:
         yield _layers(profile, width, view)
+    if profile.advice:
+        yield _section(_title("What would lower the peak"), *(_saving(item) for item in profile.advice))
     if profile.notes:
         yield _section(_title("Notes"), *(_bullet(note) for note in profile.notes))
 
@@ -129,6 +132,13 @@ def _layers(profile: Profile, width: int, view: View) -> RenderableType:
 
 def _title(words: str) -> Text:
     return Text(words, "bold underline")
+
+
+def _saving(item: Advice) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(justify="right", no_wrap=True, min_width=11)
+    grid.add_row(Text(f"-{format_bytes(item.saves_bytes)}", "bold green"), Text(item.text))
+    return grid
 
 
 def _bullet(note: str) -> Table:

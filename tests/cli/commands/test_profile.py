@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dnnmem.cli.app import run
-from dnnmem.cli.commands.profile import against
+from dnnmem.cli.commands.deliver import against
 from dnnmem.estimator import cluster
 from dnnmem.estimator.cluster import find_device
 from dnnmem.estimator.profile import Measurement
