@@ -141,5 +141,8 @@ def _exit_code(results: tuple[RankResult, ...]) -> int:
         if result.outcome in {"failed", "timed_out"}:
             who = "" if result.rank is None or len(results) == 1 else f" (rank {result.rank})"
             hint = "a longer --timeout, or fewer --steps" if result.outcome == "timed_out" else ""
+            if not hint and len(results) < result.world_size:
+                done = f"after {result.steps} steps; " if result.steps else ""
+                hint = f"{done}what it heard from other ranks was made up: --rank all runs them all, if they are few"
             raise ModelError(f"the script failed{who}:\n{result.message}", hint=hint)
     return 0

@@ -181,3 +181,15 @@ def test_a_wrong_command_line_is_refused_before_anything_runs(child, capsys, arg
 
     assert words in capsys.readouterr().err
     assert not child.runs
+
+
+def test_a_rank_that_fails_without_the_others_is_told_to_be_run_with_them(child, capsys):
+    failed = replace(RAN, outcome="failed", message="ValueError: no shard", rank=0, world_size=2)
+    child.results = (failed,)
+
+    assert run(["run", "--no-layers", "--gpus", "2", "train.py"]) == 3
+    assert "--rank all" in capsys.readouterr().err
+
+    child.results = (failed, replace(failed, rank=1))
+    assert run(["run", "--no-layers", "--gpus", "2", "--rank", "all", "train.py"]) == 3
+    assert "--rank all" not in capsys.readouterr().err
