@@ -137,6 +137,7 @@ static void drop(uintptr_t start, size_t nbytes)
 
 void vg_drop_values(uintptr_t start, size_t nbytes)
 {
+    vg_touched(start, nbytes);
     pthread_mutex_lock(&lock);
     drop(start, nbytes);
     pthread_mutex_unlock(&lock);
@@ -151,6 +152,8 @@ static void copy(uintptr_t to, uintptr_t from, size_t nbytes, size_t most)
         memmove((void *)to, (void *)from, nbytes);
         return;
     }
+    vg_touched(to, nbytes);
+    vg_touched(from, nbytes);
     pthread_mutex_lock(&lock);
     bool happens = nbytes <= most && (!to_device || back(to, nbytes)) && (!from_device || back(from, nbytes));
     if (happens) {
@@ -171,7 +174,7 @@ void vg_copy(uintptr_t to, uintptr_t from, size_t nbytes)
     if (expecting && nbytes && vg_device_of(to) < 0 && vg_device_of(from) >= 0)
         give_expected((char *)to, nbytes);
     else
-        copy(to, from, nbytes, small_bytes);
+        copy(to, from, nbytes, vg_carries_any_size() ? SIZE_MAX : small_bytes);
 }
 
 void vg_move(uintptr_t to, uintptr_t from, size_t nbytes) { copy(to, from, nbytes, SIZE_MAX); }
@@ -181,6 +184,7 @@ void vg_fill(uintptr_t to, unsigned value, size_t width, size_t count)
     size_t nbytes = width * count;
     if (!nbytes)
         return;
+    vg_touched(to, nbytes);
     pthread_mutex_lock(&lock);
     bool on_device = vg_device_of(to) >= 0;
     if (on_device && keep && !value) {
