@@ -25,7 +25,8 @@ Facts = dict[str, float | int | str]
 
 def cudnn_facts() -> Facts:
     """Which cuDNN answered, for how many operations, and the largest workspace; empty if nothing was asked."""
-    process, version = ctypes.CDLL(None), torch.backends.cudnn.version() or 0
+    process = ctypes.CDLL(None)
+    version = torch._C._cudnn.getVersionInt()  # torch.backends.cudnn.version raises for GPUs too old for this cuDNN
     unknown = int(process.vg_dnn_unknown())
     address = os.environ.get(VARIABLE, "")
     answer = talk(address, json.dumps({"summary": True})) if address else None
