@@ -11,7 +11,7 @@ notes       what was assumed
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,8 @@ def _sections(
     used = [(result, gpu) for result in results for gpu in result.memory]
     if used:
         yield Group(Text(), _table(used))
+    if workspaces := _workspaces(results[0].facts):
+        yield workspaces
     failed = [result for result in results if result.oom is not None]
     if failed and failed[0].oom is not None:
         yield Group(Text(), Text("Where it ran out of memory", "bold underline"), _failure(failed[0].oom, failed[0]))
@@ -179,6 +181,16 @@ def _table(used: Sequence[tuple[RankResult, DeviceMemory]]) -> Table:
         counts = [str(n) for n in (gpu.segments, gpu.alloc_retries, result.steps)]
         table.add_row(*rank, str(gpu.device), *sizes, context, format_bytes(nccl) if nccl else "-", *counts)
     return table
+
+
+def _workspaces(facts: Mapping[str, float | int | str]) -> Text | None:
+    """The scratch memory of cuDNN's convolutions and the like, and whose word it is."""
+    if "cudnn_asked" not in facts:
+        return None
+    low, high = (format_bytes(int(facts[name])) for name in ("cudnn_largest_bytes", "cudnn_largest_high_bytes"))
+    own = facts["cudnn_asked"] == facts["cudnn"]
+    whose = "exact" if own else f"by cuDNN {facts['cudnn_asked']} in place of {facts['cudnn']}: {low} to {high}"
+    return Text(f"workspaces of {facts['cudnn_operations']} cuDNN operations: the largest {low}, {whose}", "dim")
 
 
 def _steps(steps: Sequence[StepPeak]) -> Table:

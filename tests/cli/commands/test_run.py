@@ -121,6 +121,32 @@ def test_the_published_schema_is_the_one_of_the_models(root):
     assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json_schema())
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("9.24", "workspaces of 5 cuDNN operations: the largest 1.00 GiB, exact"),
+        (
+            "9.8",
+            "workspaces of 5 cuDNN operations: the largest 1.00 GiB, by cuDNN 9.8 in place of 9.24: 1.00 GiB to 3.00",
+        ),
+    ],
+)
+def test_what_lies_outside_tensors_has_lines_of_its_own(child, capsys, asked, expected):
+    # GIVEN a run with workspaces of cuDNN, a CUDA context of 600 MiB and NCCL's buffers of 424
+    facts = {"cudnn": "9.24", "cudnn_asked": asked, "cudnn_operations": 5, "cudnn_operations_unknown": 0}
+    facts |= {"cudnn_largest_bytes": GIB, "cudnn_largest_high_bytes": 3 * GIB}
+    child.results = (replace(RAN, memory=(replace(GPU, nccl_bytes=424 * 2**20),), facts=facts),)
+    # WHEN it is reported
+    run(["run", "--no-layers", "train.py"])
+    # THEN each stands for itself
+    lines = capsys.readouterr().out.splitlines()
+    assert expected in " ".join(lines)
+    assert any("600.0 MiB  424.0 MiB" in line for line in lines)
+    run(["run", "--no-layers", "--json", "-", "train.py"])
+    rank = json.loads(capsys.readouterr().out)["ranks"][0]
+    assert (rank["facts"], rank["memory"][0]["nccl_bytes"]) == (facts, 424 * 2**20)
+
+
 def test_what_is_not_known_is_said_not_left_out(child, capsys):
     child.results = (replace(RAN, memory=(replace(GPU, outside_bytes=None),), notes=("a stated assumption",)),)
 
