@@ -90,7 +90,8 @@ EXPORT cudnnStatus_t cudnnDestroySpatialTransformerDescriptor(cudnnSpatialTransf
 /* ---- batch norm ----
  *
  * cuDNN tells these sizes only to a process that has a GPU, and none was found published. 0 is what the interface
- * without "Ex" gets by with, and torch fuses no activation, so no mask of the input's size has to be kept. */
+ * without "Ex" gets by with, and torch fuses no activation, so no mask of the input's size has to be kept. With 0, runs
+ * of MobileNetV3-Large on real GPUs, 46 batch norms each, are met to 6 MiB of 4,604 and of 5,174 (xmem_rows.py). */
 
 EXPORT cudnnStatus_t cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(
     cudnnHandle_t handle, cudnnBatchNormMode_t mode, cudnnBatchNormOps_t operation, const cudnnTensorDescriptor_t x,
