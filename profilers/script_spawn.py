@@ -3,8 +3,8 @@
     torch.multiprocessing.spawn, start_processes     PyTorch's tutorials, Lightning's ddp_spawn and ddp_notebook
     torch.distributed.launcher.api.elastic_launch    accelerate's notebook_launcher, torchrun called from Python
 
-A process that a script starts in another way (`subprocess`, `multiprocessing.Process`) is not watched: dnnmem starts
-the ranks, so Lightning, which looks whether somebody has, starts none.
+A process that a script starts in another way is not watched; of `multiprocessing.Process` a note says so. Lightning
+looks whether somebody has started the ranks, as dnnmem has, and then starts none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from dnnmem.estimator.errors import UnsupportedError
@@ -33,6 +34,7 @@ class Spawned:
         processes.spawn = self._spawn
         processes.start_processes = self._spawn
         when_loaded(_ELASTIC, self._replace_elastic)
+        self._note_processes()
 
     def notes(self) -> list[str]:
         """What was not run, in sentences."""
@@ -58,6 +60,22 @@ class Spawned:
                 hint=f"--gpus {count} shows it as many GPUs as it starts processes",
             )
         return rank % count
+
+    def _note_processes(self) -> None:
+        """Note the functions of the script itself that it starts as processes; a library's are its workers."""
+        real, assumed = BaseProcess.start, self._assumed
+
+        def start(process: Any) -> None:
+            target = getattr(process, "_target", None)
+            if getattr(target, "__module__", "") == "__main__":
+                name = getattr(target, "__qualname__", "?")
+                assumed.add(
+                    f"the script started {name} as a process of its own, which was not watched; "
+                    "torch.multiprocessing.spawn or torchrun would start it as a rank"
+                )
+            real(process)
+
+        BaseProcess.start = start  # type: ignore[method-assign]
 
     def _replace_elastic(self) -> None:
         spawned = self

@@ -64,3 +64,17 @@ elastic_launch(config=config, entrypoint=lambda word: print(os.environ["RANK"], 
 elastic_launch(config, main)(os.environ["RANK"], os.environ["WORLD_SIZE"])
 """
     assert run("rank=None", body)[:2] == ["0 here", "0 2"]
+
+
+def test_a_process_that_is_not_watched_is_noted_but_for_a_librarys_worker(run):
+    body = """
+import shutil
+for target in (main, shutil.which):
+    process = mp.get_context("fork").Process(target=target, args=("0", "there"))
+    process.start()
+    process.join()
+"""
+    first, note = run("rank=0, world_size=2", body)
+
+    assert first == "0 there"
+    assert note.startswith("the script started main as a process of its own, which was not watched")
