@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnnmem.profilers.gpu_twins import Twins, small
+from dnnmem.profilers.gpu_twins import Twins
 
 INDEXED = frozenset({
     "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index",
@@ -171,12 +171,6 @@ class Counts:
             )
             self._assumed[f"{_told(name)}: {told}"] += 1
         return count
-
-
-def read_large(twins: Twins, source: Tensor, target: Tensor) -> None:
-    """Copy to the host what is known, though it is more than the driver moves."""
-    if small(source) and twins.worth([source]) and target.shape == source.shape and target.dtype == source.dtype:
-        target.copy_(twins.read(source))
 
 
 def _told(name: str) -> str:

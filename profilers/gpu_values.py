@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from dnnmem.profilers import gpu_assumptions as assumptions
 from dnnmem.profilers.gpu_detection import MODULE, assume_matches
 from dnnmem.profilers.gpu_operators import Operator, find_operators, read_by, run_on_cpu, written
-from dnnmem.profilers.gpu_shapes import Counts, read_large
+from dnnmem.profilers.gpu_shapes import Counts
 from dnnmem.profilers.gpu_twins import ASSUMED, MOST_BYTES, MOST_COPY_BYTES, TRUE, UNKNOWN, Twins, small
 from dnnmem.profilers.script_imports import call_when_loaded
 from dnnmem.profilers.tensors import tensors_in
@@ -108,8 +108,10 @@ class SmallValues:
         torch._C._dispatch_tls_set_dispatch_key_included(self._key, True)  # noqa: FBT003
 
     def close(self) -> None:
-        """Put it out of force in this thread."""
+        """Put it out of force."""
         torch._C._dispatch_tls_set_dispatch_key_included(self._key, False)  # noqa: FBT003
+        for library in self._libraries.values():
+            library._destroy()
 
     def notes(self) -> list[str]:
         """What was assumed, in sentences."""
@@ -235,12 +237,12 @@ class SmallValues:
                 self.twins.set_share(results[0], share)
 
     def _from_host(self, call: _Call, results: list[Tensor]) -> None:
-        """The driver has moved what is small; integers may be more than that."""
+        """The driver has moved what is small, unless a kernel had a hand in it."""
         for tensor in results:
-            if tensor.numel() * tensor.element_size() <= MOST_COPY_BYTES:
-                self.twins.mark(tensor, TRUE)
-            elif call.name in _MOVES and tensor.shape == call.inputs[0].shape:
+            if call.name in _MOVES and tensor.shape == call.inputs[0].shape:
                 self.twins.write(tensor, call.inputs[0].to(tensor.dtype), TRUE)
+            elif tensor.numel() * tensor.element_size() <= MOST_COPY_BYTES:
+                self.twins.mark(tensor, TRUE)
 
     def _to_host(self, source: Tensor, out: Any, worth: int) -> None:
         """The host reads a tensor as a whole."""
@@ -248,8 +250,8 @@ class SmallValues:
             return
         self._note_read([source], worth)
         nbytes = source.numel() * source.element_size()
-        if worth and nbytes > MOST_COPY_BYTES:
-            read_large(self.twins, source, out)
+        if worth and (nbytes > MOST_COPY_BYTES or not source.is_contiguous() or out.dtype != source.dtype):
+            out.copy_(self.twins.read(source))  # a kernel has a hand in it, or it is more than the driver moves
         elif not worth and nbytes <= MOST_COPY_BYTES:
             out.zero_()
 

@@ -41,13 +41,12 @@ def use_history(log: Log, history: list[dict[str, Any]]) -> None:
     allocations, order = _read(history)
     at_address = _by_address(order)
     for number, block in log.blocks.items():
-        for allocation in at_address.get(block.address, ()):
-            starts = allocation.tick <= block.seen
-            lives = allocation.freed is None or allocation.freed >= block.seen
-            if allocation.number is None and starts and lives:
-                allocation.number = number
-                block.nbytes = allocation.nbytes
-                break
+        fitting = [a for a in at_address.get(block.address, ()) if _may_be(a, block)]
+        exact = (a for a in fitting if a.freed == block.died or (a.freed is None and block.died < 0))
+        allocation = next(exact, fitting[0] if fitting else None)
+        if allocation is not None:
+            allocation.number = number
+            block.nbytes = allocation.nbytes
     named = {allocation.number for allocation in allocations}
     before = [
         (0, block.address, True, _Allocation(block.nbytes, 0, number=number))
@@ -56,6 +55,12 @@ def use_history(log: Log, history: list[dict[str, Any]]) -> None:
     ]  # what lived when the history began, such as a library's state
     _name_the_rest(log, allocations)
     _rebuild(log, before + order)
+
+
+def _may_be(allocation: _Allocation, block: Block) -> bool:
+    """Whether `block`, seen at an address, can be what was allocated there: begun by then, not freed, nobody else's."""
+    lives = allocation.freed is None or allocation.freed >= block.seen
+    return allocation.number is None and allocation.tick <= block.seen and lives
 
 
 def _read(history: list[dict[str, Any]]) -> tuple[list[_Allocation], list[tuple[int, int, bool, _Allocation]]]:

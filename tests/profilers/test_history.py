@@ -199,3 +199,14 @@ def test_the_rebuilt_list_is_one_that_an_allocator_can_write(operators, seed):
     assert set(range(len(log.blocks))) >= {number for _, number in log.events if number >= 0}
     trace, _ = to_trace(log, modules=(), batch={}, origin=Origin())
     trace.check()
+
+
+def test_a_tensor_made_between_operators_is_not_the_next_one_at_its_address():
+    # GIVEN two tensors, each made after an operator and first seen by the next, at the same address
+    blocks = [block(8, seen=4, address=0x10, made_by=-1), block(8, seen=6, address=0x10, made_by=-1)]
+    blocks[0].died, blocks[1].died = 4, 6
+    log = log_of([entry(4, (0,)), entry(6, (1,))], blocks, began=2)
+    # WHEN the first one's free and the second one's allocation come after the same operator
+    use_history(log, [alloc(0x10, 8, "~2"), *free(0x10, "~4"), alloc(0x10, 8, "~4"), *free(0x10, "~6")])
+    # THEN each is its own
+    assert log.events == [(8, 0), (-8, 0), (8, 1), (-8, 1)]
