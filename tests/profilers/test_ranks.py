@@ -167,7 +167,8 @@ def test_small_values_and_objects_go_from_rank_to_rank(train):
         "told [6, 8]",
         "seen [[0, 9], [1, 9]]",
         "objects [0, 2000000]",
-        "waited True",
+        "large ones wait for nobody True",
+        "barriers wait True",
     ]
     for lines in heard:
         assert [line for line in lines if line in both] == both

@@ -65,12 +65,11 @@ distributed.all_reduce(mark, group=half)
 print("half", half.size(), mark.item())
 
 large = torch.zeros(1 << 22, device="cuda")
-for _ in range(3 if rank == 0 else 1):  # nobody carries it, so nobody waits
-    distributed.all_reduce(large)
-started = time.time()
-if rank == 0:
-    time.sleep(1.0)
-ended = torch.tensor([time.time()], device="cuda", dtype=torch.float64)
 distributed.barrier()
-slept = time.time() - started
-print("waited", slept >= 0.5 or started > ended.item())
+started = time.time()
+time.sleep(4.0 if rank else 0.0)
+distributed.all_reduce(large)
+torch.cuda.synchronize()
+print("large ones wait for nobody", bool(rank) or time.time() - started < 4.0)
+distributed.barrier()
+print("barriers wait", time.time() - started > 2.0)
