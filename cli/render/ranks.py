@@ -21,6 +21,7 @@ from rich.text import Text
 
 from dnnmem.cli.render.report import View, sections
 from dnnmem.cli.render.rich_text import plain
+from dnnmem.cli.render.stack import stack
 from dnnmem.cli.render.text import place
 from dnnmem.estimator.units import format_bytes
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from dnnmem.profilers.script_result import DeviceMemory, OutOfMemory, RankResult, StepPeak
 
 _BEFORE_THE_PEAK = 2
-"""Sections of a profile's report that this one has in its own words: header and verdict."""
+"""Sections of a profile's report that this one has in its own words: header, verdict with the stack of parts."""
 
 
 def print_ranks(
@@ -91,7 +92,9 @@ def _layers(profiles: Profiles, *, width: int, color: bool, view: View) -> Itera
     """The recorded steps; those that read alike are shown once."""
     alike: dict[str, tuple[list[RenderableType], list[int | None]]] = {}
     for rank, profile in profiles.items():
-        shown = list(islice(sections(profile, width=width, color=color, view=view), _BEFORE_THE_PEAK, None))
+        parts = stack(profile, width=width, color=color, unicode=view.unicode)
+        rest = islice(sections(profile, width=width, color=color, view=view), _BEFORE_THE_PEAK, None)
+        shown = [Group(Text(), Text("The last step", "bold underline"), parts), *rest]
         text = "\n".join(plain(section, width=width) for section in shown)
         alike.setdefault(text, (shown, []))[1].append(rank)
     for shown, ranks in alike.values():
