@@ -65,8 +65,6 @@ class Row:
     """Size of the vocabulary."""
     device: str = "h100-sxm-96gb-hbm2e-500w"
     """GPU, by its name in dnnmem's tables."""
-    context_gib: float | None = None
-    """Memory of the GPU that is not the allocator's (context, NCCL); None = as the table of GPUs has it."""
     allocator: str | None = None
     """Settings of PyTorch's allocator; None = those of the commit's run_train.sh."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -159,8 +157,6 @@ def toml_text(config: Mapping[str, Any], prefix: str = "") -> str:
 def launch(row: Row) -> dict[str, str]:
     """The environment of a process that sees eight of the row's GPUs."""
     device = find_device(row.device)
-    if row.context_gib is not None:
-        device = dataclasses.replace(device, context_bytes=int(row.context_gib * GIB))
     plain = {name: value for name, value in os.environ.items() if not name.endswith("ALLOC_CONF")}
     return dict(prepare(device, plain, count=min(row.gpus, 8)).environment)
 

@@ -1,11 +1,12 @@
-"""The virtual GPU against xMem: peaks that its authors measured with NVML on a GeForce RTX 3060.
+"""The virtual GPU against xMem: peaks that its authors measured with NVML on a GeForce RTX 3060 and an RTX 4060.
 
     python benchmarks/xmem_rows.py [MODEL ...]
 
-xMem estimates peaks on the CPU, and publishes what it measured beside its own estimates. Each row below is one such run
-(github.com/Stone-ResearchLife/xMem at d61e076, plot/data/*/evaluation_result.json): the same model, optimizer, batch
-and loop, here on a virtual RTX 3060; compared is the peak of reserved memory, since what was measured leaves out what
-the GPU held before the run. The runs were made with torch 2.6.0: use that, torchvision 0.21 and transformers 4.49.
+xMem estimates peaks on the CPU, and publishes what it measured beside its own estimates. The rows (benchmarks/xmem/
+rows.csv) are all 80 runs of one of its folders, and one of a transformer (github.com/Stone-ResearchLife/xMem at
+d61e076, plot/data/002-Monte Carlo/CNN/001 and 001-Anova/Transformer/001): the same model, optimizer, batch and loop,
+here on a virtual GPU. Compared is the peak of reserved memory, since what was measured leaves out what the GPU held
+before the run. The runs were made with torch 2.6.0: use that, torchvision 0.21 and transformers 4.49.
 --save writes the results to tests/accuracy/data, --table prints those as Markdown.
 """
 
@@ -19,11 +20,11 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dnnmem.estimator.cluster import find_device
 from dnnmem.profilers.virtual_gpu.launch import prepare
@@ -31,15 +32,18 @@ from dnnmem.profilers.virtual_gpu.launch import prepare
 if TYPE_CHECKING:
     import torch
 
+ROWS = Path(__file__).parent / "xmem" / "rows.csv"
 RESULTS = Path(__file__).parents[1] / "tests" / "accuracy" / "data" / "xmem_rows.csv"
 GIB = 2**30
-TOTAL_BYTES = 12622168064
-"""total_memory of the card, as published with each run."""
+TOTAL_BYTES = {"rtx-3060-12gb": 12622168064, "rtx-4060-8gb": 8318222336}
+"""total_memory of the cards, as published with each run."""
 ITERATIONS = 4
 """The loop leaves after the one with index 3."""
 PIXELS = 86
 WORDS = 128
 """Longest text after their tokenizer; nearly every batch holds one that long."""
+_TEXTS = {"model", "optimizer", "gpu", "torch"}
+_TEN_CLASSES = {"mnasnet1_0", "mobilenet_v3_large", "mobilenet_v3_small"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,46 +56,24 @@ class Row:
     """Class of torch.optim."""
     batch: int
     """Images, or texts."""
+    gpu: str
+    """Name in the table of GPUs."""
     measured_bytes: int
     """Peak by NVML, less what was in use at the start."""
     xmem_bytes: int
     """What xMem estimated."""
-    out_of_memory: bool = False
+    was_out_of_memory: bool
     """The run ended in that."""
-
-
-ROWS = (
-    Row(model="mnasnet1_0", optimizer="SGD", batch=323, measured_bytes=3514826752, xmem_bytes=2975858688),
-    Row(model="regnet_y_400mf", optimizer="SGD", batch=503, measured_bytes=3592421376, xmem_bytes=3361734656),
-    Row(model="vgg16", optimizer="SGD", batch=684, measured_bytes=11804868608, xmem_bytes=12119441408),
-    Row(model="vgg19", optimizer="AdamW", batch=377, measured_bytes=10867441664, xmem_bytes=9707716608),
-    Row(
-        model="resnet101",
-        optimizer="Adagrad",
-        batch=571,
-        measured_bytes=12335448064,
-        xmem_bytes=12723421184,
-        out_of_memory=True,
-    ),
-    Row(model="gpt-neo-125M", optimizer="Adam", batch=5, measured_bytes=3351248896, xmem_bytes=3852468224),
-)
+    in_sample: bool
+    """One of the six that were looked at first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """One row, measured and reproduced."""
+class Result(Row):
+    """One row, reproduced."""
 
-    model: str
-    optimizer: str
-    batch: int
-    measured_bytes: int
-    """By NVML."""
     reproduced_bytes: int
     """Peak of reserved memory."""
-    xmem_bytes: int
-    """What xMem estimated."""
-    was_out_of_memory: bool
-    """On the real GPU."""
     is_out_of_memory: bool
     """Here."""
     torch: str
@@ -108,7 +90,7 @@ class Result:
 
 
 def make_model(name: str) -> torch.nn.Module:
-    """The model of a row, as xMem makes it: MnasNet tells 10 classes apart, the others 1000."""
+    """The model of a row, as xMem makes it: some tell 10 classes apart, the others 1000."""
     if name == "gpt-neo-125M":
         from transformers import AutoModelForCausalLM, GPTNeoConfig
 
@@ -118,7 +100,8 @@ def make_model(name: str) -> torch.nn.Module:
         return AutoModelForCausalLM.from_config(config)
     from torchvision import models
 
-    return models.MNASNet(alpha=1.0, num_classes=10) if name == "mnasnet1_0" else models.get_model(name, weights=None)
+    options = {"num_classes": 10} if name in _TEN_CLASSES else {}
+    return models.get_model(name, weights=None, **options)
 
 
 def make_forward(model: torch.nn.Module, batch: int) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
@@ -137,7 +120,7 @@ def make_forward(model: torch.nn.Module, batch: int) -> Callable[[], tuple[torch
     criterion = torch.nn.CrossEntropyLoss()
 
     def look() -> tuple[torch.Tensor, torch.Tensor]:
-        images, labels = torch.randn(batch, 3, PIXELS, PIXELS).to("cuda"), torch.randint(0, 10, (batch,)).to("cuda")
+        images, labels = torch.empty(batch, 3, PIXELS, PIXELS).to("cuda"), torch.randint(0, 10, (batch,)).to("cuda")
         outputs = model(images)
         return outputs, criterion(outputs, labels)
 
@@ -162,35 +145,47 @@ def train(row: Row) -> dict[str, object]:
             _chosen = outputs.max(-1)
     except torch.OutOfMemoryError:
         ran_out = True
-    return {"reserved_bytes": torch.cuda.max_memory_reserved(), "out_of_memory": ran_out}
+    return {"reproduced_bytes": torch.cuda.max_memory_reserved(), "is_out_of_memory": ran_out}
 
 
-def run(row: Row) -> Result:
-    """`train` in a process of its own, on a virtual RTX 3060."""
-    card = dataclasses.replace(find_device("rtx-3060-12gb"), usable_bytes=TOTAL_BYTES)
-    environment = {**prepare(card, os.environ).environment, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--here", row.model]
-    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    found = json.loads(output.splitlines()[-1])
-    return Result(
-        model=row.model,
-        optimizer=row.optimizer,
-        batch=row.batch,
-        measured_bytes=row.measured_bytes,
-        reproduced_bytes=found["reserved_bytes"],
-        xmem_bytes=row.xmem_bytes,
-        was_out_of_memory=row.out_of_memory,
-        is_out_of_memory=found["out_of_memory"],
-        torch=version("torch"),
-    )
+def train_all(rows: Sequence[Row]) -> None:
+    """`train` each row in a child of this process, which has loaded torch once; a line of JSON each."""
+    import torch
+
+    torch.set_num_threads(1)
+    for row in rows:
+        sys.stdout.flush()
+        child = os.fork()
+        if not child:
+            print(json.dumps(train(row)), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
 
 
-def load_results() -> list[Result]:
-    """What was saved."""
-    texts = {"model", "optimizer", "torch"}
-    with RESULTS.open(encoding="utf-8", newline="") as file:
+def run(rows: Sequence[Row]) -> list[Result]:
+    """`train_all` on a virtual GPU of each kind."""
+    found: list[Result] = []
+    for gpu, total_bytes in TOTAL_BYTES.items():
+        mine = [row for row in rows if row.gpu == gpu]
+        if not mine:
+            continue
+        card = dataclasses.replace(find_device(gpu), usable_bytes=total_bytes)
+        environment = {**prepare(card, os.environ).environment, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "--here", json.dumps([dataclasses.asdict(row) for row in mine])]
+        output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+        lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        found += [
+            Result(**dataclasses.asdict(row), **line, torch=version("torch"))
+            for row, line in zip(mine, lines, strict=True)
+        ]
+    return found
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The lines of a CSV file, numbers and truth values read."""
+    with path.open(encoding="utf-8", newline="") as file:
         return [
-            Result(**{name: text if name in texts else json.loads(text.lower()) for name, text in line.items()})
+            {name: text if name in _TEXTS else json.loads(text.lower()) for name, text in line.items()}
             for line in csv.DictReader(file)
         ]
 
@@ -203,8 +198,8 @@ def save(results: list[Result]) -> None:
         writer.writerows(map(dataclasses.asdict, results))
 
 
-def table(results: Iterable[Result]) -> str:
-    """The results as Markdown."""
+def sample_table(results: Iterable[Result]) -> str:
+    """The runs that were looked at first, as Markdown."""
     lines = ["| run | measured, GiB | reproduced | error | xMem's error |", "|---|---|---|---|---|"]
     for result in results:
         name = f"{result.model}, {result.optimizer}, batch {result.batch}"
@@ -214,35 +209,57 @@ def table(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
-def verdict(results: list[Result]) -> bool:
+def model_table(results: Sequence[Result]) -> str:
+    """All runs, a line for each model and GPU, as Markdown."""
+    lines = ["| model | GPU | runs | out of memory | our errors | xMem's median |", "|---|---|---|---|---|---|"]
+    for model, gpu in sorted({(result.model, result.gpu) for result in results}):
+        mine = [result for result in results if (result.model, result.gpu) == (model, gpu)]
+        fitted = [result for result in mine if not result.was_out_of_memory]
+        errors = ", ".join(f"{error:+.1%}" for error in sorted(result.error for result in fitted)) or "-"
+        theirs = f"{statistics.median(abs(r.xmem_error) for r in fitted):.1%}" if fitted else "-"
+        lines.append(f"| {model} | {gpu} | {len(mine)} | {len(mine) - len(fitted)} | {errors} | {theirs} |")
+    return "\n".join(lines)
+
+
+def verdict(name: str, results: Sequence[Result]) -> bool:
     """Print the medians of the runs that fitted; True if ours is below 2.5 % and xMem's, and all verdicts agree."""
     fitted = [result for result in results if not result.was_out_of_memory]
     ours = statistics.median(abs(result.error) for result in fitted)
     theirs = statistics.median(abs(result.xmem_error) for result in fitted)
     agree = sum(result.is_out_of_memory == result.was_out_of_memory for result in results)
-    print(f"median error {ours:.2%} (xMem {theirs:.2%}); out of memory or not: {agree} of {len(results)} right")
+    print(f"{name}: median error {ours:.2%} (xMem {theirs:.2%}); out of memory or not: {agree} of {len(results)} right")
     return ours < min(0.025, theirs) and agree == len(results)
+
+
+def report(results: Sequence[Result]) -> bool:
+    """Print tables and medians; True if all runs together are where they should be."""
+    sample = [result for result in results if result.in_sample]
+    if sample:
+        print(sample_table(sample))
+        verdict("the first six", sample)
+    print(model_table(results))
+    return verdict("all", results)
 
 
 def main() -> int:
     """1 if the medians or verdicts are not what they should be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help="only these rows")
+    parser.add_argument("models", nargs="*", help="only these models")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
     parser.add_argument("--table", action="store_true", help="print the saved results as Markdown")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.here:
-        print(json.dumps(train(next(row for row in ROWS if row.model == chosen.here))))
+        train_all([Row(**row) for row in json.loads(chosen.here)])
         return 0
     if chosen.table:
-        print(table(load_results()))
+        report([Result(**line) for line in load(RESULTS)])
         return 0
-    results = [run(row) for row in ROWS if row.model in (chosen.models or [row.model])]
-    print(table(results))
+    rows = [Row(**line) for line in load(ROWS)]
+    results = run([row for row in rows if row.model in (chosen.models or [row.model])])
     if chosen.save:
         save(results)
-    return 0 if verdict(results) else 1
+    return 0 if report(results) else 1
 
 
 if __name__ == "__main__":
