@@ -8,7 +8,8 @@ import pytest
 @pytest.mark.parametrize("gpu", ["h100-sxm-80gb"])
 def test_gpu_tests_pass_on_a_virtual_gpu(on_gpu, gpu):
     # GIVEN a virtual GPU  WHEN pytest runs there
-    files = [f"tests/profilers/test_{name}.py" for name in ("virtual", "labels", "gpu_values")] + ["tests/accuracy/test_unseen.py"]
+    names = ("virtual", "labels", "gpu_values")
+    files = [f"tests/profilers/test_{name}.py" for name in names] + ["tests/accuracy/test_unseen.py"]
     done = on_gpu("", gpu, arguments=("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files), timeout=600)
     # THEN all pass, and some there are
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
