@@ -149,12 +149,9 @@ def prepare(program: Program, sources: Path | None, folder: Path) -> str:
     git = history(program, sources)
     if git is None:
         return str(HERE / "scripts" / program.script)
-    command = ["git", f"--git-dir={git}", "archive", program.commit, "--", *program.paths]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as archive:
-        tar = ["tar", "-x", "-C", folder]
-        subprocess.run(tar, stdin=archive.stdout, check=True)
-    if archive.returncode:
-        raise SystemExit(f"{program.name}: its clone lacks {program.commit} or a file of it")
+    command = ["git", f"--git-dir={git}", f"--work-tree={folder}", "checkout", "-q", program.commit, "--"]
+    index = {"GIT_INDEX_FILE": str(folder.parent / "index")}  # the clone stays as it is
+    subprocess.run([*command, *(program.paths or ".")], cwd=folder, env={**os.environ, **index}, check=True)
     return program.script
 
 
