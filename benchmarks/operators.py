@@ -88,7 +88,8 @@ def run_module(torch: types.ModuleType, info: Sample, count: int) -> None:
 
 def backward(torch: types.ModuleType, out: object) -> None:
     """Gradients of all that has one."""
-    tensors = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor) and t.requires_grad]
+    leaves = torch.utils._pytree.tree_leaves(out)  # noqa: SLF001 - torch has no public one
+    tensors = [t for t in leaves if isinstance(t, torch.Tensor) and t.requires_grad]
     if tensors:
         torch.autograd.backward(tensors, [torch.ones_like(t) for t in tensors])
 
@@ -99,7 +100,8 @@ def run_all(only: str, samples: int) -> int:
     import torch
 
     torch.set_num_threads(1)
-    torch._C._cuda_isInBadFork = torch.cuda._is_in_bad_fork = lambda: False  # a virtual GPU outlives a fork
+    for place, name in ((torch._C, "_cuda_isInBadFork"), (torch.cuda, "_is_in_bad_fork")):  # noqa: SLF001
+        setattr(place, name, lambda: False)  # a virtual GPU outlives a fork
     begun = time.monotonic()
     todo = [(name, run) for name, run in cases(torch).items() if re.search(only, name)]
     found = {name: reason for name, reason in outcomes(todo, samples) if reason}

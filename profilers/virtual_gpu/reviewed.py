@@ -63,7 +63,6 @@ REVIEWS: Mapping[str, Review] = {
             rf"cublas{_TYPES}(dot|dotu|dotc|axpy|scal|swap|copy|rot|rotm)(_v2)?(_64)?",
             rf"cublas{_TYPES}(gemv|ger|geru|gerc|gemm|gemm3m|trmm|trsm|syrk|herk|syr2k|her2k|symm|hemm|symv|hemv|geam|dgmm)(_v2)?(_64)?",
             rf"cublas{_TYPES}(gemm|gemv)(Batched|StridedBatched)(_64)?", rf"cublas{_TYPES}trsmBatched(_64)?",
-            rf"cublas{_TYPES}(getrf|getrs|geqrf|gels)Batched",
             r"cublas(Gemm|Sgemm|Cgemm|Dot|Nrm2|Scal|Axpy)Ex(_64)?",
             r"cublasGemm(Batched|StridedBatched|GroupedBatched)Ex(_64)?",
         ),

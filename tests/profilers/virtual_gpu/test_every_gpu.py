@@ -60,7 +60,7 @@ def test_every_gpu_runs_a_training_step(on_gpu, cache, tmp_path):
     (tmp_path / "identities.json").write_text(json.dumps(identities))
     build(cache)
     # WHEN each runs a convolution, a linear layer and attention, forward and backward, with and without autocast
-    done = on_gpu(STEPS, IDENTITIES=str(tmp_path / "identities.json"))
+    done = on_gpu(STEPS, timeout=300, IDENTITIES=str(tmp_path / "identities.json"))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     # THEN torch sees what the table says, and nothing fails
