@@ -22,6 +22,7 @@ from dnnmem.profilers.script_spawn import Spawned
 from dnnmem.profilers.script_steps import StepCounter
 from dnnmem.profilers.virtual import is_virtual
 from dnnmem.profilers.virtual_facts import Facts, cudnn_facts, cudnn_notes, nccl_facts, nccl_notes
+from dnnmem.profilers.virtual_gpu.certainty import certainty_notes
 
 if TYPE_CHECKING:
     from dnnmem.profilers.script import Session
@@ -79,7 +80,7 @@ class Watch:
             "memory": memory,
             "graphs": graphs(),
             "facts": told,
-            "notes": (*notes, *cudnn_notes(told), *nccl_notes(told)),
+            "notes": (*notes, *cudnn_notes(told), *nccl_notes(told), *(certainty_notes() if is_virtual() else ())),
         }
 
     def last_failure(self, message: str) -> OutOfMemory | None:

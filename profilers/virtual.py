@@ -24,6 +24,7 @@ from dnnmem.profilers.gpu_values import SmallValues
 from dnnmem.profilers.script_compile import FixedChoices, graphs
 from dnnmem.profilers.step import Target
 from dnnmem.profilers.virtual_facts import cudnn_facts, cudnn_notes
+from dnnmem.profilers.virtual_gpu.certainty import certainty_notes
 from dnnmem.profilers.virtual_gpu.launch import DEFAULT_GPU
 
 _EAGER = "layers and operators are those of the step run eagerly, which is not what is compiled; totals are measured"
@@ -58,14 +59,10 @@ def profile_virtual(
         measurement = replace(measurement, context_bytes=None)
     told = cudnn_facts()
     measurement = replace(measurement, facts={**measurement.facts, **told})
-    if found := [*cudnn_notes(told), *_rnn_notes(), *choices.notes(), *values.notes(), *([_EAGER] if graphs() else [])]:
+    eager = [_EAGER] if graphs() else []
+    if found := [*cudnn_notes(told), *certainty_notes(), *choices.notes(), *values.notes(), *eager]:
         trace = replace(trace, origin=replace(trace.origin, notes=(*notes, *found)))
     return trace, measurement
-
-
-def _rnn_notes() -> list[str]:
-    modelled = ctypes.CDLL(None).vg_dnn_modelled()
-    return ["the scratch memory of recurrent layers is a model of cuDNN's, measured once, in 2017"] if modelled else []
 
 
 def _notes(gpu: str | None) -> list[str]:

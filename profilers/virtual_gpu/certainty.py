@@ -1,7 +1,7 @@
 """What of this process's memory on a virtual GPU is a model's, and not what a library said.
 
 Some libraries tell how much scratch memory they want only to a process that has a GPU. The stub libraries answer with a
-model, each stated where it is computed (fft.c, solver.c, sparse.c, dnn_ctc.c), and count how often.
+model, each stated where it is computed (fft.c, solver.c, sparse.c, dnn_ctc.c, dnn_rnn.c), and count how often.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def certainty_notes() -> list[str]:
     process, notes = ctypes.CDLL(None), []
     process.vg_modelled_calls.restype = ctypes.c_long
     process.vg_modelled_most.restype = ctypes.c_size_t
+    if process.vg_dnn_modelled():
+        notes.append("the scratch memory of recurrent layers is a model of cuDNN's, measured once, in 2017")
     for topic, sentence in _MODELLED.items():
         if calls := int(process.vg_modelled_calls(topic)):
             most = format_bytes(int(process.vg_modelled_most(topic)))
