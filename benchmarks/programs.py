@@ -40,7 +40,7 @@ LIMIT_SECONDS = 900
 GIB = 2**30
 _COUNTS = re.compile(r" \(\d+ times\)$|(?<=^compiled by torch.compile): .*")
 """What of an assumption is of one program alone."""
-_NO_LAYERS = "layers are not shown"
+_NOT_OF_PEAKS = ("layers are not shown", "the CUDA context on ")
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -249,7 +249,7 @@ def table(results: Iterable[Result]) -> str:
         program = programs[result.program]
         gpus = f"{result.gpus} x {result.gpu}" if result.gpus > 1 else result.gpu
         sizes = " | ".join(f"{n / GIB:.3f}" if n else "-" for n in (result.allocated_bytes, result.reserved_bytes))
-        sentences = [_COUNTS.sub("", note) for note in result.notes.splitlines() if not note.startswith(_NO_LAYERS)]
+        sentences = [_COUNTS.sub("", note) for note in result.notes.splitlines() if not note.startswith(_NOT_OF_PEAKS)]
         outcome = result.outcome.replace("_", " ")
         if result.outcome not in {"ran", "out_of_memory"}:
             outcome = f"{outcome}: {sentences[0]}"

@@ -108,7 +108,7 @@ def test_the_table_says_once_what_was_assumed_and_in_full_what_stopped_a_program
     }
     results = [
         benchmark.Result(program=program.name, outcome="failed" if program is third else "ran", notes=said, **known)
-        for program, said in notes.items()
+        for program, said in zip((first, second, third), told, strict=True)
     ]
     lines = benchmark.table(results).splitlines()[2:]
     assert [line.rpartition("| t4 ")[2] for line in lines] == [
