@@ -75,7 +75,7 @@ class Spawned:
                 )
             real(process)
 
-        BaseProcess.start = start  # type: ignore[method-assign]
+        BaseProcess.start = start  # type: ignore[assignment, method-assign]
 
     def _replace_elastic(self) -> None:
         spawned = self
