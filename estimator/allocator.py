@@ -103,7 +103,7 @@ class CachingAllocator:
         """Address of a new block; 0 for 0 bytes, which take none. Raises `OutOfMemoryError`."""
         if not nbytes:
             return 0
-        if self._waiting and not self.private.captures:
+        if self._waiting and not self.private.capturing(stream):
             self._finish_waiting()
         rounded = -(-nbytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
         size = block_bytes(nbytes, self.settings) if self._rounds_up else rounded
@@ -187,10 +187,8 @@ class CachingAllocator:
 
     def empty_cache(self) -> None:
         """Return every free segment, or free page, to the driver (`torch.cuda.empty_cache`)."""
-        pools: list[Pool] = []
-        if not self.private.captures:
-            self._finish_waiting()
-            pools = [self._large, self._small]
+        self._finish_waiting()
+        pools = [self._large, self._small]
         for idle in self.private.idle():
             pools += [idle.small, idle.large]
         for pool in pools:
@@ -304,7 +302,7 @@ class CachingAllocator:
         block = self._calls.ask(pool, size, stream)
         if block is None and self._release_oversize(pool, size, stream):
             block = self._calls.ask(pool, size, stream)
-        if block is None and not self.private.captures:
+        if block is None and not self.private.capturing(stream):
             self.empty_cache()
             self.stats.num_alloc_retries += 1
             block = self._calls.ask(pool, size, stream)
@@ -315,15 +313,20 @@ class CachingAllocator:
     def _out_of_memory(self, size: int) -> OutOfMemoryError:
         self.stats.num_ooms += 1
         free = self.driver.free_bytes
-        pools = {id(pool) for private in self.private.pools.values() for pool in (private.small, private.large)}
+        private = sum(
+            block.size
+            for own in self.private.pools.values()
+            for pool in (own.small, own.large)
+            for block in free_blocks(pool)
+        )
         return OutOfMemoryError(
             tried_bytes=segment_bytes(size, self.settings),
             capacity_bytes=self.device_bytes,
             free_bytes=self.device_bytes - self.driver.used_bytes if free is None else free,
-            allocated=self.allocated_bytes,
+            allocated=self.allocated_bytes + private,
             reserved=self.reserved_bytes,
             allowed_bytes=self._calls.allowed_bytes,
-            private_bytes=sum(block.size for block in self._live.values() if id(block.pool) in pools) if pools else 0,
+            private_bytes=private,
         )
 
     def _release_oversize(self, pool: Pool, size: int, stream: int) -> bool:

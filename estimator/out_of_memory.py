@@ -30,7 +30,8 @@ class OutOfMemoryError(DnnmemError):
     ) -> None:
         """Args: the segment asked for, what the process may have, what the driver has left, the allocator's sums.
 
-        `allowed_bytes` is the limit of a memory fraction, `private_bytes` what of `allocated` lies in private pools.
+        `allowed_bytes` is the limit of a memory fraction, `private_bytes` what of `allocated` is cached in private
+        pools, which PyTorch counts as allocated here.
         """
         allowed = "" if allowed_bytes is None else f"{format_size(allowed_bytes)} allowed; "
         private = f", with {format_size(private_bytes)} allocated in private pools (e.g., CUDA Graphs)"

@@ -74,6 +74,10 @@ class PrivatePools:
                 return self.pools[number]
         return None
 
+    def capturing(self, stream: int) -> bool:
+        """Whether a graph is captured from what `stream` does now."""
+        return any(number in self.captures and only in (None, stream) for number, only in self.active)
+
     def idle(self) -> list[PrivatePool]:
         """Pools without users: their segments may go back to the driver."""
         return [pool for _, pool in sorted(self.pools.items()) if not pool.users]

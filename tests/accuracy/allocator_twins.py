@@ -205,7 +205,7 @@ class Twins:
             if entry["action"] == "segment_alloc":
                 self.ranges.append(address)
             elif entry["action"] == "segment_map" and not any(low <= address < high for low, high in self.bases):
-                nbytes = self.ours.device_bytes * 9 // 8 + 20 * MIB
+                nbytes = self.ours.device_bytes * 9 // 8
                 self.bases.append((address, address + nbytes))
                 self.ranges.append(address)
         self.seen = len(history)
@@ -264,7 +264,7 @@ def main(conf: str, count: int, start: int) -> dict[str, Any]:
         same()
     except AssertionError as error:
         notes = "\n".join(getattr(error, "__notes__", []))
-        return {**told, "difference": f"{error}\n{notes}"}
+        return {**told, "difference": str(error), "program": notes}
     return {**told, "difference": None}
 
 
