@@ -35,6 +35,9 @@ CUDA_12 = [
     *(f"cublas/include/{name}" for name in ("cublas_v2.h", "cublasLt.h")),
     "cudnn/include/cudnn.h",
     "nccl/include/nccl.h",
+    "cufft/include/cufftXt.h",
+    "cusolver/include/cusolverDn.h",
+    "cusparse/include/cusparse.h",
 ]
 
 
