@@ -43,7 +43,7 @@ def main():
             "--report_to",
             "none",
             "--include_num_input_tokens_seen",
-            "all",
+            "true",
         ]
         (arguments,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(given + sys.argv[1:])
         model = GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=256, n_head=4))
