@@ -77,6 +77,15 @@ def test_a_block_that_a_library_keeps_is_a_workspace():
     assert log.events == [(4096, 1), (64, 0)]
 
 
+def test_what_no_tensor_holds_before_the_first_operator_is_a_workspace_too_unless_it_is_freed():
+    log = log_of([entry(1, (), (0,))], [block(512, seen=1, address=0x10)])
+    use_history(log, [alloc(0x80, 4096, "~0"), alloc(0x90, 64, "~0"), alloc(0x10, 512, "1"), *free(0x90, "~1")])
+    assert [(b.nbytes, b.name, b.kind) for b in log.blocks.values()][1:] == [
+        (4096, "workspace", Kind.TEMP),
+        (64, "", None),
+    ]
+
+
 def test_a_temporary_that_outlives_its_operator_is_a_block():
     # GIVEN memory that operator 2 made and that dies within operator 3
     log = log_of([entry(2), entry(3)], [])
