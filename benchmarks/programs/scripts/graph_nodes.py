@@ -4,6 +4,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
+from torch_geometric import seed_everything
 from torch_geometric.data import Data
 from torch_geometric.datasets import FakeDataset
 from torch_geometric.loader import DataLoader
@@ -29,6 +30,7 @@ def whole_graph(kind):
 
 
 def batches():
+    seed_everything(0)
     data = FakeDataset(num_graphs=256, avg_num_nodes=60, num_channels=64, num_classes=10)
     model = GIN(64, 128, 4).cuda()
     head = torch.nn.Linear(128, 10).cuda()
