@@ -219,3 +219,25 @@ def test_a_rank_that_fails_without_the_others_is_told_to_be_run_with_them(child,
     child.results = (failed, replace(failed, rank=1))
     assert run(["run", "--no-layers", "--gpus", "2", "--rank", "all", "train.py"]) == 3
     assert "--rank all" not in capsys.readouterr().err
+
+
+def test_ranks_that_need_the_same_share_a_table_of_steps(child, capsys):
+    # GIVEN three ranks, the last of which needs less
+    less = replace(GPU, steps=tuple(replace(step, allocated_bytes=GIB) for step in GPU.steps))
+    child.results = tuple(
+        replace(RAN, rank=rank, world_size=3, memory=(less if rank == 2 else GPU,)) for rank in range(3)
+    )
+
+    assert run(["run", "--no-layers", "--gpus", "3", "--rank", "all", "train.py"]) == 0
+
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("Steps")] == ["Steps, ranks 0, 1", "Steps, rank 2"]
+
+
+def test_a_rank_that_was_ended_is_not_the_one_that_failed(child, capsys):
+    ended = replace(RAN, outcome="ended", rank=0, world_size=2, message="it was ended, for rank 1 had failed")
+    child.results = (ended, replace(RAN, outcome="failed", rank=1, world_size=2, message="ValueError: it is I"))
+
+    assert run(["run", "--gpus", "2", "--rank", "all", "train.py"]) == 3
+
+    assert "error: the script failed (rank 1):\nValueError: it is I" in capsys.readouterr().err
