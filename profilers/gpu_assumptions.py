@@ -42,7 +42,7 @@ def choice(name: str, args: Sequence[Any], kwargs: dict[str, Any], results: Sequ
         dim = next((value for value in args[1:] if type(value) is int), kwargs.get("dim", _LAST))
         return balanced(indices.shape, dim=dim, classes=args[0].shape[dim], step=1)
     if name in _EXTREME and (dim := _argument(args, kwargs, 1, "dim", None)) is not None:
-        rows = torch.arange(indices.numel(), device="cpu") % args[0].shape[dim]
+        rows: Tensor = torch.arange(indices.numel(), device="cpu").remainder_(args[0].shape[dim])
         return rows.reshape(indices.shape)
     return None
 

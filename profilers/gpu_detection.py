@@ -21,7 +21,7 @@ _TOLD = "torchvision's Matcher: which proposals match an object is not known; ev
 
 def assume_matches(twins: Twins) -> None:
     """Change the matcher of the loaded torchvision."""
-    matcher: Any = sys.modules[MODULE].Matcher  # type: ignore[attr-defined]
+    matcher: Any = sys.modules[MODULE].Matcher
     real = matcher.__call__
 
     def match(self: Any, quality: Tensor) -> Tensor:

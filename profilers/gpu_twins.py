@@ -204,7 +204,7 @@ class Twins:
         """Found by address: a Python object of the storage would be an owner, and autograd adds in place to none's."""
         if tensor.layout is not torch.strided:
             return None
-        record = self._records.get(tensor.data_ptr() - tensor.storage_offset() * tensor.element_size())
+        record = self._records.get(tensor.data_ptr() - int(tensor.storage_offset()) * tensor.element_size())
         if record is None:
             return None
         storage = record.storage()
