@@ -48,7 +48,7 @@ def cudnn_notes(facts: Mapping[str, float | int | str]) -> list[str]:
     """What is not certain of cuDNN's memory.
 
     >>> exact = {"cudnn": "9.24", "cudnn_asked": "9.24", "cudnn_operations_unknown": 0}
-    >>> cudnn_notes(exact), cudnn_notes({"cudnn": "9.1", "cudnn_operations_unknown": 3})[0][-20:]
+    >>> cudnn_notes(exact), cudnn_notes({"cudnn": "9.1", "cudnn_operations_unknown": 3})[0][-18:]
     ([], 'tell without a GPU')
     """
     notes = []
