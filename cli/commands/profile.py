@@ -46,7 +46,6 @@ def profile(
     Defaults of the options may stand in [tool.dnnmem] of pyproject.toml or in dnnmem.toml; DNNMEM_BATCH and the like in
     the environment go before the file, and the command line before both.
     """
-    from dnnmem.cli.commands.deliver import Delivery, deliver
     from dnnmem.cli.commands.job import prepare
     from dnnmem.cli.commands.outputs import check_outputs
 
@@ -68,20 +67,7 @@ def profile(
     )
     check_outputs(job.outputs, job.save)
     trace, measurement = _step(job, quiet=quiet, no_color=no_color)
-    if job.save is not None:
-        from dnnmem.estimator.trace_file import save_trace
-
-        save_trace(trace, measurement, job.save)
-    to = Delivery(
-        outputs=job.outputs,
-        device=job.device,
-        depth=job.depth,
-        everything=job.everything,
-        quiet=quiet,
-        no_color=no_color,
-        written=() if job.save is None else (job.save,),
-    )
-    deliver(trace, measurement, to)
+    _deliver(job, trace, measurement, quiet=quiet, no_color=no_color)
 
 
 def _step(job: Job, *, quiet: bool, no_color: bool) -> tuple[Trace, Measurement]:
@@ -103,3 +89,23 @@ def _step(job: Job, *, quiet: bool, no_color: bool) -> tuple[Trace, Measurement]
             on_output=listeners.on_output,
             on_progress=listeners.on_progress,
         )
+
+
+def _deliver(job: Job, trace: Trace, measurement: Measurement, *, quiet: bool, no_color: bool) -> None:
+    """Save the trace, then write the reports."""
+    from dnnmem.cli.commands.deliver import Delivery, deliver
+
+    if job.save is not None:
+        from dnnmem.estimator.trace_file import save_trace
+
+        save_trace(trace, measurement, job.save)
+    to = Delivery(
+        outputs=job.outputs,
+        device=job.device,
+        depth=job.depth,
+        everything=job.everything,
+        quiet=quiet,
+        no_color=no_color,
+        written=() if job.save is None else (job.save,),
+    )
+    deliver(trace, measurement, to)
