@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 from collections import Counter
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -19,6 +20,13 @@ from tests.models.entry import plain_step
 from tests.models.zoo import ZOO
 
 BATCH = 4
+
+CLEARED = (
+    {"clear_history": True}
+    if "clear_history" in inspect.signature(torch.cuda.memory._record_memory_history_impl).parameters
+    else {}
+)
+"""Option that begins the allocator's history anew; an older torch always does."""
 
 
 class Recorded(NamedTuple):

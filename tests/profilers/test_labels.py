@@ -9,6 +9,7 @@ import torch
 
 from dnnmem.profilers.cuda import MAX_HISTORY, _history
 from dnnmem.profilers.labels import Counted, Told, new_labels
+from tests.profilers.recorded import CLEARED
 
 pytestmark = pytest.mark.gpu
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.gpu
 def test_counted_labels_are_where_the_allocators_own_are():
     # GIVEN both kinds of labels over one piece of work, with a free across streams in it
     gc.collect()
-    torch.cuda.memory._record_memory_history("all", context=None, max_entries=MAX_HISTORY, clear_history=True)
+    torch.cuda.memory._record_memory_history("all", context=None, max_entries=MAX_HISTORY, **CLEARED)
     told, counted = Told(), Counted()
     side = torch.cuda.Stream()
     kept = []

@@ -18,7 +18,7 @@ from dnnmem.profilers.gpu_values import SmallValues
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.target import resolve
 from dnnmem.profilers.virtual import is_virtual
-from tests.profilers.recorded import zoo_target
+from tests.profilers.recorded import CLEARED, zoo_target
 
 pytestmark = pytest.mark.gpu
 
@@ -82,7 +82,7 @@ def bare_events(target, steps=3):
         target.train_step(built.model, built.batch, built.optimizer)
     gc.collect()
     torch.cuda.synchronize()
-    torch.cuda.memory._record_memory_history("all", context=None, max_entries=MAX_HISTORY, clear_history=True)
+    torch.cuda.memory._record_memory_history("all", context=None, max_entries=MAX_HISTORY, **CLEARED)
     target.train_step(built.model, built.batch, built.optimizer)
     history = _history()
     torch.cuda.memory._record_memory_history(None)

@@ -13,6 +13,7 @@ from dnnmem.estimator.timeline import alive_at, timeline
 from dnnmem.estimator.trace import Kind, Origin, Trace
 from dnnmem.profilers.cuda import MAX_HISTORY, _build, _history, profile_cuda
 from dnnmem.profilers.step import Target
+from tests.profilers.recorded import CLEARED
 
 STEPS = 3
 _SIGNS = {"alloc": 1, "free_requested": -1}
@@ -76,7 +77,7 @@ def _bare_events(target: Target, steps: int) -> list[int]:
         target.train_step(built.model, built.batch, built.optimizer)
     gc.collect()
     torch.cuda.synchronize()
-    torch.cuda.memory._record_memory_history("all", context=None, max_entries=MAX_HISTORY, clear_history=True)
+    torch.cuda.memory._record_memory_history("all", context=None, max_entries=MAX_HISTORY, **CLEARED)
     target.train_step(built.model, built.batch, built.optimizer)
     history = _history()
     torch.cuda.memory._record_memory_history(None)
