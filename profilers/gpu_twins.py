@@ -14,15 +14,13 @@ the stub driver. What the bytes are worth is noted by storage, piece by piece, a
 from __future__ import annotations
 
 import ctypes
-import sys
-import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 UNKNOWN, ASSUMED, TRUE = 0, 1, 2
 """What a value is worth; of several, the least counts."""
@@ -67,8 +65,8 @@ class _Record:
 
     address: int
     """Where it begins."""
-    storage: weakref.ref[torch.UntypedStorage]
-    """It."""
+    storage: StorageWeakRef
+    """It; not by its Python object, which would be an owner, and which torch 2.7 lets nobody look at from outside."""
     pieces: list[tuple[int, int, int]] = field(default_factory=list)
     """First byte, end and worth of pieces that have values; in order, apart."""
     share: float | None = None
@@ -201,26 +199,20 @@ class Twins:
         return UNKNOWN
 
     def _find(self, tensor: Tensor) -> _Record | None:
-        """Found by address: a Python object of the storage would be an owner, and autograd adds in place to none's."""
+        """Found by address: a Python object of the storage would be an owner, and autograd adds in place to none's.
+
+        Another storage at that address has none of what was known of the one before.
+        """
         if tensor.layout is not torch.strided:
             return None
-        record = self._records.get(tensor.data_ptr() - int(tensor.storage_offset()) * tensor.element_size())
-        if record is None:
-            return None
-        storage = record.storage()
-        return record if storage is not None and storage.data_ptr() == record.address else None
+        address = tensor.data_ptr() - int(tensor.storage_offset()) * tensor.element_size()
+        record = self._records.get(address)
+        if record is None or record.storage.cdata == torch._C._storage_id(tensor):
+            return record
+        del self._records[address]
+        return None
 
     def _make(self, tensor: Tensor) -> _Record:
         storage = tensor.untyped_storage()
-        address = storage.data_ptr()
-        record = self._records[address] = _Record(address, weakref.ref(storage, partial(self._died, address)))
+        record = self._records[storage.data_ptr()] = _Record(storage.data_ptr(), StorageWeakRef(storage))
         return record
-
-    def _died(self, address: int, storage: Any) -> None:
-        """What is given out at the same address next finds no values of this one."""
-        record = self._records.get(address)
-        if sys.is_finalizing() or record is None or record.storage is not storage:
-            return
-        del self._records[address]
-        for low, high, _ in record.pieces:
-            self._drop(record.address + low, high - low)

@@ -195,10 +195,9 @@ class SmallValues:
         name, worth = call.name, call.worth
         derived = worth > UNKNOWN and any(t.numel() * t.element_size() > MOST_BYTES[True] for t in call.on_gpu)
         kept = [t for t in results if small(t, derived=derived) and not (call.is_formula and t.is_floating_point())]
-        if call.func._schema.is_mutable:
-            for tensor in results:
-                if not any(tensor is other for other in kept):
-                    self.twins.mark(tensor, UNKNOWN)
+        for tensor in results:
+            if not any(tensor is other for other in kept):
+                self.twins.forget(tensor)
         if not kept:
             self._settle_shares(call, results)
         elif call.inputs and not call.on_gpu:
