@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from dnnmem.cli.render.markdown import cell
 from dnnmem.cli.render.palette import look
+from dnnmem.cli.render.rich_text import plain
+from dnnmem.cli.render.stack import percent
 from dnnmem.cli.render.text import batch_words, place
 from dnnmem.estimator.alive import fold_paths
 from dnnmem.estimator.diff import Change, Difference
@@ -62,30 +64,36 @@ def fold_changes(changes: Sequence[Change]) -> list[Line]:
 
 def print_difference(found: Difference, console: Console, *, top: int) -> None:
     """Write the comparison to `console`; `top` lines of modules, 0 for all."""
-    console.print(Text.assemble(("A  ", "bold"), *_about(found.before)))
-    console.print(Text.assemble(("B  ", "bold"), *_about(found.after)))
-    console.print()
+    for section in _sections(found, top=top):
+        if console.no_color:
+            console.print(plain(section, width=console.width), soft_wrap=True)
+        else:
+            console.print(section)
+
+
+def _sections(found: Difference, *, top: int) -> Iterator[RenderableType]:
+    yield Text.assemble(("A  ", "bold"), *_about(found.before))
+    yield Text.assemble(("B  ", "bold"), *_about(found.after))
     style = "bold red" if found.grown_bytes > 0 else "bold green" if found.grown_bytes else "bold"
-    console.print(Text(headline(found), style))
-    console.print()
+    yield Group(Text(), Text(headline(found), style), Text())
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     for name in ("part", "A", "B", "change"):
         table.add_column(name, justify="left" if name == "part" else "right", no_wrap=True)
     for row in _parts(found):
         table.add_row(*row)
-    console.print(table)
+    yield table
     lines = fold_changes(found.modules)
     if not lines:
         return
-    console.print()
+    yield Text()
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     for name in ("module", "kind", "A", "B", "change", "since"):
         table.add_column(name, justify="right" if name in ("A", "B", "change") else "left", overflow="fold")
     for line in lines[: top or None]:
         table.add_row(*_row(line))
-    console.print(table)
+    yield table
     if top and len(lines) > top:
-        console.print(Text(f"{len(lines) - top} smaller changes; --top 0 shows all", "dim"))
+        yield Text(f"{len(lines) - top} smaller changes; --top 0 shows all", "dim")
 
 
 def to_markdown(found: Difference, *, top: int) -> str:
@@ -107,7 +115,7 @@ def headline(found: Difference) -> str:
         return f"B needs as much as A: {after}"
     more = "more" if found.grown_bytes > 0 else "less"
     share = abs(found.grown_bytes) / found.before.total_bytes if found.before.total_bytes else 0
-    return f"B needs {format_bytes(abs(found.grown_bytes))} {more} ({share:.1%}): {after} instead of {before}"
+    return f"B needs {format_bytes(abs(found.grown_bytes))} {more} ({percent(share)}): {after} instead of {before}"
 
 
 def signed(nbytes: int | None) -> str:
