@@ -14,7 +14,7 @@ the first ones leave behind. `fragmentation_bytes` is what is reserved and in no
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from dnnmem.estimator.allocator import CachingAllocator
 from dnnmem.estimator.allocator_settings import AllocatorSettings
 from dnnmem.estimator.errors import TraceError
 from dnnmem.estimator.out_of_memory import OutOfMemoryError
+from dnnmem.estimator.timeline import Timeline
 from dnnmem.estimator.trace import Event, Trace
 
 
@@ -119,6 +120,11 @@ def replay_curve(trace: Trace, settings: AllocatorSettings | None = None, steps:
         allocated.append(stats.allocated_bytes)
         reserved.append(stats.reserved_bytes)
     return Curve(allocated=np.array(allocated, np.int64), reserved=np.array(reserved, np.int64))
+
+
+def with_reserved(trace: Trace, curve: Timeline) -> Timeline:
+    """`curve`, which is that of `trace`, with what a caching allocator of default settings reserves."""
+    return replace(curve, reserved=replay_curve(trace).reserved)
 
 
 def _start(allocator: CachingAllocator, trace: Trace, addresses: dict[int, int]) -> None:

@@ -20,8 +20,10 @@ A predicted step, a recorded one and a CUDA snapshot all become this type, so th
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +46,39 @@ class Timeline:
     """Sum over the kinds."""
     peak: int
     """Index of the first largest entry of `allocated`."""
+    active: npt.NDArray[np.int64] | None = None
+    """Allocated, or freed and still in use by another stream; None where nobody told."""
+    reserved: npt.NDArray[np.int64] | None = None
+    """Segments of the caching allocator; None without one."""
+
+
+def by_module(trace: Trace, indices: Sequence[int]) -> dict[str, list[int]]:
+    """Bytes that each module holds after the events `indices` (ascending) of `timeline(trace)`.
+
+    By dotted path; a temporary belongs to the module whose op made it. Modules that hold nothing then are left out.
+
+    >>> from dnnmem.estimator.trace import Event, Op, Storage
+    >>> op = Op(name="aten.mm", module=("fc",), events=(Event(4, 0, -1), Event(-4, 0, -1)))
+    >>> by_module(Trace(ops=(op,), storages={}), [0, 1, 2])
+    {'fc': [0, 4, 0]}
+    """
+    owner = {i: ".".join(s.module) for i, s in trace.storages.items()}
+    held: dict[str, int] = defaultdict(int)
+    for i in trace.pinned:
+        held[owner[i]] += trace.storages[i].nbytes
+    found: dict[str, list[int]] = {}
+    moments = iter(enumerate(indices))
+    number, wanted = next(moments, (0, -1))
+    for at, (op, event) in enumerate(chain([(-1, None)], trace.events())):
+        if event is not None:
+            whose = owner.get(event.storage)
+            held[".".join(trace.ops[op].module) if whose is None else whose] += event.nbytes
+        while at == wanted:
+            for name, nbytes in held.items():
+                if nbytes:
+                    found.setdefault(name, [0] * len(indices))[number] = nbytes
+            number, wanted = next(moments, (0, -1))
+    return found
 
 
 def timeline(trace: Trace) -> Timeline:

@@ -22,10 +22,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from dnnmem.estimator.build import WORKSPACE
 from dnnmem.estimator.profile import Measurement
+from dnnmem.estimator.timeline import Timeline, timeline
 from dnnmem.estimator.trace import Event, Kind, Module, Op, Origin, Phase, Storage, Trace
 from dnnmem.profilers.snapshot import Call, Frames, Snapshot, held_before
 from dnnmem.profilers.snapshot_places import Place, Places
@@ -33,6 +36,7 @@ from dnnmem.profilers.snapshot_places import Place, Places
 BEFORE = "<before the history>"
 AFTER = "<after the history>"
 _NOWHERE = Place(phase=Phase.FORWARD, module=(), op="", source="", role="unknown")
+_SEGMENTS = {"segment_alloc": 1, "segment_map": 1, "segment_free": -1, "segment_unmap": -1}
 _STATES_A_PARAMETER = 2
 """Optimizer states of a parameter's size that are looked for: Adam's."""
 
@@ -72,6 +76,13 @@ class _Reader:
     places: Places = field(default_factory=Places)
     stretch: int = 0
     """How often the phase has changed."""
+    reserved_now: int = 0
+    waiting: dict[int, int] = field(default_factory=dict)
+    """Bytes that were freed and are still in use, by address."""
+    reserved: list[int] = field(default_factory=list)
+    """What the segments held at the start, then after each event of a run."""
+    late: list[int] = field(default_factory=list)
+    """What was freed and still in use at the same moments."""
 
     def start(self, call: Call, frames: Frames) -> None:
         """A block that was held when the history began."""
@@ -81,11 +92,16 @@ class _Reader:
 
     def read(self, call: Call, frames: Frames) -> None:
         """The next call."""
-        if call.action == "alloc":
+        if call.action in _SEGMENTS:
+            self.reserved_now += _SEGMENTS[call.action] * call.nbytes
+        elif call.action == "free_completed" and self.waiting.pop(call.address, 0):
+            pass
+        elif call.action == "alloc":
             place = self.places.of(frames)
             self.live[call.address] = len(self.blocks)
             self._run(place).append(Event(call.nbytes, call.stream, len(self.blocks)))
             self.blocks.append(_Block(call.nbytes, place, call.stream, stretch=self.stretch))
+            self.note()
         elif call.action in ("free_requested", "free", "free_completed") and call.address in self.live:
             number = self.live.pop(call.address)
             block = self.blocks[number]
@@ -95,7 +111,15 @@ class _Reader:
                 place = self.runs[-1].place
             events = self._run(place)
             block.within = block.stretch == self.stretch
+            if call.action == "free_requested":
+                self.waiting[call.address] = block.nbytes
             events.append(Event(-block.nbytes, block.stream, number))
+            self.note()
+
+    def note(self) -> None:
+        """Keep what is reserved, and what is late, now."""
+        self.reserved.append(self.reserved_now)
+        self.late.append(sum(self.waiting.values()) if self.waiting else 0)
 
     def _run(self, place: Place) -> list[Event]:
         if not self.runs or self.runs[-1].place != place:
@@ -104,15 +128,13 @@ class _Reader:
         return self.runs[-1].events
 
 
-def snapshot_trace(snapshot: Snapshot, name: str) -> tuple[Trace, Measurement]:
-    """The history of `snapshot`, and what its allocator reserved; `name` is what people call it.
-
-    Raises `UsageError` if it holds neither a history nor a live block, or where its history has gaps.
-    """
-    reader = _Reader()
+def snapshot_trace(snapshot: Snapshot, name: str) -> tuple[Trace, Measurement, Timeline]:
+    """The history of `snapshot`, what its allocator reserved, and both over time; `name` is what people call it."""
+    reader = _Reader(reserved_now=_reserved_before(snapshot))
     for call, frames in held_before(snapshot):
         if call.nbytes:
             reader.start(call, frames)
+    reader.note()
     for call, frames in zip(snapshot.history, snapshot.frames, strict=True):
         if call.nbytes:
             reader.read(call, frames)
@@ -135,7 +157,17 @@ def snapshot_trace(snapshot: Snapshot, name: str) -> tuple[Trace, Measurement]:
         modules=tuple(_modules(storages.values())),
         origin=Origin(target=name, device="snapshot", notes=tuple(_notes(storages.values(), snapshot))),
     )
-    return trace, Measurement(reserved_bytes=_peak_reserved(snapshot))
+    measured = Measurement(reserved_bytes=_peak_reserved(snapshot))
+    return trace, measured, _measured(trace, reader, before=len(early), after=len(left))
+
+
+def _measured(trace: Trace, reader: _Reader, *, before: int, after: int) -> Timeline:
+    """The trace's timeline with the recorded reserved and active bytes, which stand still in the two added ops."""
+    curve = timeline(trace)
+    reserved, late = (
+        np.pad(np.array(values, np.int64), (before, after), mode="edge") for values in (reader.reserved, reader.late)
+    )
+    return replace(curve, reserved=reserved, active=curve.allocated + late)
 
 
 def _op(run: _Run) -> Op:
@@ -204,12 +236,17 @@ def _modules(storages: Iterable[Storage]) -> Iterable[Module]:
         yield Module(path=path, type="" if kind.startswith("<") else kind)
 
 
+def _reserved_before(snapshot: Snapshot) -> int:
+    """What the segments held when the history began."""
+    grown = sum(_SEGMENTS.get(call.action, 0) * call.nbytes for call in snapshot.history)
+    return sum(segment.nbytes for segment in snapshot.segments) - grown
+
+
 def _peak_reserved(snapshot: Snapshot) -> int:
     """Most that the segments held, from the history's calls of the driver and the segments at its end."""
-    sign = {"segment_alloc": -1, "segment_map": -1, "segment_free": 1, "segment_unmap": 1}
-    reserved = peak = sum(segment.nbytes for segment in snapshot.segments)
-    for call in reversed(snapshot.history):
-        reserved += sign.get(call.action, 0) * call.nbytes
+    reserved = peak = _reserved_before(snapshot)
+    for call in snapshot.history:
+        reserved += _SEGMENTS.get(call.action, 0) * call.nbytes
         peak = max(peak, reserved)
     return peak
 

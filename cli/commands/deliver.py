@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dnnmem.cli.render.report import View
     from dnnmem.estimator.device import Device
     from dnnmem.estimator.profile import Measurement, Profile
+    from dnnmem.estimator.timeline import Timeline
     from dnnmem.estimator.trace import Trace
 
 
@@ -40,12 +41,15 @@ class Delivery:
     """Files that were written already, to be told."""
 
 
-def deliver(trace: Trace, measurement: Measurement, to: Delivery) -> None:
-    """Write every report that was asked for; files first, so that a closed pipe loses none."""
+def deliver(trace: Trace, measurement: Measurement, to: Delivery, curve: Timeline | None = None) -> None:
+    """Write every report that was asked for; files first, so that a closed pipe loses none.
+
+    `curve` is the step's timeline where that was measured.
+    """
     from dnnmem.cli.export.files import write_atomic
     from dnnmem.cli.render.report import View
 
-    result = make_profile(trace, measurement, to.device)
+    result = make_profile(trace, measurement, to.device, curve)
     view = View(depth=to.depth, everything=to.everything)
     for form, path in sorted(to.outputs, key=lambda output: output.path is None):
         if path is not None:
@@ -64,19 +68,28 @@ def tell_written(written: Sequence[Path], outputs: Sequence[Output]) -> None:
     sys.stderr.writelines(f"wrote {path}\n" for path in (*written, *(o.path for o in outputs if o.path is not None)))
 
 
-def make_profile(trace: Trace, measurement: Measurement, device: Device | None) -> Profile:
-    """The price of a step, with its phases and advice, against `device` or the GPU it was recorded on or for."""
+def make_profile(
+    trace: Trace, measurement: Measurement, device: Device | None, curve: Timeline | None = None
+) -> Profile:
+    """The price of a step, with its phases and advice, against `device` or the GPU it was recorded on or for.
+
+    `curve` is its timeline where that was measured.
+    """
     from dnnmem.cli.render.phases import phase_starts
-    from dnnmem.estimator.advice import advise
+    from dnnmem.estimator.advice import MOST_EVENTS, advise
     from dnnmem.estimator.build import build_profile
+    from dnnmem.estimator.replay import with_reserved
 
     trace, device = against(trace, device)
     result = build_profile(trace, measurement, device)
+    if curve is not None:
+        result = replace(result, timeline=curve)
     if not result.phases:
         result = replace(result, phases=phase_starts(trace, result.timeline))
-    if result.peak.reserved_bytes is None:
+    if result.peak.reserved_bytes is None or len(result.timeline.allocated) > MOST_EVENTS:
         return result
-    return replace(result, advice=advise(trace, result.peak.reserved_bytes))
+    curve = result.timeline if result.timeline.reserved is not None else with_reserved(trace, result.timeline)
+    return replace(result, timeline=curve, advice=advise(trace, result.peak.reserved_bytes))
 
 
 def against(trace: Trace, device: Device | None) -> tuple[Trace, Device | None]:

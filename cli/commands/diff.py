@@ -75,5 +75,5 @@ def load_side(path: Path, gpu: str | None = None) -> Side:
         from dnnmem.cli.export.profile_json import from_json
 
         return Side(profile=from_json(path))
-    trace, measurement = load_step(path)
-    return Side(profile=make_profile(trace, measurement, find_device(gpu) if gpu else None), trace=trace)
+    trace, measurement, curve = load_step(path)
+    return Side(profile=make_profile(trace, measurement, find_device(gpu) if gpu else None, curve), trace=trace)

@@ -14,6 +14,7 @@ from dnnmem.cli.commands import options as o
 
 if TYPE_CHECKING:
     from dnnmem.estimator.profile import Measurement
+    from dnnmem.estimator.timeline import Timeline
     from dnnmem.estimator.trace import Trace
 
 File = Annotated[
@@ -63,7 +64,7 @@ def view(
         if path is not None:
             check_writable(path, option)
     device = find_device(gpu) if gpu else None
-    trace, measurement = load_step(file, index)
+    trace, measurement, curve = load_step(file, index)
     written = []
     if snapshot is not None:
         from dnnmem.profilers.snapshot_file import save_snapshot
@@ -84,11 +85,11 @@ def view(
         no_color=no_color,
         written=written,
     )
-    deliver(trace, measurement, to)
+    deliver(trace, measurement, to, curve)
 
 
-def load_step(path: Path, index: int | None = None) -> tuple[Trace, Measurement]:
-    """The step in a saved trace or a memory snapshot, told apart by its first bytes.
+def load_step(path: Path, index: int | None = None) -> tuple[Trace, Measurement, Timeline | None]:
+    """The step in a saved trace or a memory snapshot, told apart by its first bytes; a snapshot with its timeline.
 
     Raises `UsageError` for a file that is neither, and for `index` with a saved trace.
     """
@@ -108,4 +109,4 @@ def load_step(path: Path, index: int | None = None) -> tuple[Trace, Measurement]
         raise UsageError(f"{path} is a recorded step of one GPU: --index cannot choose another")
     from dnnmem.estimator.trace_file import load_trace
 
-    return load_trace(path)
+    return (*load_trace(path), None)

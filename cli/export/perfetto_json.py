@@ -1,6 +1,6 @@
 """A step as a trace that Perfetto and chrome://tracing open: bytes by kind as counters, layers as slices.
 
-    counters   bytes of each kind, reserved bytes        after each op that changes them
+    counters   bytes by kind and by module, reserved     after each op that changes them
     slices     phases; below them modules, nested        from the first op of a visit to its last
 
 Where no seconds were measured, time is the number of the op in microseconds: the order is true, the lengths are not.
@@ -18,9 +18,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from dnnmem.estimator.replay import replay_curve
-from dnnmem.estimator.timeline import timeline
+from dnnmem.estimator.timeline import by_module, timeline
 from dnnmem.estimator.trace import Trace
 
+MODULES = 12
+"""The largest modules have a counter of their own."""
 _PROCESS, _LAYERS = 1, 1
 _MICROSECOND = 1e-6
 
@@ -80,6 +82,7 @@ def _mark(phase: str, name: str, at: float) -> dict[str, Any]:
 
 def _counters(trace: Trace, starts: list[float]) -> Iterator[dict[str, Any]]:
     curve, played = timeline(trace), replay_curve(trace)
+    moments: list[tuple[int, int]] = []
     last = 0
     for index, op in enumerate(trace.ops):
         first, last = last, last + len(op.events)
@@ -89,6 +92,11 @@ def _counters(trace: Trace, starts: list[float]) -> Iterator[dict[str, Any]]:
         kinds = {kind.value: int(line[at]) for kind, line in curve.kinds.items() if line.any()}
         yield _count("bytes by kind", kinds, starts[index])
         yield _count("reserved bytes", {"reserved": int(played.reserved[at])}, starts[index])
+        moments.append((index, at))
+    held = by_module(trace, [at for _, at in moments])
+    largest = sorted(held, key=lambda name: -max(held[name]))[:MODULES]
+    for number, (index, _) in enumerate(moments):
+        yield _count("bytes by module", {name: held[name][number] for name in largest}, starts[index])
 
 
 def _count(name: str, values: dict[str, int], at: float) -> dict[str, Any]:

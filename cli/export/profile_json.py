@@ -101,6 +101,7 @@ class TimelineJson(_Part):
     events: Annotated[int, Field(ge=0, description="allocator events of the whole step")]
     index: list[int]
     allocated_bytes: list[Bytes]
+    reserved_bytes: list[Bytes] | None = None
     kinds: dict[str, list[Bytes]]
     phases: list[tuple[str, int]]
 
@@ -187,6 +188,7 @@ def from_json(path: Path) -> Profile:
         kinds=kinds,
         allocated=allocated,
         peak=int(allocated.argmax()) if len(allocated) else 0,
+        reserved=None if curve["reserved_bytes"] is None else np.array(curve["reserved_bytes"], np.int64),
     )
     plain |= {
         "peak": Peak(**plain["peak"]),
@@ -216,6 +218,7 @@ def _timeline(profile: Profile) -> dict[str, object]:
         "events": n,
         "index": index,
         "allocated_bytes": curve.allocated[index].tolist(),
+        "reserved_bytes": None if curve.reserved is None else curve.reserved[index].tolist(),
         "kinds": {kind.value: line[index].tolist() for kind, line in curve.kinds.items()},
         "phases": list(profile.phases),
     }

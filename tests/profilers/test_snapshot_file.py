@@ -38,10 +38,11 @@ def test_a_written_snapshot_reads_back_as_the_step(tmp_path):
     # WHEN
     assert save_snapshot(trace, tmp_path / "o.pickle") == 6
     snapshot = load_snapshot(tmp_path / "o.pickle")
-    again, measurement = snapshot_trace(snapshot, "o")
+    again, measurement, curve = snapshot_trace(snapshot, "o")
     # THEN its bytes over time, its segments and its peak are the trace's
     assert timeline(again).allocated.tolist() == timeline(trace).allocated.tolist()
     played = replay_trace(trace)
+    assert curve.reserved.max() == played.peak_reserved_bytes
     assert measurement.reserved_bytes == played.peak_reserved_bytes == 50 * MIB
     assert sum(segment.nbytes for segment in snapshot.segments) == played.reserved_bytes
 

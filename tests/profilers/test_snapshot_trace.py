@@ -83,7 +83,7 @@ def _load(tmp_path, data):
 
 def test_kinds_follow_from_where_a_block_was_made_and_when_it_was_freed(tmp_path):
     # WHEN
-    trace, measurement = _load(tmp_path, training_step())
+    trace, measurement, curve = _load(tmp_path, training_step())
     # THEN the trace keeps its own rules, and each block is what it was
     trace.check()
     kinds = [trace.storages[i].kind for i in range(len(trace.storages))]
@@ -93,10 +93,12 @@ def test_kinds_follow_from_where_a_block_was_made_and_when_it_was_freed(tmp_path
     ]  # fmt: skip
     assert measurement.reserved_bytes == 40 * MIB
     assert timeline(trace).allocated.max() == 28 * MIB
+    assert curve.reserved.tolist() == [40 * MIB] * len(curve.allocated)
+    assert (curve.active >= curve.allocated).all()
 
 
 def test_modules_and_lines_come_from_the_frames(tmp_path):
-    trace, _ = _load(tmp_path, training_step())
+    trace, _, _ = _load(tmp_path, training_step())
     forward = trace.ops[0]
     assert (forward.name, forward.module, forward.source) == (
         "aten.mm",
@@ -109,7 +111,7 @@ def test_modules_and_lines_come_from_the_frames(tmp_path):
 
 
 def test_without_frames_the_bytes_are_still_true_and_the_report_says_so(tmp_path):
-    trace, _ = _load(tmp_path, training_step(frames=False))
+    trace, _, _ = _load(tmp_path, training_step(frames=False))
     trace.check()
     assert timeline(trace).allocated.max() == 28 * MIB
     assert any("no stack frames" in note for note in trace.origin.notes)
@@ -120,7 +122,7 @@ def test_a_file_without_history_says_what_is_held(tmp_path):
     data = training_step()
     data["device_traces"] = [[]]
     # WHEN
-    trace, _ = _load(tmp_path, data)
+    trace, _, _ = _load(tmp_path, data)
     # THEN both weights and both states are there, and nobody knows which is which
     assert [s.kind for s in trace.storages.values()] == [Kind.UNKNOWN] * 4
     assert trace.pinned_bytes() == 16 * MIB
@@ -132,7 +134,7 @@ def test_what_is_freed_within_comes_from_a_first_op_and_what_is_left_goes_to_a_l
     data = training_step()
     data["device_traces"] = [data["device_traces"][0][6:]]
     # WHEN
-    trace, _ = _load(tmp_path, data)
+    trace, _, _ = _load(tmp_path, data)
     # THEN
     trace.check()
     assert (trace.ops[0].name, trace.ops[-1].name) == (BEFORE, AFTER)
