@@ -142,7 +142,7 @@ class CachingAllocator:
         if not address:
             return
         block = self._let_go(address)
-        if self._streams and self._streams.pop(address, None):
+        if self._streams and self._streams.pop(address, set()):
             self._waiting[address] = block
         else:
             self._to_pool(block)

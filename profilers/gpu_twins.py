@@ -207,7 +207,7 @@ class Twins:
             return None
         address = tensor.data_ptr() - int(tensor.storage_offset()) * tensor.element_size()
         record = self._records.get(address)
-        if record is None or record.storage.cdata == torch._C._storage_id(tensor):
+        if record is None or record.storage.cdata == torch._C._storage_id(tensor):  # type: ignore[attr-defined]
             return record
         del self._records[address]
         return None
