@@ -37,10 +37,11 @@ HERE = Path(__file__).parent / "programs"
 CATALOGUE = HERE / "catalogue.toml"
 RESULTS = Path(__file__).parents[1] / "tests" / "accuracy" / "data" / "programs.csv"
 LIMIT_SECONDS = 900
+TO_ITS_END = 100
 GIB = 2**30
 _COUNTS = re.compile(r" \(\d+ times\)$|(?<=^compiled by torch.compile): .*")
 """What of an assumption is of one program alone."""
-_NOT_OF_PEAKS = ("layers are not shown", "the CUDA context on ")
+_NOT_OF_PEAKS = ("layers are not shown", "the CUDA context on ", "NCCL's buffers are ", "deepspeed starts ")
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -72,7 +73,7 @@ class Program:
     ranks: str = ""
     """`--rank`; empty = as `dnnmem run` does by itself."""
     steps: int = 3
-    """Training steps."""
+    """Training steps; `TO_ITS_END` for a program that makes fewer, and evaluates and saves after them."""
     needs: tuple[str, ...] = ()
     """Packages that must be installed, as pip names them."""
     repository: str = ""
@@ -213,7 +214,8 @@ def notes(found: Mapping[str, Any], log: Path) -> list[str]:
     if not ranks:
         lines = log.read_text(errors="replace").splitlines()
         said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")][-1:]
-    return list(dict.fromkeys([*said, *(note for rank in ranks for note in rank["notes"])]))
+    told = dict.fromkeys([*said, *(note for rank in ranks for note in rank["notes"])])
+    return [note.replace(f"{HERE / 'scripts'}{os.sep}", "") for note in told]
 
 
 def save(results: list[Result]) -> None:
@@ -243,9 +245,13 @@ def load_results() -> list[Result]:
 def table(results: Iterable[Result]) -> str:
     """The saved results as Markdown, one line a program, and below what was assumed of which."""
     programs = {program.name: program for program in load_programs()}
-    lines = ["| program | GPU | outcome | allocated, GiB | reserved, GiB | assumed |", "|---|---|---|---|---|---|"]
+    found = list(results)
+    ran = sum(result.outcome == "ran" for result in found)
+    several = sum(result.outcome == "ran" and result.gpus > 1 for result in found)
+    lines = [f"{ran} of {len(found)} programs ran, {several} of them on several GPUs.", ""]
+    lines += ["| program | GPU | outcome | allocated, GiB | reserved, GiB | assumed |", "|---|---|---|---|---|---|"]
     numbers: dict[str, int] = {}
-    for result in results:
+    for result in found:
         program = programs[result.program]
         gpus = f"{result.gpus} x {result.gpu}" if result.gpus > 1 else result.gpu
         sizes = " | ".join(f"{n / GIB:.3f}" if n else "-" for n in (result.allocated_bytes, result.reserved_bytes))

@@ -51,4 +51,5 @@ def context_notes(device: Device) -> list[str]:
     if device.context_source != SOURCE or device.context_range_bytes is None:
         return []
     low, likely, high = map(format_bytes, sorted((*device.context_range_bytes, device.context_bytes)))
-    return [f"the CUDA context on {device.name} is a model's: {likely}, and {low} to {high} by cards like it"]
+    why = "nobody has published it, and it follows from that of other cards"
+    return [f"the CUDA context on {device.name} is taken to be {likely}, somewhere from {low} to {high}: {why}"]

@@ -1,6 +1,6 @@
 """What is assumed of values that nobody knows, where the host or a shape may depend on them.
 
-    topk sort argmax multinomial    each index as often as any other: routing is balanced
+    topk sort argmax multinomial    each index as often as any other, as by a balanced router
     histc bincount                  each bin as full as any other
     isfinite isnan all              nothing is infinite, missing or wrong
 
@@ -53,11 +53,19 @@ def is_choice(name: str) -> bool:
 
 
 def told(name: str) -> str:
-    """The assumption as a sentence."""
+    """The assumption as a sentence.
+
+    >>> told("aten::topk")
+    'aten.topk: what is chosen depends on values that nobody knows; each choice is assumed to be made equally often'
+    """
     if name in TRUTHS:
         return f"{name.replace('::', '.')}: values that nobody knows are taken to be neither infinite nor NaN, and true"
-    what = "how full a bin is" if name in _COUNT else "what is chosen"
-    return f"{name.replace('::', '.')}: {what} depends on values that nobody knows; routing is assumed to be balanced"
+    what, assumed = "what is chosen", "each choice is assumed to be made equally often"
+    if name in _COUNT:
+        what, assumed = "how full a bin is", "all are assumed to be equally full"
+    elif name in _ORDER:
+        what, assumed = "the order", "each element is assumed to come first equally often"
+    return f"{name.replace('::', '.')}: {what} depends on values that nobody knows; {assumed}"
 
 
 def balanced(shape: Sequence[int], *, dim: int, classes: int, step: int) -> Tensor:

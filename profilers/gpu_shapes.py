@@ -41,6 +41,8 @@ class Counts:
     def __init__(self, twins: Twins, assumed: Counter[str]) -> None:
         """Args: `assumed` counts assumptions by sentence."""
         self._twins, self._assumed = twins, assumed
+        self.bounded = 0
+        """How often a shape was taken as large as it can be."""
         self._rules: dict[str, Callable[[str, Sequence[Any]], Sequence[int] | None]] = {
             **dict.fromkeys(INDEXED, self._of_masks),
             **dict.fromkeys(_POSITIONS, self._of_positions),
@@ -78,8 +80,7 @@ class Counts:
         if share is not None:
             return round(every * share)
         if every:
-            told = "which elements are selected depends on values that nobody knows; all of them are taken"
-            self._assumed[f"{_told(name)}: {told}"] += 1
+            self._bound(name, "which elements are selected depends on values that nobody knows; all of them are taken")
         return every
 
     def _of_positions(self, name: str, args: Sequence[Any]) -> Sequence[int] | None:
@@ -160,17 +161,18 @@ class Counts:
 
     def _all_distinct(self, name: str, count: int) -> int:
         if count:
-            told = "which elements are distinct depends on values that nobody knows; all of them are"
-            self._assumed[f"{_told(name)}: {told}"] += 1
+            self._bound(name, "which elements are distinct depends on values that nobody knows; all of them are")
         return count
 
     def _all_kept(self, name: str, count: int) -> int:
+        told = "which boxes are kept depends on values that nobody knows; all of them are, up to the program's limit"
         if count:
-            told = (
-                "which boxes are kept depends on values that nobody knows; all of them are, up to the program's limit"
-            )
-            self._assumed[f"{_told(name)}: {told}"] += 1
+            self._bound(name, told)
         return count
+
+    def _bound(self, name: str, told: str) -> None:
+        self._assumed[f"{_told(name)}: {told}"] += 1
+        self.bounded += 1
 
 
 def _told(name: str) -> str:

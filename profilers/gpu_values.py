@@ -120,6 +120,10 @@ class SmallValues:
             for sentence, count in sorted(self.assumed.items())
         ]
 
+    def facts(self) -> dict[str, float | int | str]:
+        """How many shapes were taken as large as they can be; empty if none was."""
+        return {"shapes_bounded": self._counts.bounded} if self._counts.bounded else {}
+
     def _run(self, operator: Operator, *args: Any, **kwargs: Any) -> Any:
         """Every operator comes here, above autograd."""
         with torch._C._ExcludeDispatchKeyGuard(self._keys):

@@ -32,6 +32,7 @@ class PeakMeter:
         self._run: dict[int, _Peaks] = defaultdict(dict)
         self._script: dict[int, _Peaks] = defaultdict(dict)
         self._steps: dict[int, list[StepPeak]] = defaultdict(list)
+        self._outside: dict[int, tuple[int, int | None]] = {}
         self._read: Callable[[int], dict[str, Any]] = torch._C._cuda_memoryStats
         self._reset: Callable[[int], None] = torch._C._cuda_resetPeakMemoryStats
         self._nccl_bytes: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "dnnmem_nccl_bytes", None)
@@ -46,6 +47,8 @@ class PeakMeter:
             peaks = self._fold(device)
             names = ("allocated_bytes", "reserved_bytes", "requested_bytes")
             self._steps[device].append(StepPeak(**{name: peaks[name, "all"] for name in names}))
+            if self._run[device]["reserved_bytes", "all"]:
+                self._note_outside(device)
 
     def memory(self) -> tuple[DeviceMemory, ...]:
         """What each GPU needed so far; GPUs that never held anything are left out."""
@@ -58,7 +61,8 @@ class PeakMeter:
 
     def _describe(self, device: int) -> DeviceMemory:
         peaks, now = self._run[device], self._read(device)
-        free, total = torch.cuda.mem_get_info(device)
+        self._note_outside(device)
+        outside, nccl = self._outside[device]
         return DeviceMemory(
             device=device,
             name=torch.cuda.get_device_name(device),
@@ -68,11 +72,19 @@ class PeakMeter:
             segments=peaks["segment", "all"],
             alloc_retries=now["num_alloc_retries"],
             out_of_memory_errors=now["num_ooms"],
-            outside_bytes=max(0, total - free - now["reserved_bytes"]["all"]["current"]),
-            nccl_bytes=self._nccl_bytes(device) if self._nccl_bytes else None,
-            total_bytes=total,
+            outside_bytes=outside,
+            nccl_bytes=nccl,
+            total_bytes=torch.cuda.mem_get_info(device)[1],
             steps=tuple(self._steps[device]),
         )
+
+    def _note_outside(self, device: int) -> None:
+        """Keep the most that is in use outside the allocator: a script may give up its communicators before its end."""
+        free, total = torch.cuda.mem_get_info(device)
+        outside = max(0, total - free - self._read(device)["reserved_bytes"]["all"]["current"])
+        nccl = self._nccl_bytes(device) if self._nccl_bytes else None
+        if device not in self._outside or outside > self._outside[device][0]:
+            self._outside[device] = outside, nccl
 
     def _devices(self) -> range:
         return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)

@@ -51,7 +51,7 @@ class DeviceMemory:
     out_of_memory_errors: int = 0
     """How often an allocation failed for good; the script may have gone on with less."""
     outside_bytes: int | None = None
-    """In use on the GPU at the end, and not in the allocator: CUDA context and NCCL; None = not known."""
+    """Most in use at the end of a step or the run, not in the allocator: CUDA context and NCCL; None = not known."""
     nccl_bytes: int | None = None
     """What of it is NCCL's; None = not known."""
     total_bytes: int | None = None

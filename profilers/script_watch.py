@@ -74,6 +74,7 @@ class Watch:
         notes = [note for source in sources if source is not None for note in source.notes()]
         memory = self._meter.memory()
         told = _virtual_facts(memory) if is_virtual() else {}
+        told |= self._values.facts() if self._values is not None else {}
         return {
             "steps": self._counter.steps,
             "optimizers": dict(self._counter.by_optimizer),

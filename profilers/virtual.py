@@ -57,7 +57,7 @@ def profile_virtual(
     device = load_devices().get(origin.gpu or DEFAULT_GPU)
     if device is not None and device.context_bytes is None:
         measurement = replace(measurement, context_bytes=None)
-    told = cudnn_facts()
+    told = cudnn_facts() | values.facts()
     measurement = replace(measurement, facts={**measurement.facts, **told})
     eager = [_EAGER] if graphs() else []
     if found := [*cudnn_notes(told), *certainty_notes(), *choices.notes(), *values.notes(), *eager]:

@@ -75,8 +75,9 @@ def nccl_facts(nbytes: int) -> Facts:
 
 
 def nccl_notes(facts: Mapping[str, float | int | str]) -> list[str]:
-    """That NCCL's memory is a model's, with its interval."""
+    """What NCCL's memory is taken to be, with its interval."""
     if "nccl_bytes" not in facts:
         return []
     sizes = [format_bytes(int(facts[f"nccl_{name}"])) for name in ("bytes", "low_bytes", "high_bytes")]
-    return [f"NCCL's buffers are a model's: {sizes[0]}, and {sizes[1]} to {sizes[2]} by what was published of them"]
+    why = "they are worked out from the communicators, and from what was published of them"
+    return [f"NCCL's buffers are taken to be {sizes[0]}, somewhere from {sizes[1]} to {sizes[2]}: {why}"]

@@ -80,7 +80,9 @@ class RankJson(_Part):
     memory: list[DeviceMemoryJson]
     oom: OutOfMemoryJson | None
     message: str
-    facts: Annotated[dict[str, float | int | str], Field(description="of cuDNN's workspaces and NCCL's buffers")]
+    facts: Annotated[
+        dict[str, float | int | str], Field(description="of cuDNN's workspaces, NCCL's buffers, bounded shapes")
+    ]
     notes: list[str]
     profile: Annotated[ProfileJson | None, Field(description="its last step, recorded")] = None
     seconds: Annotated[float, Field(ge=0, description="wall time here; says nothing of the GPU")]

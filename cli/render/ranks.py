@@ -125,7 +125,7 @@ def _header(command: Sequence[str], run: ScriptRun, results: Sequence[RankResult
 def _verdict_line(run: ScriptRun, results: Sequence[RankResult]) -> Text:
     sentence = verdict(run, results)
     word, colon, rest = sentence.partition(":")
-    style = {"FITS": "bold green", "DOES NOT FIT": "bold red"}.get(word, "bold yellow")
+    style = {"FITS": "bold green", "DOES NOT FIT": "bold red"}.get(word.partition(",")[0], "bold yellow")
     return Text.assemble((word, style), colon + rest)
 
 
@@ -135,7 +135,8 @@ def verdict(run: ScriptRun, results: Sequence[RankResult]) -> str:
     for result in results:
         if result.oom is not None:
             who = "" if result.rank is None else f" rank {result.rank}"
-            return f"DOES NOT FIT:{who} runs out of the {place_} in {when(result.oom)}"
+            bound = ", by an upper bound" if "shapes_bounded" in result.facts else ""
+            return f"DOES NOT FIT{bound}:{who} runs out of the {place_} in {when(result.oom)}"
     bad = next((result for result in results if result.outcome != "ran"), None)
     if bad is not None:
         return f"NOT KNOWN: the script {'took too long' if bad.outcome == 'timed_out' else 'failed'}"

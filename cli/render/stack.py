@@ -47,8 +47,13 @@ def unknown_parts(profile: Profile) -> tuple[str, ...]:
     return tuple(look(name).label for name in PARTS if profile.parts.get(name) is None)
 
 
-def verdict(*, total_bytes: int, usable_bytes: int | None, gpu: str | None, unknown: Sequence[str]) -> str:
-    """One sentence: does it fit, how much is it, how much is free or missing, and what the number leaves out."""
+def verdict(
+    *, total_bytes: int, usable_bytes: int | None, gpu: str | None, unknown: Sequence[str], is_bound: bool = False
+) -> str:
+    """One sentence: does it fit, how much is it, how much is free or missing, and what the number leaves out.
+
+    `is_bound`: shapes that nobody knows were taken as large as they can be.
+    """
     total = format_bytes(total_bytes)
     if usable_bytes is None:
         alone = " for tensors alone" if unknown else ""
@@ -58,7 +63,8 @@ def verdict(*, total_bytes: int, usable_bytes: int | None, gpu: str | None, unkn
     if total_bytes <= usable_bytes:
         share = f"{100 * total_bytes / usable_bytes:.0f} %"
         return f"FITS: {total} of {place} ({share}), {format_bytes(usable_bytes - total_bytes)} free{without}"
-    return f"DOES NOT FIT: {total} is {format_bytes(total_bytes - usable_bytes)} more than {place}{without}"
+    bound = ", by an upper bound" if is_bound else ""
+    return f"DOES NOT FIT{bound}: {total} is {format_bytes(total_bytes - usable_bytes)} more than {place}{without}"
 
 
 def _and(words: Sequence[str]) -> str:
@@ -72,6 +78,7 @@ def verdict_line(profile: Profile) -> Text:
         usable_bytes=profile.usable_bytes,
         gpu=profile.gpu,
         unknown=unknown_parts(profile),
+        is_bound="shapes_bounded" in profile.facts,
     )
     style = {True: "bold green", False: "bold red", None: "bold"}[profile.fits]
     word, colon, rest = sentence.partition(":")

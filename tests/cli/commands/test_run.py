@@ -85,6 +85,15 @@ def test_out_of_memory_is_told_with_its_place_and_exits_with_1(child, capsys):
     assert "2.00 GiB asked for, 1.00 GiB free on the GPU\nCUDA out of memory. Tried to allocate 2.00 GiB." in out
 
 
+def test_out_of_memory_by_shapes_that_nobody_knows_is_said_to_be_a_bound(child, capsys):
+    child.results = (replace(OOM, facts={"shapes_bounded": 3}),)
+
+    assert run(["run", "--no-layers", "train.py"]) == 1
+
+    out = capsys.readouterr().out
+    assert "DOES NOT FIT, by an upper bound: runs out of the 79.10 GiB of h100-sxm-80gb in step 2, backward" in out
+
+
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [("failed", "NOT KNOWN: the script failed"), ("timed_out", "NOT KNOWN: the script took too long")],

@@ -46,6 +46,8 @@ def test_what_does_not_fit_says_how_much_is_missing(make_gpt):
     profile = make_gpt(usable_bytes=2**30, fits=False)
 
     assert "DOES NOT FIT: 5.68 GiB is 4.68 GiB more than the 1.00 GiB usable on l4-24gb" in report(profile, 160)
+    bound = make_gpt(usable_bytes=2**30, fits=False, facts={"shapes_bounded": 2})
+    assert "DOES NOT FIT, by an upper bound: 5.68 GiB is 4.68 GiB more" in report(bound, 160)
 
 
 def test_a_total_that_leaves_something_out_says_what(make_gpt):
