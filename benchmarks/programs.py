@@ -41,7 +41,13 @@ TO_ITS_END = 100
 GIB = 2**30
 _COUNTS = re.compile(r" \(\d+ times\)$|(?<=^compiled by torch.compile): .*")
 """What of an assumption is of one program alone."""
-_NOT_OF_PEAKS = ("layers are not shown", "the CUDA context on ", "NCCL's buffers are ", "deepspeed starts ")
+_NOT_OF_PEAKS = (
+    "layers are not shown",
+    "the CUDA context on ",
+    "NCCL's buffers are ",
+    "deepspeed starts ",
+    "accelerate launch starts ",
+)
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",

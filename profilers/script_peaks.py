@@ -35,7 +35,7 @@ class PeakMeter:
         self._outside: dict[int, tuple[int, int | None]] = {}
         self._read: Callable[[int], dict[str, Any]] = torch._C._cuda_memoryStats
         self._reset: Callable[[int], None] = torch._C._cuda_resetPeakMemoryStats
-        self._nccl_bytes: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "dnnmem_nccl_bytes", None)
+        self._nccl_bytes = _nccl_reader()
         for reader, resetter in _READERS:
             if hasattr(torch._C, reader) and hasattr(torch._C, resetter):
                 setattr(torch._C, reader, self._serve)
@@ -109,6 +109,14 @@ class PeakMeter:
         """What the script calls to reset its peaks."""
         self._fold(device)
         self._script[device].clear()
+
+
+def _nccl_reader() -> Callable[[int], int] | None:
+    """What says how many bytes NCCL holds on a virtual GPU; None elsewhere."""
+    reader = getattr(ctypes.CDLL(None), "dnnmem_nccl_bytes", None)
+    if reader is not None:
+        reader.restype = ctypes.c_size_t  # more than 2 GiB do not fit into ctypes' int
+    return reader
 
 
 def _pools(stats: dict[str, Any]) -> list[tuple[tuple[str, str], dict[str, int]]]:

@@ -100,8 +100,8 @@ def test_a_script_without_an_end_is_given_up_and_its_place_told(train):
 
 @virtual
 def test_one_process_is_a_rank_without_peers_and_needs_what_all_of_them_need(train):
-    # GIVEN DDP over 2 ranks  WHEN rank 1 runs without the other, and both run together
-    (lone,), said = train("ranks.py", ranks=(1,), world_size=2, steps=2)
+    # GIVEN DDP over 2 ranks  WHEN rank 1 runs without the other, to its own end, and both run together
+    (lone,), said = train("ranks.py", ranks=(1,), world_size=2, steps=99)
     both, heard = train("ranks.py", ranks=(0, 1), world_size=2, steps=2)
 
     # THEN the lone one makes up what it would hear, the others really hear it
@@ -112,6 +112,10 @@ def test_one_process_is_a_rank_without_peers_and_needs_what_all_of_them_need(tra
     assert len({gpu.reserved_bytes for gpu in used}) == 1
     assert max(gpu.allocated_bytes for gpu in used) <= 1.01 * min(gpu.allocated_bytes for gpu in used)
     assert [gpu.device for gpu in used] == [1, 0, 1]
+    # AND what NCCL held counts, whether or not the script gave it up before its end
+    assert not lone.stopped
+    assert len({gpu.nccl_bytes for gpu in used}) == 1
+    assert used[0].outside_bytes > used[0].nccl_bytes > 0
 
 
 @virtual
@@ -128,6 +132,7 @@ def test_small_values_are_true_and_unknown_shapes_are_bounded(train):
     assert result.outcome == "ran"
     assert not result.stopped
     assert any("which elements are selected" in note for note in result.notes)
+    assert result.facts["shapes_bounded"] >= 2
 
 
 def test_nothing_here_imports_torch_in_the_parent():
