@@ -73,6 +73,7 @@ format: setup
 bench: setup
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/profile_speed.py
+	@$(BIN)/python benchmarks/virtual_speed.py
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,17 +22,22 @@ class Usage:
 
     seconds: float
     """Wall time."""
+    cpu_seconds: float
+    """Of all its processes that it has waited for, in user mode and in the system."""
     rss_bytes: int
     """Largest resident memory of any of its processes."""
     output: str
     """Its standard output."""
 
 
-def usage(command: list[str]) -> Usage:
-    """Run `command` and measure it; stops the benchmark if it fails, with what it said."""
+def usage(command: list[str], environment: Mapping[str, str] | None = None) -> Usage:
+    """Run `command` and measure it; stops the benchmark if it fails, with what it said.
+
+    `environment`: all of it; None = this process's own.
+    """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment)
         _, status, resources = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -40,7 +46,12 @@ def usage(command: list[str]) -> Usage:
         if process.returncode:
             sys.exit(f"{' '.join(command)} exits {process.returncode}:\n{err.read()}")
         unit = 1 if sys.platform == "darwin" else 1024
-        return Usage(seconds=seconds, rss_bytes=resources.ru_maxrss * unit, output=out.read())
+        return Usage(
+            seconds=seconds,
+            cpu_seconds=resources.ru_utime + resources.ru_stime,
+            rss_bytes=resources.ru_maxrss * unit,
+            output=out.read(),
+        )
 
 
 def median_seconds(command: list[str], repeats: int) -> float:

@@ -15,6 +15,9 @@ LAYERS = ("estimator", "profilers", "cli")
 MAY_TOUCH_THE_PROCESS = {
     "dnnmem.profilers.script": "the child process of a script: flushes its own output before it is ended",
     "dnnmem.profilers.run": "the parent passes its whole environment on to the child, and reads nothing in it",
+    "dnnmem.profilers.script_launcher_child": "the child process: what a launcher sets there is the answer",
+    "dnnmem.profilers.script_spawn": "the child process: becomes a rank that its script would start",
+    "dnnmem.profilers.virtual_facts": "the child process: asks cuDNN's server where the stub of cuDNN does",
     "dnnmem.profilers.worker": "the child process: its environment and output are its own, not a person's terminal",
 }
 """Modules below the command line that may print or read the environment, each with its reason."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.virtual_gpu.elf import defined
 from dnnmem.profilers.virtual_gpu.generate import declared, entry_points_text, newest_versions, stubs_text
-from dnnmem.profilers.virtual_gpu.installed import HEADERS, Torch, find_torch, kernel_targets
+from dnnmem.profilers.virtual_gpu.installed import HEADERS, WITHOUT, Torch, find_torch, kernel_targets
 from dnnmem.profilers.virtual_gpu.libraries import LIBRARIES, Library
 from dnnmem.profilers.virtual_gpu.wanted import Wanted, find_wanted
 
@@ -182,6 +182,4 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a compiler, our sources
     if done.returncode:
         first = "\n".join((done.stderr or done.stdout).splitlines()[:5])
-        raise UnsupportedError(
-            f"{command[0]} could not build the virtual GPU for this torch:\n{first}", hint="use --device fake"
-        )
+        raise UnsupportedError(f"{command[0]} could not build the virtual GPU for this torch:\n{first}", hint=WITHOUT)

@@ -17,8 +17,8 @@ static void write_error(const char *path, const char *symbol)
         return;
     fprintf(file,
             "{\"type\": \"UnsupportedError\", \"message\": \"this step calls %s, which the virtual GPU does not have: "
-            "what it would do to memory is not known\", \"hint\": \"use --device fake, or --device cuda where there is "
-            "a GPU\"}",
+            "what it would do to memory is not known\", \"hint\": \"dnnmem profile --device fake needs no virtual GPU, and "
+            "--device cuda has a real one\"}",
             symbol);
     fclose(file);
 }

@@ -19,6 +19,7 @@ from dataclasses import astuple
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.nccl_memory import way_bytes
+from dnnmem.profilers.virtual_gpu.installed import WITHOUT
 
 NUMBERS: Mapping[str, int] = {
     "MAX_THREADS_PER_BLOCK": 1, "MAX_BLOCK_DIM_X": 2, "MAX_BLOCK_DIM_Y": 3, "MAX_BLOCK_DIM_Z": 4, "MAX_GRID_DIM_X": 5,
@@ -96,7 +97,7 @@ def _capability(device: Device) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)\.(\d+)", device.compute_capability)
     if device.vendor != "nvidia" or not found:
         raise UnsupportedError(
-            f"{device.name} is a GPU of {device.vendor}, and the virtual GPU is a CUDA one", hint="use --device fake"
+            f"{device.name} is a GPU of {device.vendor}, and the virtual GPU is a CUDA one", hint=WITHOUT
         )
     return int(found[1]), int(found[2])
 

@@ -21,7 +21,10 @@ HEADERS = (
 )  # fmt: skip
 """What the stub libraries are compiled against."""
 
-_HINT = "install torch for CUDA with pip, which brings the headers along; or use --device fake"
+WITHOUT = "dnnmem profile --device fake needs no virtual GPU"
+"""The way out where there can be none."""
+
+_HINT = f"install torch for CUDA with pip, which brings the headers along; {WITHOUT}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.virtual_gpu.build import build, default_cache, find_compiler, read_targets
 from dnnmem.profilers.virtual_gpu.cudnn_service import VARIABLE, find_cudnn, running
 from dnnmem.profilers.virtual_gpu.identity import identity
-from dnnmem.profilers.virtual_gpu.installed import find_torch
+from dnnmem.profilers.virtual_gpu.installed import WITHOUT, find_torch
 
 DEFAULT_GPU = "h100-sxm-80gb"
 """The GPU where nobody names one."""
@@ -68,7 +68,7 @@ def prepare(
     `UnsupportedError` if this machine cannot, `UsageError` if there is no such GPU.
     """
     if reason := unavailable():
-        raise UnsupportedError(f"no virtual GPU here: {reason}", hint="use --device fake")
+        raise UnsupportedError(f"no virtual GPU here: {reason}", hint=WITHOUT)
     device = gpu if isinstance(gpu, Device) else find_device(gpu or DEFAULT_GPU)
     identity(device, count=count)  # first: it is quick to say no
     folder, note = build(cache)

@@ -176,9 +176,11 @@ EXPORT int nvmlDeviceGetUtilizationRates(void *handle, utilization *it)
 
 /* ---- versions ---- */
 
+/* Scripts compare it with others: a branch of the driver that knows this CUDA (R570 knows 12.8, R580 13.0), with a second
+   number that no driver of NVIDIA has. */
 EXPORT int nvmlSystemGetDriverVersion(char *text, unsigned room)
 {
-    return snprintf(text, room, "virtual") < (int)room ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
+    return snprintf(text, room, "%s", CUDA_VERSION < 13000 ? "570.00" : "580.00") < (int)room ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
 }
 
 EXPORT int nvmlSystemGetCudaDriverVersion_v2(int *version)
