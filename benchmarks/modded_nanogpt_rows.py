@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,8 @@ class Row:
     """Peak, MiB."""
     reserved: int | None = None
     """Peak, MiB; None = the log has none."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables that this release needs to run it at all."""
     note: str = ""
     """What a reader should know of it."""
 
@@ -144,7 +146,7 @@ def run(row: Row, history: Path, data: Path, log: Path) -> tuple[dict[str, int],
         words = ["--gpu", "h100-sxm-80gb", "--gpus", "8", "--rank", "0", "--steps", str(row.steps), "--no-layers"]
         command = [sys.executable, "-c", "from dnnmem.cli.app import main; main()", "run", *words]
         command += ["--json", str(report), "--", "train_gpt.py"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **row.environment}
         with log.open("w") as said:
             try:
                 subprocess.run(

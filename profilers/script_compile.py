@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from dnnmem.profilers.script_imports import after_import
@@ -149,6 +150,18 @@ def _pass_through() -> None:
     operators._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS.append(own)
     for operator in operators._higher_order_ops.values():
         operator.fallthrough(own)
+    _leave_in_force(sys.modules["torch"], _KEY)
+
+
+def _leave_in_force(torch: Any, key: str) -> None:
+    """Let torch.compile put off autocast, but not `key`, which is one of its keys and which no autocast uses."""
+    members = torch._C.DispatchKey.__members__
+    autocast = [value for name, value in members.items() if name.startswith("Autocast") and name != key]
+    keys = torch._C.DispatchKeySet(autocast[0])
+    for other in autocast[1:]:
+        keys = keys.add(other)
+    torch._C._DisableAutocast = partial(torch._C._ExcludeDispatchKeyGuard, keys)
+    torch._C._is_any_autocast_enabled = lambda: any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
 
 
 def first_finite(benchmark: Callable[[Sequence[Any]], Mapping[Any, float]], choices: Sequence[Any]) -> dict[Any, float]:

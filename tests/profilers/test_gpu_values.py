@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dnnmem.profilers.gpu_values import SmallValues
+from dnnmem.profilers.script_compile import FixedChoices
 from dnnmem.profilers.virtual import is_virtual
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("values")]
@@ -65,6 +66,17 @@ def test_known_values_give_what_the_cpu_gives(values, name):
     # THEN its result, and the shape of it, are those of the CPU, and nothing was assumed
     assert found == KNOWN[name](torch.tensor(IDS)).tolist()
     assert not values.assumed
+
+
+def test_values_stay_known_where_torch_compile_puts_autocast_off():
+    # GIVEN what torch.compile needs  WHEN it asks for autocast, and traces without it
+    FixedChoices(pass_through=True)
+    # THEN it finds no autocast but a user's own, and values are as known as before
+    assert not torch._C._is_any_autocast_enabled()
+    with torch.autocast("cuda"):
+        assert torch._C._is_any_autocast_enabled()
+    with torch._C._DisableAutocast():
+        assert torch.tensor(IDS, device="cuda").nonzero().shape == (5, 2)
 
 
 def test_a_part_that_is_overwritten_is_not_known_any_more(values, unknown):
