@@ -39,7 +39,7 @@ RESULTS = Path(__file__).parents[1] / "tests" / "accuracy" / "data" / "programs.
 LIMIT_SECONDS = 900
 TO_ITS_END = 100
 GIB = 2**30
-_COUNTS = re.compile(r" \(\d+ times\)$|(?<=^compiled by torch.compile): .*")
+_COUNTS = re.compile(r" \(\d+ times?\)$|(?<=^compiled by torch.compile): .*")
 """What of an assumption is of one program alone."""
 _NOT_OF_PEAKS = (
     "layers are not shown",
@@ -266,7 +266,7 @@ def table(results: Iterable[Result]) -> str:
         if result.outcome not in {"ran", "out_of_memory"}:
             outcome = f"{outcome}: {sentences[0]}"
         told = sentences if result.outcome == "ran" else sentences[1:]
-        marks = ", ".join(str(numbers.setdefault(sentence, len(numbers) + 1)) for sentence in told)
+        marks = ", ".join(str(numbers.setdefault(sentence, len(numbers) + 1)) for sentence in dict.fromkeys(told))
         lines.append(f"| {program.about} | {gpus} | {outcome} | {sizes} | {marks or '-'} |")
     return "\n".join([*lines, "", *(f"{number}. {sentence}" for sentence, number in numbers.items())])
 

@@ -48,6 +48,23 @@ def test_ways_cost_when_they_are_first_used(on_gpu):
     assert found[8] == [0, 0]
 
 
+def test_more_than_2_gib_are_read_whole(on_gpu):
+    # GIVEN a rank that swaps with 7 others, in many ways  WHEN what it needs is noted
+    code = """
+        import json, torch, torch.distributed as dist
+        from dnnmem.profilers.script_peaks import PeakMeter
+        dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=8)
+        x = torch.ones(8 << 20, device="cuda")
+        dist.all_to_all_single(torch.empty_like(x), x)
+        dist.all_reduce(x)
+        gpu, = PeakMeter().memory()
+        print(json.dumps([gpu.nccl_bytes, gpu.outside_bytes]))
+    """
+    nccl, outside = taken(on_gpu(code, count=8))
+    # THEN it does not turn negative, and is part of all that lies outside the allocator
+    assert 2**31 < nccl < outside
+
+
 @pytest.mark.parametrize(("size", "expected"), [(1, 0), (2, H100.ring)])
 def test_few_ranks_need_little(on_gpu, size, expected):
     found = taken(
