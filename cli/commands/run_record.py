@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dnnmem.cli.commands.deliver import make_profile
 from dnnmem.cli.commands.job import SAVED
-from dnnmem.estimator.build import build_profile
 from dnnmem.estimator.errors import DnnmemError
 from dnnmem.estimator.profile import Measurement, Profile
 from dnnmem.estimator.trace_file import load_trace, save_trace
@@ -82,7 +82,7 @@ def _profile(job: RunJob, plain: RankResult, path: Path, *, first: bool) -> Prof
     trace = replace(trace, origin=origin)
     if (to := saved_as(job, plain.rank, first=first)) is not None:
         save_trace(trace, measured, to)
-    return build_profile(trace, measured, job.run.gpu)
+    return make_profile(trace, measured, job.run.gpu)
 
 
 def _measurement(result: RankResult) -> Measurement:
