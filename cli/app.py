@@ -18,6 +18,7 @@ Torch, pandas, pydantic and numpy load inside the commands that need them: `dnnm
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -36,8 +37,10 @@ from dnnmem.cli.commands.profile import profile
 from dnnmem.cli.commands.run import run as run_command
 from dnnmem.cli.commands.view import view
 from dnnmem.cli.console import wants_color
-from dnnmem.estimator.errors import DnnmemError, InternalError
+from dnnmem.estimator.errors import DnnmemError, InternalError, UnsupportedError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the system says of a folder that takes no more, which is no fault of dnnmem."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
 
@@ -140,6 +143,12 @@ def _as_known(error: Exception) -> DnnmemError:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "dnnmem"
         return _OptionError(error.format_message().rstrip("."), hint=f"{command} --help lists the options")
+    if isinstance(error, OSError) and (error.errno in _NO_ROOM or "temporary directory" in str(error)):
+        where = f"{error.filename}: " if error.filename else ""
+        return UnsupportedError(
+            f"a file could not be written: {where}{error.strerror or error}",
+            hint="free some room, or set TMPDIR and DNNMEM_CACHE to folders that can be written",
+        )
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{os.path.basename(frame.filename)}:{frame.lineno}"  # noqa: PTH119 - no pathlib for one word
     return InternalError(

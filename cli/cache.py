@@ -11,10 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from dnnmem.estimator.errors import UnsupportedError
+
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """The folder that `environ` names; it need not exist."""
+    """The folder that `environ` names; it need not exist. Raises `UnsupportedError` where there is no home."""
     if own := environ.get("DNNMEM_CACHE", "").strip():
         return Path(own).expanduser().absolute()
     everybodys = environ.get("XDG_CACHE_HOME", "").strip()
-    return (Path(everybodys) if everybodys else Path.home() / ".cache") / "dnnmem"
+    if everybodys:
+        return Path(everybodys) / "dnnmem"
+    try:
+        return Path.home() / ".cache" / "dnnmem"
+    except RuntimeError as error:
+        raise UnsupportedError(
+            "this user has no home folder to keep things in", hint="set DNNMEM_CACHE to a folder"
+        ) from error

@@ -69,6 +69,7 @@ def describe(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _devices(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from dnnmem.profilers.virtual_gpu.build import find_compiler
     from dnnmem.profilers.virtual_gpu.launch import unavailable
 
     if "torch" not in facts:
@@ -77,7 +78,7 @@ def _devices(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "device cpu", "works"
     yield "device fake", f"does not work: {facts['fake']}" if facts["fake"] else "works"
     reason = unavailable()
-    yield "device virtual", f"does not work: {reason}" if reason else "works"
+    yield "device virtual", f"does not work: {reason}" if reason else f"works, built with {' '.join(find_compiler())}"
     gpus = ", ".join(f"{gpu['name']} ({gpu['nbytes'] / 2**30:.1f} GiB)" for gpu in facts["gpus"])
     yield "device cuda", f"works: {gpus}" if gpus else f"does not work: {_why_no_cuda(facts)}"
 

@@ -8,6 +8,7 @@ time do the same work twice, and one that dies leaves nothing that anybody takes
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -34,6 +35,8 @@ _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-pthread")
 _GENERATORS = ("build.py", "elf.py", "generate.py", "installed.py", "libraries.py", "reviewed.py", "wanted.py")
 """Modules that decide what is built."""
 _HOUR_SECONDS = 3600.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a compiler may say of the place, and not of the sources."""
 
 
 def find_compiler() -> tuple[str, ...]:
@@ -75,7 +78,13 @@ def build(cache: Path | None = None) -> tuple[Path, str]:
         note = f"{wished} cannot be written ({error.strerror}): the virtual GPU's libraries are kept in {own} instead"
     if _is_complete(own / name):
         return own / name, note
-    return _build_in(own, name, torch, compiler), note
+    try:
+        return _build_in(own, name, torch, compiler), note
+    except OSError as error:
+        raise UnsupportedError(
+            f"the virtual GPU's libraries can be kept neither in {wished} nor in {own}: {error.strerror}",
+            hint="set DNNMEM_CACHE to a folder that can be written and has 10 MB of room",
+        ) from error
 
 
 def read_targets(folder: Path) -> tuple[int, ...]:
@@ -165,7 +174,7 @@ def _link(library: Library, folder: Path, torch: Torch, wanted: Wanted, compiler
     command += ["-o", str(folder / soname), f"-Wl,-soname,{soname}", "-Wl,-rpath,$ORIGIN"]
     if any(where == soname for _, where in wanted.symbols):  # then symbols carry the library's name as their version
         (work / f"{soname}.map").write_text(f"{soname} {{ global: *; }};\n")
-        command.append(f"-Wl,--version-script={work / f'{soname}.map'}")
+        command += ["-Xlinker", f"--version-script={work / f'{soname}.map'}"]  # -Wl would part a path with a comma
     _run(command if is_driver else [*command, str(folder / "libcuda.so.1")])
 
 
@@ -181,5 +190,8 @@ def _nvml_names(library: Library) -> set[str]:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a compiler, our sources
     if done.returncode:
+        for number in _NO_ROOM:
+            if os.strerror(number) in done.stderr:
+                raise OSError(number, os.strerror(number))
         first = "\n".join((done.stderr or done.stdout).splitlines()[:5])
         raise UnsupportedError(f"{command[0]} could not build the virtual GPU for this torch:\n{first}", hint=WITHOUT)

@@ -59,19 +59,6 @@ def test_a_pynvml_that_comes_later_is_noticed(monkeypatch, tmp_path):
     assert place() != before
 
 
-def test_two_builds_at_a_time_end_in_one_result(cache, tmp_path):
-    # GIVEN an empty cache  WHEN two processes build
-    both = [start(tmp_path), start(tmp_path)]
-    told = [process.communicate(timeout=120) for process in both]
-    # THEN both have the same complete folder, and nothing else is left
-    assert [process.returncode for process in both] == [0, 0], told
-    assert told[0][0] == told[1][0]
-    left = list((tmp_path / "virtual-gpu").iterdir())
-    assert [str(folder) for folder in left] == [told[0][0].strip()]
-    expected, _ = build(cache)
-    assert {f.name for f in left[0].iterdir()} == {f.name for f in expected.iterdir()}
-
-
 def test_a_build_that_is_killed_leaves_nothing_that_counts(cache, tmp_path):
     # GIVEN a build that is killed as soon as it has begun
     process = start(tmp_path)
