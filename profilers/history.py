@@ -28,6 +28,8 @@ class _Allocation:
     nbytes: int
     tick: int
     """Dispatch count of the operator in or after which it happened."""
+    stream: int = 0
+    """0 for the default stream, others by their first allocation."""
     freed: int | None = None
     """The same for its free; None while it lives."""
     inside: bool = True
@@ -68,6 +70,7 @@ def _read(history: list[dict[str, Any]]) -> tuple[list[_Allocation], list[tuple[
     live: dict[int, _Allocation] = {}
     found: list[_Allocation] = []
     order: list[tuple[int, int, bool, _Allocation]] = []
+    streams = {0: 0}
     now = 0
     for event in history:
         label = str(event.get("user_metadata") or "~0")
@@ -76,7 +79,8 @@ def _read(history: list[dict[str, Any]]) -> tuple[list[_Allocation], list[tuple[
         tick = now = max(now, tick)  # a label is a thread's own: another thread's is stale
         address = int(event["addr"])
         if event["action"] == "alloc":
-            allocation = _Allocation(int(event["size"]), tick, inside=inside)
+            stream = streams.setdefault(int(event.get("stream", 0)), len(streams))
+            allocation = _Allocation(int(event["size"]), tick, stream, inside=inside)
             live[address] = allocation
             found.append(allocation)
             order.append((tick, address, True, allocation))
@@ -125,6 +129,7 @@ def _name_the_rest(log: Log, allocations: list[_Allocation]) -> None:
 def _rebuild(log: Log, order: list[tuple[int, int, bool, _Allocation]]) -> None:
     """Events in the allocator's order, and where each op and step begins in them."""
     log.events = []
+    log.streams = {a.number: a.stream for _, _, _, a in order if a.number is not None and a.stream}
     ticks = [tick for tick, _, _, _ in order]
     for _, _, is_allocation, allocation in order:
         assert allocation.number is not None  # noqa: S101 - all are named by now

@@ -105,6 +105,8 @@ class Log:
     """In dispatch order."""
     events: list[tuple[int, int]] = field(default_factory=list)
     """(signed bytes, storage) in program order."""
+    streams: dict[int, int] = field(default_factory=dict)
+    """Streams of the storages, temporaries too, that are not the default one's, by number."""
     blocks: dict[int, Block] = field(default_factory=dict)
     """By the number of the storage."""
     steps: list[tuple[int, int]] = field(default_factory=list)

@@ -70,7 +70,7 @@ def _events(log: Log, names: Mapping[int, int]) -> list[Event | None]:
     result: list[Event | None] = []
     for nbytes, number in log.events:
         if number < 0:
-            result.append(Event(nbytes, 0, number))
+            result.append(Event(nbytes, log.streams.get(number, 0), number))
             continue
         root = names.get(number, number)
         block = log.blocks[root]
@@ -79,7 +79,8 @@ def _events(log: Log, names: Mapping[int, int]) -> list[Event | None]:
         if block.host or joined or passed_on:
             result.append(None)
         else:
-            result.append(Event(block.nbytes if nbytes > 0 else -block.nbytes, 0, root))
+            signed = block.nbytes if nbytes > 0 else -block.nbytes
+            result.append(Event(signed, log.streams.get(root, 0), root))
     return result
 
 
@@ -131,10 +132,10 @@ def _close(log: Log, windows: list[list[Event]]) -> tuple[dict[int, tuple[int, i
     growth = 0
     for number in made.keys() - partners.keys():
         growth += log.blocks[number].nbytes
-        windows[-1].append(Event(-log.blocks[number].nbytes, 0, number))
+        windows[-1].append(Event(-log.blocks[number].nbytes, log.streams.get(number, 0), number))
     for number in freed.keys() - set(partners.values()):
         growth -= log.blocks[number].nbytes
-        windows[-1].append(Event(log.blocks[number].nbytes, 0, number))
+        windows[-1].append(Event(log.blocks[number].nbytes, log.streams.get(number, 0), number))
     return moments, growth
 
 

@@ -58,6 +58,22 @@ def test_what_lived_before_the_history_began_is_there_from_the_start():
     assert windows(log) == [[(64, 1), (-64, 1)]]
 
 
+def test_blocks_keep_the_allocators_stream():
+    # GIVEN an output on a stream of its own, a temporary on a third one, and one on the default stream
+    log = log_of([entry(2, (), (0,))], [block(64, seen=2, address=0x20)])
+    history = [
+        {**alloc(0x20, 64, "2"), "stream": 0x7F00}, {**alloc(0x30, 16, "2"), "stream": 0x9900}, *free(0x30, "2"),
+        {**alloc(0x40, 8, "2"), "stream": 0}, *free(0x40, "2"), *free(0x20, "~2"),
+    ]  # fmt: skip
+    use_history(log, history)
+    # WHEN it becomes a trace
+    trace, _ = to_trace(log, modules=(), batch={}, origin=Origin())
+    # THEN streams are numbered as they appear, for allocations and frees alike
+    assert [(event.nbytes, event.stream) for _, event in trace.events()] == [
+        (64, 1), (16, 2), (-16, 2), (8, 0), (-8, 0), (-64, 1),
+    ]  # fmt: skip
+
+
 def test_temporaries_inside_an_operator_are_its_own():
     # GIVEN an operator that makes its output, and a temporary before and after it
     log = log_of([entry(2, (), (0,)), entry(3, (0,))], [block(64, seen=2, address=0x20)])
