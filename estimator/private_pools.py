@@ -3,6 +3,7 @@
     begin(7, stream=3)   requests of stream 3 come from pool 7     a capture: other streams go on as before
     end(7)               the pool stays, for the graph's replays; freed blocks return to it
     release(7)           the last graph is gone: emptying the cache may give its segments back
+    hold(7)              a `torch.cuda.MemPool` is a user too, from when it is made until it is released
 
 >>> pools = PrivatePools()
 >>> pools.begin(7, stream=3)
@@ -49,10 +50,14 @@ class PrivatePools:
         """Serve requests, of one stream or of all, from `pool`. Raises `InternalError` if it does already."""
         if any(number == pool for number, _ in self.active):
             raise InternalError(f"private pool {pool} serves requests already")
-        self.pools.setdefault(pool, PrivatePool()).users += 1
+        self.hold(pool)
         self.active.append((pool, stream))
         if captures:
             self.captures.add(pool)
+
+    def hold(self, pool: int) -> None:
+        """One more user, for which nothing is served yet."""
+        self.pools.setdefault(pool, PrivatePool()).users += 1
 
     def end(self, pool: int) -> None:
         """No longer. Raises `InternalError` if it does not."""

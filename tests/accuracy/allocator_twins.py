@@ -79,6 +79,8 @@ class Twins:
         self.ranges: list[int] = []
         driver = Driver(capacity_bytes=free, next_address=self._address)
         self.ours = CachingAllocator(parse_settings(conf), device_bytes=total, driver=driver)
+        for which in range(len(self.pools)):
+            self.ours.private.hold(which)
         self.bases: list[tuple[int, int]] = []
         self.told: Counter[str] = Counter()
 
@@ -138,7 +140,7 @@ class Twins:
     def end(self, _: int, __: int) -> None:
         if self.active:
             which = self.active.pop()
-            torch._C._cuda_endAllocateToPool(0, self.pools[which].id)
+            end(self.pools[which].id)
             self.ours.private.end(which)
 
     def release(self, _: int, which: int) -> None:
@@ -234,6 +236,12 @@ def begin(pool: tuple[int, int]) -> None:
     """Let this thread allocate from a private pool, whatever the release calls it."""
     name = "_cuda_beginAllocateCurrentThreadToPool"
     getattr(torch._C, name if hasattr(torch._C, name) else "_cuda_beginAllocateToPool")(0, pool)
+
+
+def end(pool: tuple[int, int]) -> None:
+    """The end of `begin`."""
+    name = "_cuda_endAllocateToPool"
+    getattr(torch._C, name if hasattr(torch._C, name) else "_cuda_endAllocateCurrentStreamToPool")(0, pool)
 
 
 def _numbers(message: str) -> list[str]:
