@@ -252,8 +252,9 @@ class CachingAllocator:
 
     def _finish_waiting(self) -> None:
         """`process_events`: all streams are done with what was freed."""
-        while self._waiting:
-            self._to_pool(self._waiting.popitem()[1])
+        for block in self._waiting.values():
+            self._to_pool(block)
+        self._waiting.clear()
 
     def _cached(self, pool: Pool, size: int, stream: int) -> Block | None:
         """`get_free_block`: the cached block that serves, out of its pool."""
