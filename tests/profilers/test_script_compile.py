@@ -40,11 +40,11 @@ def _train(root):
 def test_a_compiled_program_needs_less_and_says_that_it_is_compiled(train):
     # GIVEN a program  WHEN it runs eagerly, and compiled
     eager, _ = train("eager")
-    result, _ = train("default")
+    result, _ = train("max-autotune-no-cudagraphs")
 
     # THEN fewer intermediate results are kept, and the notes name the graph
     assert (eager.outcome, result.outcome) == ("ran", "ran")
-    assert result.device.allocated_bytes < eager.device.allocated_bytes
+    assert result.device.steps[-1].allocated_bytes < eager.device.steps[-1].allocated_bytes
     assert (eager.graphs, result.graphs) == (0, 1)
     assert "compiled by torch.compile: 1 graph of 1 frame" in result.notes
     assert not [note for note in eager.notes if "compile" in note]
@@ -56,7 +56,7 @@ def test_cuda_graphs_keep_their_memory_in_private_pools(train):
 
     assert result.outcome == "ran"
     assert "private pools 1" in said
-    assert train("default")[1] == ["private pools 0"]
+    assert train("eager")[1] == ["private pools 0"]
     # AND a replay allocates nothing of what its graph holds
     first, *_, last = result.device.steps
     assert last.allocated_bytes < first.allocated_bytes
@@ -75,7 +75,8 @@ def test_autotuning_takes_a_fixed_choice(train):
     timed = [line for line in said if line.strip().startswith("triton_mm") and "inf ms" not in line]
     assert not timed
     # AND the benchmark's own buffers are in the peak of the first step
-    assert result.device.steps[0].allocated_bytes > train("default")[0].device.steps[0].allocated_bytes
+    first, *_, last = result.device.steps
+    assert first.allocated_bytes > last.allocated_bytes + 2**20
 
 
 def test_choices_are_tried_in_order_until_one_works():
@@ -118,8 +119,8 @@ def found(environment):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "GPU 0: NVIDIA H100 80GB HBM3 (virtual)\nGPU 1: NVIDIA H100 80GB HBM3 (virtual)\n"),
-        (("-i", "0", "--query-gpu=name,compute_cap", "--format=csv,noheader"), "NVIDIA H100 80GB HBM3, 9.0\n"),
+        ((), "GPU 0: NVIDIA H100 SXM 80GB (virtual)\nGPU 1: NVIDIA H100 SXM 80GB (virtual)\n"),
+        (("-i", "0", "--query-gpu=name,compute_cap", "--format=csv,noheader"), "NVIDIA H100 SXM 80GB, 9.0\n"),
         (("--query-gpu=index", "--format=csv"), "index\n0\n1\n"),
     ],
 )
