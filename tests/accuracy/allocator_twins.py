@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from itertools import count
 from typing import Any
 
 import torch
@@ -69,6 +70,8 @@ class Twins:
         self.users = [0, 0, 0]
         self.capturing: int | None = None
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.numbers: dict[int, int] = {}
+        self.counter = count(len(self.pools))
         self.seen = 0
         torch.cuda.empty_cache()
         torch.cuda.memory._record_memory_history(None)
@@ -152,22 +155,23 @@ class Twins:
     def capture(self, _: int, which: int) -> None:
         if which and self.capturing is None and not self.active and which not in self.graphs:
             self.graphs[which] = torch.cuda.CUDAGraph()
+            self.numbers[which] = next(self.counter)
             with torch.cuda.stream(self.streams[which]):
                 self.graphs[which].capture_begin(capture_error_mode="relaxed")
-            self.ours.private.begin(10 + which, self.streams[which].cuda_stream, captures=True)
+            self.ours.private.begin(self.numbers[which], self.streams[which].cuda_stream, captures=True)
             self.capturing = which
 
     def end_capture(self, _: int, __: int) -> None:
         if self.capturing is not None:
             with torch.cuda.stream(self.streams[self.capturing]):
                 self.graphs[self.capturing].capture_end()
-            self.ours.private.end(10 + self.capturing)
+            self.ours.private.end(self.numbers[self.capturing])
             self.capturing = None
 
     def drop(self, _: int, which: int) -> None:
         if which in self.graphs and which != self.capturing:
             del self.graphs[which]
-            self.ours.private.release(10 + which)
+            self.ours.private.release(self.numbers[which])
 
     def finish(self) -> None:
         """Compare what is held, then give everything back."""
@@ -251,13 +255,13 @@ def _numbers(message: str) -> list[str]:
     return [word for part in parts for word in part.split() if word[0].isdigit()]
 
 
-def main(conf: str, count: int, start: int) -> dict[str, Any]:
+def main(conf: str, examples: int, start: int) -> dict[str, Any]:
     told: Counter[str] = Counter()
     streams = [torch.cuda.default_stream(), torch.cuda.Stream(), torch.cuda.Stream()]
     torch.empty(1, device="cuda")
 
     @seed(start)
-    @settings(max_examples=count, deadline=None, database=None, report_multiple_bugs=False, phases=[Phase.generate],
+    @settings(max_examples=examples, deadline=None, database=None, report_multiple_bugs=False, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(programs)
     def same(program: list[tuple[str, int, int]]) -> None:
