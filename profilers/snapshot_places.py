@@ -83,9 +83,17 @@ class Places:
     def __init__(self) -> None:
         """Nothing is known yet."""
         self._frames: dict[int, _Frame] = {}
+        self._places: dict[tuple[int, ...], Place] = {}
 
     def of(self, frames: Sequence[Mapping[str, Any]]) -> Place:
         """What the program was doing; `frames` innermost first. Empty ones are a backward thread's."""
+        key = tuple(map(id, frames))
+        found = self._places.get(key)
+        if found is None:
+            found = self._places[key] = self._place(frames)
+        return found
+
+    def _place(self, frames: Sequence[Mapping[str, Any]]) -> Place:
         read = [self._frames.get(id(frame)) or self._read(frame) for frame in frames]
         python = [frame for frame in read if frame.python]
         node = next((frame.node for frame in read if frame.node), "")
