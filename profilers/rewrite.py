@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from dnnmem.estimator.trace import Event, Kind, Module, Op, Origin, Phase, Storage, Trace
 from dnnmem.profilers.kinds import kind_of
+from dnnmem.profilers.modules import LOSS
 from dnnmem.profilers.record import Block, Log
 
 
@@ -38,6 +39,9 @@ def to_trace(
     moments, growth = _close(log, windows)
     ops = _ops(log, windows, names, moments, seconds or [None] * len(entries))
     storages = _storages(log, ops, setup, pinned, _read_back(log, names, moments))
+    for number in storages.keys() & _brought(log, moments):
+        if _is_batch(storages[number]):
+            storages[number] = replace(storages[number], kind=Kind.INPUT)
     trace = Trace(
         ops=ops, storages=storages, setup=setup, pinned=frozenset(pinned), modules=modules, batch=batch, origin=origin
     )
@@ -254,6 +258,22 @@ def _storages(
             saved=saved,
         )
     return result
+
+
+def _brought(log: Log, moments: Mapping[int, tuple[int, int]]) -> set[int]:
+    """What each step replaces by something made of nothing on the device: a batch that the loop's variable holds."""
+    found: set[int] = set()
+    for left, (_, kept) in moments.items():
+        entry = log.entries[log.blocks[left].entry] if log.blocks[left].entry >= 0 else None
+        if entry is None or entry.reads or entry.place.phase is not Phase.FORWARD:
+            continue
+        if entry.place.module in ((), LOSS):
+            found |= {left, kept}
+    return found
+
+
+def _is_batch(storage: Storage) -> bool:
+    return storage.kind is Kind.ACTIVATION or (storage.kind is Kind.BUFFER and not storage.module)
 
 
 def _read_back(log: Log, names: Mapping[int, int], moments: Mapping[int, tuple[int, int]]) -> set[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dnnmem.estimator.trace import Kind, Origin, Phase
 from dnnmem.profilers.modules import Place
 from dnnmem.profilers.record import Block, Entry, Log
@@ -112,6 +114,22 @@ def test_a_new_one_made_before_the_old_one_dies_changes_names_with_it():
     # THEN what is freed is the temporary name, and the found storage is what lives on
     assert events(trace) == [[(8, 1)], [(-8, 1)], []]
     assert [op.reads for op in trace.ops] == [(), (0, 1), (0,)]
+
+
+@pytest.mark.parametrize(("place", "kind"), [(("<loss>",), Kind.INPUT), (("fc",), Kind.BUFFER)])
+def test_what_the_loop_makes_anew_outside_of_modules_is_its_batch(place, kind):
+    # GIVEN a batch that the loop's variable holds until it has the next one, and the same within a module
+    log = program(
+        (FORWARD, (), (0,), [(8, 0)], None),
+        (FORWARD, (), (1,), [(8, 1), (-8, 0)], None),
+        (FORWARD, (1,), (), [], None),
+        blocks=[block(died=2), block(made_by=1)],
+        first=1,
+    )
+    for entry in log.entries:
+        entry.place = entry.place._replace(module=place)
+    trace, _ = trace_of(log)
+    assert [trace.storages[i].kind for i in trace.pinned] == [kind]
 
 
 def test_what_a_step_leaves_beyond_what_it_found_is_growth():
