@@ -45,7 +45,9 @@ _LARGEST = 2**20
 def advise(trace: Trace, reserved_bytes: int | None = None) -> tuple[Advice, ...]:
     """What would lower the peak of `trace`, most first; nothing for a step of more than `MOST_EVENTS` events.
 
-    `reserved_bytes` is what was measured; without it the trace's own replay is what each change is held against.
+    `reserved_bytes` is the peak that each change is held against, where the caller knows it already: the replay's, or
+    that of a recorded history, which a replay that begins in its middle cannot give.
+
     Raises `TraceError` for a trace whose events do not fit together.
     """
     if sum(len(op.events) for op in trace.ops) > MOST_EVENTS or not trace.ops:

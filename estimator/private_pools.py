@@ -44,7 +44,7 @@ class PrivatePools:
     active: list[tuple[int, int | None]] = field(default_factory=list)
     """Pools that serve requests now, with the stream they serve; None is every stream."""
     captures: set[int] = field(default_factory=set)
-    """Those of them that a CUDA graph is captured into: meanwhile no event is asked and no cache emptied."""
+    """Those of them that a CUDA graph is captured into: a request for it asks no event and empties no cache."""
 
     def begin(self, pool: int, stream: int | None = None, *, captures: bool = False) -> None:
         """Serve requests, of one stream or of all, from `pool`. Raises `InternalError` if it does already."""

@@ -32,7 +32,8 @@ from dnnmem.profilers.gpu_twins import ASSUMED, MOST_BYTES, MOST_COPY_BYTES, TRU
 from dnnmem.profilers.script_imports import call_when_loaded
 from dnnmem.profilers.tensors import tensors_in
 
-_KEY = "AutocastIPU"
+KEY = "AutocastIPU"
+"""The dispatch key of these kernels."""
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 _SKIPPED = ("aten::empty", "aten::new_empty", "aten::record_stream")
 _KEEPS = frozenset({
@@ -95,14 +96,14 @@ class SmallValues:
         """What is known."""
         self._counts = Counts(self.twins, self.assumed)
         self._random: torch.Generator | None = None
-        self._key = getattr(torch._C.DispatchKey, _KEY)
+        self._key = getattr(torch._C.DispatchKey, KEY)
         self._keys = torch._C.DispatchKeySet(self._key)
         names = find_operators(_FROM_DATA)
         self._libraries = {name: torch.library.Library(name, "IMPL") for name in {n.partition("::")[0] for n in names}}
         self._libraries["_"] = torch.library.Library("_", "IMPL")
         for name in names:
-            _registry(self._libraries[name.partition("::")[0]]).impl(name, _KEY, partial(self._run, Operator(name)))
-        _registry(self._libraries["_"]).fallback(_KEY, torch.library.fallthrough_kernel)
+            _registry(self._libraries[name.partition("::")[0]]).impl(name, KEY, partial(self._run, Operator(name)))
+        _registry(self._libraries["_"]).fallback(KEY, torch.library.fallthrough_kernel)
         call_when_loaded(MODULE, lambda: assume_matches(self.twins))
         torch._C._dispatch_tls_set_dispatch_key_excluded(self._key, False)  # noqa: FBT003
         torch._C._dispatch_tls_set_dispatch_key_included(self._key, True)  # noqa: FBT003

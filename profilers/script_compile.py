@@ -143,14 +143,14 @@ def _leave_alone() -> None:
 
 def _pass_through() -> None:
     """Let higher-order operators (flex attention, checkpointing) pass the dispatch key that `gpu_values.py` uses."""
-    from dnnmem.profilers.gpu_values import _KEY
+    from dnnmem.profilers.gpu_values import KEY
 
     operators = sys.modules["torch._ops"]
-    own = getattr(sys.modules["torch"]._C.DispatchKey, _KEY)
+    own = getattr(sys.modules["torch"]._C.DispatchKey, KEY)
     operators._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS.append(own)
     for operator in operators._higher_order_ops.values():
         operator.fallthrough(own)
-    _leave_in_force(sys.modules["torch"], _KEY)
+    _leave_in_force(sys.modules["torch"], KEY)
 
 
 def _leave_in_force(torch: Any, key: str) -> None:

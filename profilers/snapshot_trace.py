@@ -77,8 +77,11 @@ class _Reader:
     stretch: int = 0
     """How often the phase has changed."""
     reserved_now: int = 0
+    reserved_peak: int = 0
     waiting: dict[int, int] = field(default_factory=dict)
     """Bytes that were freed and are still in use, by address."""
+    waiting_now: int = 0
+    """Their sum."""
     reserved: list[int] = field(default_factory=list)
     """What the segments held at the start, then after each event of a run."""
     late: list[int] = field(default_factory=list)
@@ -94,8 +97,9 @@ class _Reader:
         """The next call."""
         if call.action in _SEGMENTS:
             self.reserved_now += _SEGMENTS[call.action] * call.nbytes
-        elif call.action == "free_completed" and self.waiting.pop(call.address, 0):
-            pass
+            self.reserved_peak = max(self.reserved_peak, self.reserved_now)
+        elif call.action == "free_completed" and call.address in self.waiting:
+            self.waiting_now -= self.waiting.pop(call.address)
         elif call.action == "alloc":
             place = self.places.of(frames)
             self.live[call.address] = len(self.blocks)
@@ -113,13 +117,14 @@ class _Reader:
             block.within = block.stretch == self.stretch
             if call.action == "free_requested":
                 self.waiting[call.address] = block.nbytes
+                self.waiting_now += block.nbytes
             events.append(Event(-block.nbytes, block.stream, number))
             self.note()
 
     def note(self) -> None:
         """Keep what is reserved, and what is late, now."""
         self.reserved.append(self.reserved_now)
-        self.late.append(sum(self.waiting.values()) if self.waiting else 0)
+        self.late.append(self.waiting_now)
 
     def _run(self, place: Place) -> list[Event]:
         if not self.runs or self.runs[-1].place != place:
@@ -130,7 +135,8 @@ class _Reader:
 
 def snapshot_trace(snapshot: Snapshot, name: str) -> tuple[Trace, Measurement, Timeline]:
     """The history of `snapshot`, what its allocator reserved, and both over time; `name` is what people call it."""
-    reader = _Reader(reserved_now=_reserved_before(snapshot))
+    before = _reserved_before(snapshot)
+    reader = _Reader(reserved_now=before, reserved_peak=before)
     for call, frames in held_before(snapshot):
         if call.nbytes:
             reader.start(call, frames)
@@ -157,7 +163,7 @@ def snapshot_trace(snapshot: Snapshot, name: str) -> tuple[Trace, Measurement, T
         modules=tuple(_modules(storages.values())),
         origin=Origin(target=name, device="snapshot", notes=tuple(_notes(storages.values(), snapshot))),
     )
-    measured = Measurement(reserved_bytes=_peak_reserved(snapshot))
+    measured = Measurement(reserved_bytes=reader.reserved_peak)
     return trace, measured, _measured(trace, reader, before=len(early), after=len(left))
 
 
@@ -240,15 +246,6 @@ def _reserved_before(snapshot: Snapshot) -> int:
     """What the segments held when the history began."""
     grown = sum(_SEGMENTS.get(call.action, 0) * call.nbytes for call in snapshot.history)
     return sum(segment.nbytes for segment in snapshot.segments) - grown
-
-
-def _peak_reserved(snapshot: Snapshot) -> int:
-    """Most that the segments held, from the history's calls of the driver and the segments at its end."""
-    reserved = peak = _reserved_before(snapshot)
-    for call in snapshot.history:
-        reserved += _SEGMENTS.get(call.action, 0) * call.nbytes
-        peak = max(peak, reserved)
-    return peak
 
 
 def _notes(storages: Iterable[Storage], snapshot: Snapshot) -> Iterable[str]:

@@ -89,7 +89,8 @@ def make_profile(
     if result.peak.reserved_bytes is None or len(result.timeline.allocated) > MOST_EVENTS:
         return result
     curve = result.timeline if result.timeline.reserved is not None else with_reserved(trace, result.timeline)
-    return replace(result, timeline=curve, advice=advise(trace, result.peak.reserved_bytes))
+    reserved = curve.reserved
+    return replace(result, timeline=curve, advice=advise(trace, None if reserved is None else int(reserved.max())))
 
 
 def against(trace: Trace, device: Device | None) -> tuple[Trace, Device | None]:
