@@ -1,0 +1,271 @@
+"""The whole vocabulary of choices on one page: what a run does beyond the plain step that was recorded.
+
+The default `Plan` changes nothing. Field order is pass order: degrees first, then what changes the ops of a step, then
+where its storages lie, then how micro-batches follow each other. Degrees have torchtitan's names.
+
+    --set mesh.dp_shard=8 --set remat.policy=full        Plan(mesh=Mesh(dp_shard=8), remat=Remat(policy="full"))
+
+>>> plan = change(Plan(), ["mesh.tp=2", "mesh.dp_shard=4", "sharding.strategy=zero3"])
+>>> plan.mesh.world_size, plan.sharding.strategy, from_json(to_json(plan)) == plan
+(8, 'zero3', True)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from dnnmem.estimator.errors import UsageError
+
+SCHEMA = "dnnmem.plan/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh:
+    """Degrees of the device mesh, as in torchtitan; ranks count up in `tp` first, then `cp`, the data axes, `pp`."""
+
+    dp_replicate: int = 1
+    """Data-parallel replicas that all-reduce their gradients (DDP; the outer degree of HSDP)."""
+    dp_shard: int = 1
+    """Ranks that the parameters, gradients or optimizer states of `sharding` are split over."""
+    cp: int = 1
+    """Context parallel: ranks that share one sequence."""
+    tp: int = 1
+    """Tensor parallel: ranks that share each matrix."""
+    pp: int = 1
+    """Pipeline stages (ranks; a rank may hold several chunks)."""
+    ep: int = 1
+    """Expert parallel: ranks that the experts are split over, taken from the other axes; not counted again."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of GPUs."""
+        return self.dp_replicate * self.dp_shard * self.cp * self.tp * self.pp
+
+    @property
+    def data_ranks(self) -> int:
+        """Ranks that read different samples."""
+        return self.dp_replicate * self.dp_shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """How many samples a rank takes, and in how many pieces."""
+
+    micro_batch: int | None = None
+    """Samples of one forward pass on one rank; None = as recorded."""
+    accumulation: int = 1
+    """Micro-batches per optimizer step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Element types at rest; the ops compute in the types they were recorded in. None = as recorded."""
+
+    param: str | None = None
+    """Of the parameters that the optimizer updates: `float32` over a step recorded in `bfloat16` is FSDP2's mixed
+    precision, or Megatron's master weights."""
+    grad: str | None = None
+    """Of the gradients that the optimizer reads."""
+    reduce: str | None = None
+    """Of gradients on the wire; None = as `grad`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """Tensor parallelism's options."""
+
+    sequence_parallel: bool = False
+    """Split norms, dropouts and residuals along the sequence: all-gather and reduce-scatter for each all-reduce."""
+    loss_parallel: bool = False
+    """Cross entropy over logits split along the vocabulary, never gathered (Megatron; torch's `loss_parallel`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remat:
+    """Which activations are computed again in the backward pass."""
+
+    policy: str = "none"
+    """`none`; `full`: each block keeps its input only; `every`: each `every`-th block does; `selective`: blocks keep
+    matrix products and attention, every second product computed again (torchtitan's `op` policy); `attention`: scores
+    and what follows them up to the product with the values (Megatron's selective recompute)."""
+    every: int = 1
+    """For `every`: 2 = each second block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """Data parallelism: who holds what, and what is sent."""
+
+    strategy: str = "none"
+    """`none` (one rank, or ranks that never meet), `ddp`, `zero1`, `zero2`, `zero3` (FSDP; with `dp_replicate` > 1 HSDP)."""
+    reshard_after_forward: bool = True
+    """zero3: free gathered parameters after the forward pass, and gather again in the backward pass."""
+    keep_last: bool = True
+    """zero3 with resharding: the last block's parameters stay until its backward pass (FSDP2's prefetch, torchtitan)."""
+    bucket_mib: int = 25
+    """ddp: gradients go in buckets of this size."""
+    overlap: bool = True
+    """Communication runs beside compute; False = after the backward pass, exposed (Megatron before overlap)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """How micro-batches pass through the stages."""
+
+    schedule: str = "1f1b"
+    """`1f1b`, `gpipe` or `interleaved`."""
+    chunks: int = 1
+    """Model chunks a rank holds, for `interleaved`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """How ops become kernels."""
+
+    fusion: str = "none"
+    """`none`: one op, one kernel; `pointwise`: neighbours without a matrix product are one kernel (torch.compile, or a
+    framework's hand-fused kernels)."""
+    graphs: bool = False
+    """CUDA graphs: the host issues a whole pass at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One way to run the step. Field order is pass order."""
+
+    mesh: Mesh = field(default_factory=Mesh)
+    """Degrees."""
+    batch: Batch = field(default_factory=Batch)
+    """Micro-batch and accumulation."""
+    precision: Precision = field(default_factory=Precision)
+    """Types at rest."""
+    tensor: Tensor = field(default_factory=Tensor)
+    """Tensor parallelism."""
+    remat: Remat = field(default_factory=Remat)
+    """Rematerialization."""
+    sharding: Sharding = field(default_factory=Sharding)
+    """Data parallelism."""
+    pipeline: Pipeline = field(default_factory=Pipeline)
+    """Pipeline parallelism."""
+    kernels: Kernels = field(default_factory=Kernels)
+    """Fusion and graphs."""
+
+
+_CHOICES = {
+    ("remat", "policy"): ("none", "full", "every", "selective", "attention"),
+    ("sharding", "strategy"): ("none", "ddp", "zero1", "zero2", "zero3"),
+    ("pipeline", "schedule"): ("1f1b", "gpipe", "interleaved"),
+    ("kernels", "fusion"): ("none", "pointwise"),
+}
+_DTYPES = ("float32", "float16", "bfloat16", None)
+
+
+def check(plan: Plan) -> None:
+    """Raise `UsageError` unless every value is one that exists and the fields agree; the message states the rule."""
+    for (part, name), known in _CHOICES.items():
+        value = getattr(getattr(plan, part), name)
+        if value not in known:
+            raise UsageError(f"{part}.{name} is {value!r}; it is one of {', '.join(known)}")
+    for name in ("param", "grad", "reduce"):
+        if getattr(plan.precision, name) not in _DTYPES:
+            raise UsageError(
+                f"precision.{name} is {getattr(plan.precision, name)!r}; it is float32, float16 or bfloat16"
+            )
+    counts = [("mesh", f.name) for f in fields(Mesh)] + [
+        ("batch", "micro_batch"), ("batch", "accumulation"), ("remat", "every"),
+        ("sharding", "bucket_mib"), ("pipeline", "chunks"),
+    ]  # fmt: skip
+    for part, name in counts:
+        value = getattr(getattr(plan, part), name)
+        if value is not None and value < 1:
+            raise UsageError(f"{part}.{name} is {value}; it is 1 or more")
+    _check_degrees(plan)
+
+
+def _check_degrees(plan: Plan) -> None:
+    mesh, chunks = plan.mesh, plan.pipeline.chunks
+    if plan.sharding.strategy == "none" and mesh.data_ranks > 1:
+        raise UsageError(
+            f"dp_replicate {mesh.dp_replicate} * dp_shard {mesh.dp_shard} ranks share nothing: sharding.strategy is none",
+            hint="--set sharding.strategy=ddp, zero1, zero2 or zero3",
+        )
+    if plan.sharding.strategy == "ddp" and mesh.dp_shard > 1:
+        raise UsageError(f"ddp shards nothing, but dp_shard is {mesh.dp_shard}", hint="name the ranks dp_replicate")
+    if (chunks > 1) != (plan.pipeline.schedule == "interleaved"):
+        raise UsageError(
+            f"pipeline.chunks is {chunks} under {plan.pipeline.schedule}; interleaved has 2 or more, the others 1"
+        )
+    if plan.pipeline.schedule == "interleaved" and mesh.pp == 1:
+        raise UsageError("interleaved needs pp of 2 or more; mesh.pp is 1")
+
+
+def change(plan: Plan, settings: Iterable[str]) -> Plan:
+    """`plan` with each `part.name=value` of `settings` set, checked. Raises `UsageError` for an unknown or wrong one."""
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        part, _, name = key.strip().partition(".")
+        if not equals or part not in _parts() or name not in _types(part):
+            raise UsageError(f"--set {setting} names nothing of a plan", hint=f"known: {', '.join(_known())}")
+        value = _read(setting, text.strip(), _types(part)[name])
+        plan = replace(plan, **{part: replace(getattr(plan, part), **{name: value})})
+    check(plan)
+    return plan
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as an object for JSON."""
+    return {"schema": SCHEMA, **asdict(plan)}
+
+
+def from_json(data: object, where: str = "plan") -> Plan:
+    """The plan of a JSON object; what is left out keeps its default. Raises `UsageError`, beginning with `where`."""
+    if not isinstance(data, Mapping) or data.get("schema", SCHEMA) != SCHEMA:
+        raise UsageError(f"{where} is no plan: an object with schema {SCHEMA} is needed")
+    plan = Plan()
+    for part, table in data.items():
+        if part == "schema":
+            continue
+        if part not in _parts() or not isinstance(table, Mapping) or set(table) - set(_types(part)):
+            raise UsageError(f"{where}: {part} means nothing in a plan", hint=f"known: {', '.join(_known())}")
+        for name, value in table.items():
+            _check_type(f"{where}: {part}.{name}", value, _types(part)[name])
+        plan = replace(plan, **{part: replace(getattr(plan, part), **table)})
+    check(plan)
+    return plan
+
+
+def _parts() -> dict[str, type]:
+    return {f.name: type(getattr(Plan(), f.name)) for f in fields(Plan)}
+
+
+def _types(part: str) -> dict[str, str]:
+    return {f.name: str(f.type) for f in fields(_parts()[part])}
+
+
+def _known() -> list[str]:
+    return [f"{part}.{name}" for part in _parts() for name in _types(part)]
+
+
+def _read(setting: str, text: str, kind: str) -> object:
+    if text.lower() in ("none", "null") and "None" in kind:
+        return None
+    value: object = text
+    if "str" not in kind:
+        try:
+            value = json.loads(text.lower())
+        except json.JSONDecodeError:
+            value = text
+    _check_type(f"--set {setting}", value, kind)
+    return value
+
+
+def _check_type(where: str, value: object, kind: str) -> None:
+    if value is None and "None" in kind:
+        return
+    wanted = bool if "bool" in kind else int if "int" in kind else str
+    if type(value) is not wanted:
+        names = {bool: "true or false", int: "a whole number", str: "a text"}
+        raise UsageError(f"{where} has {value!r}; it is {names[wanted]}")
