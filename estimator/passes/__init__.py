@@ -1,0 +1,1 @@
+"""Passes: each rewrites a trace by one field of a plan."""

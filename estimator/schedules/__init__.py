@@ -1,0 +1,1 @@
+"""Pipeline schedules: which micro-batch each stage works on, in what order."""
