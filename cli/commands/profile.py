@@ -66,12 +66,12 @@ def profile(
         everything=everything,
     )
     check_outputs(job.outputs, job.save)
-    trace, measurement = _step(job, quiet=quiet, no_color=no_color)
+    trace, measurement = record(job, quiet=quiet, no_color=no_color)
     _deliver(job, trace, measurement, quiet=quiet, no_color=no_color)
 
 
-def _step(job: Job, *, quiet: bool, no_color: bool) -> tuple[Trace, Measurement]:
-    """Record the step in a child process, or load it."""
+def record(job: Job, *, quiet: bool, no_color: bool) -> tuple[Trace, Measurement]:
+    """Record the job's step in a child process, or load it."""
     if job.request is None:
         from dnnmem.estimator.trace_file import load_trace
 

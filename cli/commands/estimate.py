@@ -1,0 +1,155 @@
+"""`dnnmem estimate TARGET --plan FILE | --set field=value ... --cluster h100:8`: memory and time of one plan.
+
+options -> recorded step (or a saved trace) -> passes, rates, lanes -> Estimate -> report
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dnnmem.cli.commands import options as o
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.cluster import Cluster
+    from dnnmem.estimator.estimate import Estimate
+    from dnnmem.estimator.plan import Plan
+    from dnnmem.estimator.step_time import LayerTime
+    from dnnmem.estimator.trace import Trace
+
+PlanFile = Annotated[
+    Path | None, typer.Option("--plan", metavar="FILE", help="A plan as JSON; --set changes it further.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="A choice: mesh.dp_shard=8, remat.policy=full. May be repeated."),
+]
+ClusterName = Annotated[
+    str,
+    typer.Option(
+        "--cluster",
+        metavar="NAME",
+        help="GPUs and their links: h100:8, dgx-a100-80gb:4 (nodes), or a file of your own, my.toml[:name].",
+    ),
+]
+Model = Annotated[
+    Path | None,
+    typer.Option("--rates", metavar="FILE", help="Rates that `dnnmem calibrate` wrote. [default: packaged]"),
+]
+Json = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the whole estimate as JSON.")]
+Form = Annotated[
+    str | None, typer.Option("--format", metavar="NAME", help="What stdout gets: table or json. [default: table]")
+]
+Top = Annotated[int, typer.Option("--top", metavar="N", help="Lines of the table of layers; 0 for all.")]
+
+
+def estimate(
+    target: o.Target,
+    *,
+    cluster: ClusterName,
+    plan: PlanFile = None,
+    set_: Set = None,
+    rates: Model = None,
+    batch: o.Batch = None,
+    seq: o.Seq = None,
+    input_: o.Inputs = None,
+    arg: o.Args = None,
+    optimizer: o.Optimizer = None,
+    seed: o.Seed = None,
+    timeout: o.Timeout = None,
+    save: o.Save = None,
+    json: Json = None,
+    format_: Form = None,
+    top: Top = 20,
+    quiet: o.Quiet = False,
+    no_color: o.NoColor = False,
+) -> None:
+    """Tell how long a step takes and what it needs, run by one plan on one cluster; nothing is trained.
+
+    The batch is one rank's micro-batch. The step is recorded without a GPU, with the kernels of the cluster's.
+    """
+    from dnnmem.cli.commands.deliver import tell_written
+    from dnnmem.cli.commands.outputs import check_outputs, choose, plan_outputs
+    from dnnmem.cli.export.estimate_json import to_json
+    from dnnmem.cli.export.files import write_atomic
+    from dnnmem.estimator.cluster import find_cluster
+
+    if format_ is not None:
+        choose("--format", format_, ("table", "json"))
+    outputs = plan_outputs(form=format_, default="table", json=json, csv=None)
+    check_outputs(outputs, save)
+    where, chosen = find_cluster(cluster), load_plan(plan, set_ or ())
+    typed = {"batch": batch, "seq": seq, "optimizer": optimizer, "seed": seed, "timeout": timeout}
+    trace = _record(target, typed, where, inputs=input_, args=arg, save=save, quiet=quiet, no_color=no_color)
+    found, layers = _estimate(trace, chosen, where, rates)
+    for form, path in sorted(outputs, key=lambda output: output.path is None):
+        if path is not None:
+            write_atomic(path, to_json(found, layers))
+        elif form == "json":
+            sys.stdout.write(to_json(found, layers))
+        else:
+            from dnnmem.cli.console import make_console
+            from dnnmem.cli.render.estimate import print_estimate
+
+            print_estimate(trace, found, layers, make_console(sys.stdout, no_color=no_color), top=top)
+    sys.stdout.flush()
+    if not quiet:
+        tell_written(() if save is None else (save,), outputs)
+
+
+def load_plan(path: Path | None, settings: list[str] | tuple[str, ...]) -> Plan:
+    """The plan of a file, or the default one, changed by `settings`. Raises `UsageError`."""
+    import json
+
+    from dnnmem.estimator.errors import UsageError
+    from dnnmem.estimator.plan import Plan, change, from_json
+
+    if path is None:
+        return change(Plan(), settings)
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"--plan {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--plan {path} is not JSON: {error}") from None
+    return change(from_json(data, str(path)), settings)
+
+
+def _record(
+    target: str,
+    typed: dict[str, int | float | str | None],
+    cluster: Cluster,
+    *,
+    inputs: list[str] | None,
+    args: list[str] | None,
+    save: Path | None,
+    quiet: bool,
+    no_color: bool,
+) -> Trace:
+    """The target's step on the fake device with the kernels of the cluster's GPU, or the saved one."""
+    from dnnmem.cli.commands.job import SAVED, prepare
+    from dnnmem.cli.commands.profile import record
+    from dnnmem.estimator.trace_file import save_trace
+
+    saved = target.endswith(SAVED)
+    options = typed if saved else {**typed, "device": "fake", "gpu": cluster.device.name}
+    job = prepare(target, options, os.environ, folder=Path.cwd(), inputs=inputs or (), args=args or (), save=save)
+    trace, measurement = record(job, quiet=quiet, no_color=no_color)
+    if save is not None:
+        save_trace(trace, measurement, save)
+    return trace
+
+
+def _estimate(trace: Trace, plan: Plan, cluster: Cluster, rates: Path | None) -> tuple[Estimate, tuple[LayerTime, ...]]:
+    from dnnmem.estimator.estimate import price
+    from dnnmem.estimator.local_step import local_step
+    from dnnmem.estimator.step_time import time_layers
+    from dnnmem.estimator.time_model import load
+
+    model = load(cluster.device, rates)
+    step = local_step(trace, plan, cluster)
+    return price(step, model), time_layers(step, model)

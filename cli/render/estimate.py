@@ -1,0 +1,162 @@
+"""What one plan costs, for people: does it fit, how fast is it and how sure is that, what bounds it, where time goes.
+
+blocks.0.mlp  1.2 ms  2.4 ms        blocks.0-11.mlp  x12  14.4 ms  28.8 ms        equal blocks are one line
+blocks.1.mlp  1.2 ms  2.4 ms   ->
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dnnmem.cli.render.rich_text import plain
+from dnnmem.cli.render.stack import percent
+from dnnmem.cli.render.text import batch_words
+from dnnmem.estimator.alive import fold_paths
+from dnnmem.estimator.estimate import Estimate
+from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.step_time import LayerTime
+from dnnmem.estimator.trace import Trace
+from dnnmem.estimator.units import format_bytes, format_flops, format_seconds
+
+_WORDS = {
+    "compute": "arithmetic of the GPU",
+    "memory": "bandwidth of its memory",
+    "communication": "waiting for other GPUs",
+    "bubble": "waiting for other pipeline stages",
+    "host": "waiting for the CPU to issue ops",
+}
+
+
+def print_estimate(trace: Trace, found: Estimate, layers: Sequence[LayerTime], console: Console, *, top: int) -> None:
+    """Write the estimate to `console`; `top` lines of layers, 0 for all."""
+    for section in _sections(trace, found, layers, top):
+        if console.no_color:
+            console.print(plain(section, width=console.width), soft_wrap=True)
+        else:
+            console.print(section)
+
+
+def _sections(trace: Trace, found: Estimate, layers: Sequence[LayerTime], top: int) -> Iterator[RenderableType]:
+    yield Text(f"{trace.origin.target}  {batch_words(trace.batch)}")
+    yield Text(f"{found.cluster.name}; plan: {plan_words(found.plan)}")
+    yield Group(Text(), Text(memory_words(found), _style(found)), Text(speed_words(found), "bold"), Text())
+    yield _facts(found)
+    yield Group(Text(), Text("What the step waits for", "bold"), _shares(found))
+    yield Group(Text(), Text("Busy, by kind of work (lanes overlap)", "bold"), _classes(found))
+    yield Group(Text(), Text("Layers, one micro-batch", "bold"), _layers(layers, top))
+    yield from (Text(f"note: {note}") for note in found.notes)
+
+
+def plan_words(plan: Plan) -> str:
+    """The choices of a plan that differ from the plain step.
+
+    >>> from dnnmem.estimator.plan import Mesh, Sharding
+    >>> plan_words(Plan(mesh=Mesh(dp_shard=8), sharding=Sharding(strategy="zero3"))), plan_words(Plan())
+    ('mesh.dp_shard=8 sharding.strategy=zero3', 'the plain step')
+    """
+    mine, default = asdict(plan), asdict(Plan())
+    words = [
+        f"{part}.{name}={value}"
+        for part, table in mine.items()
+        for name, value in table.items()
+        if value != default[part][name]
+    ]
+    return " ".join(words) or "the plain step"
+
+
+def memory_words(found: Estimate) -> str:
+    """One sentence on memory."""
+    if found.peak_reserved_bytes is None:
+        return "Memory is not predicted for this plan"
+    usable = found.cluster.device.usable_bytes
+    total = found.peak_reserved_bytes + (found.context_bytes or 0)
+    verdict = "FITS" if total <= usable else "DOES NOT FIT"
+    return (
+        f"{verdict}: {format_bytes(total)} of the {format_bytes(usable)} usable on {found.cluster.device.name} "
+        f"({percent(total / usable)}); {format_bytes(found.peak_reserved_bytes)} of it reserved by PyTorch"
+    )
+
+
+def speed_words(found: Estimate) -> str:
+    """One sentence on time."""
+    low, high = found.interval_seconds
+    return (
+        f"{format_seconds(found.step_seconds)} a step (nine of ten between {format_seconds(low)} and "
+        f"{format_seconds(high)}), {found.bound}-bound"
+    )
+
+
+def _style(found: Estimate) -> str:
+    return "bold" if found.fits is None else "bold green" if found.fits else "bold red"
+
+
+def _facts(found: Estimate) -> Table:
+    table = _table("", "")
+    table.columns[0].justify = "left"
+    rate = found.per_second(found.samples)
+    rows = [("samples", f"{found.samples:,} a step, {rate:,.4g} a second" if rate else f"{found.samples:,} a step")]
+    if found.tokens:
+        each = found.tokens / found.step_seconds
+        rows.append(("tokens", f"{each:,.0f} a second, {each / found.plan.mesh.world_size:,.0f} on each GPU"))
+    rows.append(("model flops", f"{format_flops(found.model_flops)}FLOP a step" + _mfu(found)))
+    if found.usd_per_step is not None:
+        low, high = found.usd_per_billion_tokens or found.usd_per_step
+        rows.append(("price", f"{low:,.2f} to {high:,.2f} USD a {'billion tokens' if found.tokens else 'step'}"))
+    rows.append(("energy", f"at most {found.joules_bound / 3600:,.3g} Wh a step (board power of the GPUs)"))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _mfu(found: Estimate) -> str:
+    return "" if found.mfu is None else f", {percent(found.mfu)} of what the GPUs could do (MFU)"
+
+
+def _shares(found: Estimate) -> Table:
+    table = _table("", "seconds", "share", "")
+    for name, seconds in found.breakdown.items():
+        share = seconds / found.step_seconds if found.step_seconds else 0.0
+        table.add_row(name, format_seconds(seconds), percent(share), _WORDS[name])
+    return table
+
+
+def _classes(found: Estimate) -> Table:
+    table = _table("", "seconds")
+    for name, seconds in sorted(found.classes.items(), key=lambda item: -item[1]):
+        if seconds:
+            table.add_row(name.replace("_", " "), format_seconds(seconds))
+    return table
+
+
+def _layers(layers: Sequence[LayerTime], top: int) -> Table:
+    table = _table("layer", "", "forward", "backward", "step")
+    groups: dict[object, list[LayerTime]] = defaultdict(list)
+    for layer in layers:
+        groups[tuple("*" if part.isdecimal() else part for part in layer.module)].append(layer)
+    rows = sorted(groups.values(), key=lambda group: -sum(_total(layer) for layer in group))
+    for group in rows[: top or None]:
+        sums = [sum(getattr(layer, f"{name}_seconds") for layer in group) for name in ("forward", "backward", "step")]
+        label = fold_paths([layer.module for layer in group]) if group[0].module else "<model>"
+        table.add_row(
+            label, f"x{len(group)}" if len(group) > 1 else "", *(format_seconds(s) if s else "" for s in sums)
+        )
+    if top and len(rows) > top:
+        table.add_row(f"and {len(rows) - top} more; --top 0 shows them", "", "", "", "")
+    return table
+
+
+def _total(layer: LayerTime) -> float:
+    return layer.forward_seconds + layer.backward_seconds + layer.step_seconds
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=any(names))
+    for index, name in enumerate(names):
+        table.add_column(name, justify="right" if index and name else "left")
+    return table

@@ -1,0 +1,138 @@
+"""One rank's share of a planned step, cut into the segments that are timed: what `estimate` prices, free of any rate.
+
+    trace --passes(plan)--> trace of a micro-batch on a rank --split--> one chunk a pipeline stage (and model chunk)
+    chunk:   forward | backward | sync | step         sync: gradients, sent once an optimizer step, not each micro-batch
+
+Preparing is the slow half (passes walk the ops); pricing the result with other rates costs little, so that a fit and a
+what-if repeat only that.
+
+>>> from dnnmem.estimator.cluster import find_cluster
+>>> local = local_step(Trace(ops=(), storages={}), Plan(), find_cluster("h100:1"))
+>>> len(local.chunks), local.chunks[0].forward.size
+(1, 0)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dnnmem.estimator import passes
+from dnnmem.estimator.cluster import Cluster
+from dnnmem.estimator.collectives import Group, group_of
+from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.passes.pipeline import split
+from dnnmem.estimator.plan import Plan, check
+from dnnmem.estimator.trace import Lane, Op, Phase, Trace
+from dnnmem.estimator.work import Work, work_of
+
+PREFIX = "dnnmem."
+"""What the names of the ops that passes insert begin with: `dnnmem.all_gather.dp_shard`."""
+_DATA_AXES = ("dp", "dp_shard", "dp_replicate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A collective of a chunk."""
+
+    index: int
+    """Of its op in the chunk's trace."""
+    kind: str
+    """`all_gather`, ..."""
+    axis: str
+    """Axis of the mesh."""
+    nbytes: int
+    """Bytes of the whole message on a rank."""
+    group: Group
+    """Who takes part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Chunk:
+    """The ops of one pipeline chunk (all of the model without pipelining) on one rank, for one micro-batch."""
+
+    trace: Trace
+    """Forward, backward and optimizer step."""
+    work: Work
+    """What its ops ask of a GPU."""
+    messages: tuple[Message, ...]
+    """Its collectives."""
+    forward: npt.NDArray[np.intp]
+    """Indices of its forward ops; what it sends to other stages is the schedule's."""
+    backward: npt.NDArray[np.intp]
+    """Indices of its backward ops, `sync` left out."""
+    sync: npt.NDArray[np.intp]
+    """Indices of the messages that are sent once an optimizer step."""
+    step: npt.NDArray[np.intp]
+    """Indices of the optimizer's ops, and what is sent for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LocalStep:
+    """A planned step, ready to be priced."""
+
+    plan: Plan
+    """The choices."""
+    cluster: Cluster
+    """The machine."""
+    recorded: Trace
+    """The step as recorded: its flops are the model's."""
+    local: Trace
+    """The step of a rank before it is split in chunks."""
+    chunks: tuple[Chunk, ...]
+    """In the order of the model."""
+
+
+def local_step(trace: Trace, plan: Plan, cluster: Cluster) -> LocalStep:
+    """Rewrite `trace` by `plan` for one rank of `cluster`.
+
+    Raises `UsageError` for a plan that contradicts itself, the trace or the cluster, `UnsupportedError` for what is not
+    predicted yet.
+    """
+    check(plan)
+    _check_fits(plan, cluster)
+    local = passes.apply(trace, plan, cluster)
+    parts = split(local, plan) if plan.mesh.pp > 1 else [local]
+    chunks = tuple(_chunk(part, plan, cluster) for part in parts)
+    return LocalStep(plan=plan, cluster=cluster, recorded=trace, local=local, chunks=chunks)
+
+
+def _check_fits(plan: Plan, cluster: Cluster) -> None:
+    mesh = plan.mesh
+    if mesh.cp > 1 or mesh.ep > 1:
+        raise UnsupportedError(f"cp {mesh.cp} and ep {mesh.ep} are not predicted yet; leave them 1")
+    if mesh.world_size > cluster.gpus:
+        raise UsageError(
+            f"dp_replicate {mesh.dp_replicate} * dp_shard {mesh.dp_shard} * cp {mesh.cp} * tp {mesh.tp} * pp {mesh.pp} "
+            f"= {mesh.world_size} ranks, but {cluster.name} has {cluster.gpus} GPUs",
+            hint=f"lower a degree, or give a larger cluster: --cluster {cluster.device.name}:{mesh.world_size}",
+        )
+
+
+def _chunk(trace: Trace, plan: Plan, cluster: Cluster) -> Chunk:
+    once = plan.sharding.strategy in ("ddp", "zero1")
+    found = [_message(i, op, plan, cluster) for i, op in enumerate(trace.ops) if op.lane is Lane.COMM]
+    messages = tuple(message for message in found if message is not None)
+    sync = {m.index for m in messages if once and m.axis in _DATA_AXES and trace.ops[m.index].phase is Phase.BACKWARD}
+    sends = {m.index for m in messages if m.axis == "pp" and m.kind == "send"}
+    left = [(i, op.phase) for i, op in enumerate(trace.ops) if i not in sync and i not in sends]
+    by_phase = {phase: [i for i, where in left if where is phase] for phase in Phase}
+    return Chunk(
+        trace=trace,
+        work=work_of(trace),
+        messages=messages,
+        forward=np.array(by_phase[Phase.FORWARD], np.intp),
+        backward=np.array(by_phase[Phase.BACKWARD], np.intp),
+        sync=np.array(sorted(sync), np.intp),
+        step=np.array(by_phase[Phase.STEP], np.intp),
+    )
+
+
+def _message(index: int, op: Op, plan: Plan, cluster: Cluster) -> Message | None:
+    if not op.name.startswith(PREFIX):
+        return None
+    _, kind, axis = op.name.split(".", 2)
+    group = group_of(plan.mesh, axis, cluster)
+    return Message(index=index, kind=kind, axis=axis, nbytes=op.moved_bytes, group=group)

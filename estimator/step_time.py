@@ -1,0 +1,187 @@
+"""How long a planned step takes: its ops priced, run on lanes, and its chunks passed through the pipeline's schedule.
+
+one rank     T(forward, backward, sync, step) + (accumulation - 1) T(forward, backward)
+a pipeline   the schedule's last end over the chunks' forward and backward times, then sync and step of the slowest rank
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from dnnmem.estimator.collectives import collective_seconds
+from dnnmem.estimator.local_step import Chunk, LocalStep
+from dnnmem.estimator.pipeline_timing import pipeline_seconds
+from dnnmem.estimator.roofline import by_class, host_seconds, op_seconds
+from dnnmem.estimator.schedules import SCHEDULES
+from dnnmem.estimator.simulate import simulate
+from dnnmem.estimator.time_model import TimeModel
+from dnnmem.estimator.trace import Lane, Phase
+
+Index = npt.NDArray[np.intp]
+SHARES = ("compute", "memory", "communication", "bubble", "host")
+"""What bounds a step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Seconds of a step and what they are made of."""
+
+    seconds: float
+    """One optimizer step."""
+    breakdown: Mapping[str, float]
+    """By `SHARES`."""
+    classes: Mapping[str, float]
+    """Busy seconds of the slowest rank by class, `communication` among them."""
+    lanes: Mapping[str, float]
+    """Busy seconds of the slowest rank by lane, `host` among them; lanes overlap."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime:
+    """Busy seconds of a module's own ops on the ranks that hold it, for one micro-batch; communication included."""
+
+    module: tuple[str, ...]
+    """Path; `("<optimizer>",)` for the update."""
+    forward_seconds: float
+    """In forward."""
+    backward_seconds: float
+    """In backward, recomputation included."""
+    step_seconds: float
+    """In the optimizer's step."""
+
+
+def time_step(step: LocalStep, model: TimeModel) -> StepTime:
+    """Time a prepared step by the rates of `model`."""
+    priced = [_priced(chunk, step, model) for chunk in step.chunks]
+    timed = _pipelined(step, priced, model) if step.plan.mesh.pp > 1 else _alone(step, priced[0])
+    shares = dict(timed.breakdown)
+    shares["host"] += model.iteration_seconds
+    return replace(timed, seconds=timed.seconds + model.iteration_seconds, breakdown=shares)
+
+
+def time_layers(step: LocalStep, model: TimeModel) -> tuple[LayerTime, ...]:
+    """Where the ops' seconds go, by module in the order they first run."""
+    spent: dict[tuple[str, ...], dict[Phase, float]] = {}
+    for chunk in step.chunks:
+        seconds = _priced(chunk, step, model).seconds.tolist()
+        for op, value in zip(chunk.trace.ops, seconds, strict=True):
+            row = spent.setdefault(op.module, dict.fromkeys(Phase, 0.0))
+            row[op.phase] += value
+    return tuple(
+        LayerTime(
+            module=module,
+            forward_seconds=row[Phase.FORWARD],
+            backward_seconds=row[Phase.BACKWARD],
+            step_seconds=row[Phase.STEP],
+        )
+        for module, row in spent.items()
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """Some ops of a chunk, run on lanes."""
+
+    seconds: float
+    shares: Mapping[str, float]
+    classes: Mapping[str, float]
+    lanes: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Priced:
+    """A chunk with the seconds of its ops."""
+
+    chunk: Chunk
+    seconds: npt.NDArray[np.float64]
+    host: npt.NDArray[np.float64]
+    arithmetic: npt.NDArray[np.bool_]
+    """Ops that the arithmetic units bound."""
+
+    def run(self, *parts: Index) -> _Run:
+        """These ops in program order."""
+        index = np.sort(np.concatenate(parts))
+        ops = self.chunk.trace.ops
+        timing = simulate([ops[i] for i in index], self.seconds[index], self.host[index])
+        busy = timing.busy[Lane.COMPUTE]
+        compute = float(self.seconds[index][self.arithmetic[index]].sum())
+        host = timing.exposed.get("host", 0.0)
+        shares = {
+            "compute": compute,
+            "memory": busy - compute,
+            "communication": max(timing.seconds - busy - host, 0.0),
+            "bubble": 0.0,
+            "host": host,
+        }
+        wanted = np.zeros_like(self.seconds)
+        wanted[index] = self.seconds[index]
+        classes = dict(by_class(self.chunk.work, wanted))
+        classes["communication"] = float(sum(wanted[m.index] for m in self.chunk.messages))
+        lanes = {**{lane.value: value for lane, value in timing.busy.items()}, "host": timing.host_seconds}
+        return _Run(seconds=timing.seconds, shares=shares, classes=classes, lanes=lanes)
+
+
+def _priced(chunk: Chunk, step: LocalStep, model: TimeModel) -> _Priced:
+    device, link = step.cluster.device, step.cluster.host
+    seconds = np.nan_to_num(op_seconds(chunk.work, device, model), nan=0.0)
+    for m in chunk.messages:
+        seconds[m.index] = collective_seconds(m.kind, m.nbytes, m.group, step.cluster, model)
+    for i, op in enumerate(chunk.trace.ops):
+        if op.lane in (Lane.TO_HOST, Lane.TO_DEVICE):
+            seconds[i] = op.moved_bytes / link.bytes_per_s + link.latency_seconds
+    work = chunk.work
+    arithmetic = work.flops * device.memory_bytes_per_s > work.bytes * max(device.flops_per_s.values())
+    return _Priced(chunk=chunk, seconds=seconds, host=host_seconds(work, model), arithmetic=arithmetic)
+
+
+def _alone(step: LocalStep, priced: _Priced) -> StepTime:
+    chunk = priced.chunk
+    runs = [(priced.run(chunk.forward, chunk.backward, chunk.sync, chunk.step), 1)]
+    if step.plan.batch.accumulation > 1:
+        runs.append((priced.run(chunk.forward, chunk.backward), step.plan.batch.accumulation - 1))
+    return _sum(runs)
+
+
+def _pipelined(step: LocalStep, priced: list[_Priced], model: TimeModel) -> StepTime:
+    ranks, chunks, count = step.plan.mesh.pp, step.plan.pipeline.chunks, step.plan.batch.accumulation
+    held = [[priced[c * ranks + r] for c in range(chunks)] for r in range(ranks)]
+    forward = [[p.run(p.chunk.forward) for p in row] for row in held]
+    backward = [[p.run(p.chunk.backward) for p in row] for row in held]
+    timing = pipeline_seconds(
+        SCHEDULES[step.plan.pipeline.schedule](ranks, count, chunks),
+        [[run.seconds for run in row] for row in forward],
+        [[run.seconds for run in row] for row in backward],
+        _send_seconds(step, model),
+    )
+    after = [[run for p in row for run in (p.run(p.chunk.sync), p.run(p.chunk.step))] for row in held]
+    last = max(after, key=lambda runs: sum(run.seconds for run in runs))
+    busiest = max(range(ranks), key=lambda r: timing.busy[r])
+    runs = [(run, count) for run in (*forward[busiest], *backward[busiest])] + [(run, 1) for run in last]
+    found = _sum(runs)
+    seconds = timing.seconds + sum(run.seconds for run in last)
+    shares = {**found.breakdown, "bubble": max(seconds - found.seconds, 0.0)}
+    return replace(found, seconds=seconds, breakdown=shares)
+
+
+def _send_seconds(step: LocalStep, model: TimeModel) -> float:
+    """Seconds of the longest message between stages."""
+    sends = [m for chunk in step.chunks for m in chunk.messages if m.axis == "pp" and m.kind == "send"]
+    return max((collective_seconds(m.kind, m.nbytes, m.group, step.cluster, model) for m in sends), default=0.0)
+
+
+def _sum(runs: Iterable[tuple[_Run, int]]) -> StepTime:
+    """Runs one after the other, each so many times."""
+    seconds = 0.0
+    totals: tuple[dict[str, float], ...] = tuple(defaultdict(float) for _ in range(3))
+    for run, times in runs:
+        seconds += run.seconds * times
+        for total, part in zip(totals, (run.shares, run.classes, run.lanes), strict=True):
+            for name, value in part.items():
+                total[name] += value * times
+    shares, classes, lanes = (dict(total) for total in totals)
+    return StepTime(seconds=seconds, breakdown=shares, classes=classes, lanes=lanes)
