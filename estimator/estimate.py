@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.local_step import LocalStep, local_step
+from dnnmem.estimator.op_class import ARITHMETIC
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.replay import ReplayResult, replay_trace
 from dnnmem.estimator.step_time import StepTime, time_step
@@ -132,13 +133,17 @@ def price(step: LocalStep, model: TimeModel, *, memory: bool = True) -> Estimate
 
 
 def _interval(timed: StepTime, model: TimeModel) -> tuple[float, float]:
-    """Classes err independently: their log deviations, weighted by their shares of the step, add in squares."""
-    parts = {**timed.classes, "host": timed.breakdown["host"], "bubble": timed.breakdown["bubble"]}
+    """Kinds of work err independently: their log deviations, weighted by their shares of the step, add in squares."""
+    arithmetic = sum(timed.classes.get(kind.label, 0.0) for kind in ARITHMETIC)
+    parts = {
+        "arithmetic": arithmetic + timed.breakdown["bubble"],
+        "traffic": sum(timed.classes.values()) - arithmetic - timed.classes.get("communication", 0.0),
+        "communication": timed.breakdown["communication"],
+        "host": timed.breakdown["host"],
+    }
     total = sum(parts.values()) or 1.0
-    variance = sum(
-        (value / total * model.spread.get(name, model.spread["other"])) ** 2 for name, value in parts.items()
-    )
-    factor = math.exp(_NINE_OF_TEN * math.sqrt(variance + model.spread["step"] ** 2))
+    variance = sum((seconds / total * model.spread[kind]) ** 2 for kind, seconds in parts.items())
+    factor = math.exp(_NINE_OF_TEN * math.sqrt(variance))
     return timed.seconds / factor, timed.seconds * factor
 
 
