@@ -253,4 +253,4 @@ def _takes(function: Callable[..., Any], name: str) -> bool:
 
 def _told(request: Request, given: dict[str, dict[str, object]]) -> dict[str, int | str]:
     values = {name: value for args in given.values() for name, value in args.items()}
-    return {n: v if isinstance(v := values[n], int) else text for n, text in request.args.items()}
+    return {n: v if type(v := values[n]) is int else text for n, text in request.args.items()}
