@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 from dnnmem.cli.cache import cache_folder
-from dnnmem.estimator.cluster import load_devices
+from dnnmem.estimator.devices import load_devices
 from dnnmem.profilers.virtual_gpu.launch import prepare
 
 STEP = """

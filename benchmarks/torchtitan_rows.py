@@ -30,7 +30,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.profilers.virtual_gpu.launch import prepare
 
 HERE = Path(__file__).parent / "torchtitan"

@@ -1,13 +1,14 @@
-"""Which GPU is meant, and what it can do: devices as data, from `specs/*.toml` and from a user's own file.
+"""Which GPUs run the step together, and over what links: a cluster is so many equal nodes of equal GPUs.
 
-Every fact stands in TOML with its unit in the key and its source beside it; here it becomes bytes, seconds and flops. A
-name is found without regard to case, spaces and vendor words, so what `torch.cuda.get_device_name` returns works too.
+    h100-sxm-80gb:8      eight of them, in the node they usually come in     (above 8: whole nodes and their network)
+    dgx-h100:4           four such nodes
+    my.toml:rack:4       four nodes called `rack` in a file of one's own
 
->>> device = find_device("NVIDIA GeForce RTX 4090")
->>> device.name, device.compute_capability, device.flops_per_s["bfloat16"] / 1e12
-('rtx-4090-24gb', '8.9', 165.2)
->>> find_device("h100").name, find_device("mi300x").context_bytes
-('h100-sxm-80gb', None)
+>>> cluster = find_cluster("dgx-h100:4")
+>>> cluster.gpus, cluster.gpus_per_node, cluster.inside.name, cluster.across.bytes_per_s / 1e9
+(32, 8, 'nvlink4-switch', 50.0)
+>>> find_cluster("h100:2").across is None
+True
 """
 
 from __future__ import annotations
@@ -15,76 +16,209 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
 
 from dnnmem.estimator.device import Device
-from dnnmem.estimator.device_file import parse_devices
+from dnnmem.estimator.devices import find_device, load_devices
 from dnnmem.estimator.errors import UsageError
+from dnnmem.estimator.node_file import Node, parse_nodes
+from dnnmem.estimator.toml_values import read_file
 
-_VENDOR_WORDS = frozenset({"nvidia", "geforce", "tesla", "amd", "instinct"})
+_ALONE = 8
+"""GPUs that a node of an unknown kind may hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One way for bytes to leave a GPU."""
+
+    name: str
+    """`nvlink4-switch`, `nvlink3-bridge`, `xgmi`, `pcie5`, `infiniband`, `roce`, `efa`."""
+    bytes_per_s: float
+    """Of one GPU in one direction, from the book."""
+    latency_seconds: float
+    """Of one hop of a large message, as NCCL's own cost model has it (its `Simple` protocol)."""
+    source: str
+    """Where the numbers come from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Equal nodes of equal GPUs."""
+
+    name: str
+    """As the user named it."""
+    device: Device
+    """The GPU."""
+    gpus: int
+    """All of them."""
+    gpus_per_node: int
+    """Of one node; `gpus` is a multiple of it."""
+    inside: Link
+    """From one GPU to the others of its node."""
+    across: Link | None
+    """To other nodes: one GPU's share of its node's network; None where there is one node, or no network."""
+    nics_per_node: int
+    """Network cards of a node; 0 = none."""
+    host: Link
+    """From one GPU to the memory of its host."""
+    price_usd_per_h: tuple[float, float] | None
+    """Low and high of offers for one GPU; None = unknown."""
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return self.gpus // self.gpus_per_node
 
 
 @cache
-def load_devices() -> Mapping[str, Device]:
-    """All packaged devices by name."""
-    folder = resources.files("dnnmem.estimator") / "specs"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    return {
-        name: device for file in files for name, device in parse_devices(file.read_text("utf-8"), file.name).items()
-    }
+def load_nodes() -> Mapping[str, Node]:
+    """All packaged nodes by name."""
+    file = resources.files("dnnmem.estimator") / "specs" / "nodes.toml"
+    return parse_nodes(file.read_text("utf-8"), "nodes.toml")
 
 
-def find_device(name: str) -> Device:
-    """The device called `name`: a name or alias of a packaged one, `file.toml` with one device, or `file.toml:name`.
+def find_cluster(name: str) -> Cluster:
+    """The cluster called `name`: `GPU[:gpus]`, `node[:nodes]` or `file.toml[:node][:nodes]`.
 
-    Raises `UsageError` for an unknown name (with the nearest ones), one that several cards share, and a faulty file.
+    Raises `UsageError` for an unknown name (with the nearest ones), GPUs that do not fill whole nodes, nodes without a
+    network between them, and a faulty file.
     """
-    path, _, inside = name.rpartition(":") if re.search(r"\.toml:[^/\\]*$", name) else (name, "", "")
-    if path.endswith(".toml"):
-        return _pick(_read(path), inside, path)
-    devices = load_devices()
+    path, _, rest = name.partition(".toml")
+    if _ and (not rest or rest.startswith(":")):
+        inside, count = _count(rest[1:])
+        return _nodes(_pick(path + ".toml", inside), count, name)
+    wanted, count = _count(name)
+    node = find_node(wanted)
+    return _nodes(node, count, name) if node else _gpus(_device(wanted, name), count, name)
+
+
+def find_node(name: str) -> Node | None:
+    """The packaged node called `name`, without regard to case and spaces; None = there is none."""
     wanted = _plain(name)
-    if wanted in devices:
-        return devices[wanted]
-    found = [device for device in devices.values() if wanted in device.aliases]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(
-            f"--gpu {name} can be {', '.join(d.name for d in found)}", hint=f"name one of them: --gpu {found[-1].name}"
+    return next((node for node in load_nodes().values() if wanted in (node.name, *node.aliases)), None)
+
+
+def usual_node(device: Device) -> Node | None:
+    """The node that a GPU usually comes in; None = not known."""
+    return next((node for node in load_nodes().values() if node.usual and node.device == device.name), None)
+
+
+def node_cluster(node: Node, *, nodes: int = 1, gpus: int | None = None, name: str = "") -> Cluster:
+    """`nodes` whole nodes, or `gpus` GPUs of one. Raises `UsageError` where the node's GPU is not known."""
+    device = find_device(node.device)
+    network = None
+    if node.nics and nodes > 1:
+        share = node.nics * node.nic_bytes_per_s / node.gpus
+        network = Link(
+            name=node.network,
+            bytes_per_s=share,
+            latency_seconds=node.network_latency_seconds,
+            source=node.source,
         )
-    raise _unknown(name, wanted, devices)
-
-
-def _read(path: str) -> dict[str, Device]:
-    try:
-        return parse_devices(Path(path).read_text("utf-8"), path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not TOML: it is not a text in UTF-8") from None
-
-
-def _pick(devices: Mapping[str, Device], name: str, path: str) -> Device:
-    if name in devices:
-        return devices[name]
-    if len(devices) == 1 and not name:
-        return next(iter(devices.values()))
-    what = f"no device {name!r}" if name else f"{len(devices)} devices"
-    raise UsageError(f"{path} has {what}; it holds {', '.join(devices) or 'none'}", hint=f"write --gpu {path}:NAME")
-
-
-def _unknown(name: str, wanted: str, devices: Mapping[str, Device]) -> UsageError:
-    names = {alias: device.name for device in devices.values() for alias in (device.name, *device.aliases)}
-    near = dict.fromkeys(names[match] for match in difflib.get_close_matches(wanted, names, n=5, cutoff=0.5))
-    return UsageError(
-        f"--gpu {name} is not known" + (f"; nearest: {', '.join(near)}" if near else ""),
-        hint=f"known: {', '.join(devices)}; or a file of your own: --gpu mygpu.toml",
+    host = node.host_bytes_per_s or device.pcie_bytes_per_s
+    per_node = gpus or node.gpus
+    return Cluster(
+        name=name or (node.name if nodes == 1 else f"{node.name}:{nodes}"),
+        device=device,
+        gpus=per_node * nodes,
+        gpus_per_node=per_node,
+        inside=Link(
+            name=node.link,
+            bytes_per_s=node.link_bytes_per_s,
+            latency_seconds=node.link_latency_seconds,
+            source=node.source,
+        ),
+        across=network,
+        nics_per_node=node.nics,
+        host=_host(device, host, node.host_latency_seconds, node.source),
+        price_usd_per_h=node.price_usd_per_h or device.price_usd_per_h,
     )
 
 
+def _count(name: str) -> tuple[str, int]:
+    found = re.fullmatch(r"(.*?)(?::(\d+))?", name)
+    inside, digits = found.groups() if found else (name, None)
+    if digits and not int(digits):
+        raise UsageError(f"--cluster {name} has no GPU; write how many: {inside}:8")
+    return inside, int(digits or 1)
+
+
 def _plain(name: str) -> str:
-    words = re.split(r"[\s_-]+", name.strip().lower())
-    return "-".join(word for word in words if word and word not in _VENDOR_WORDS)
+    return re.sub(r"[\s_]+", "-", name.strip().lower())
+
+
+def _nodes(node: Node, nodes: int, name: str) -> Cluster:
+    if nodes > 1 and not node.nics:
+        raise UsageError(
+            f"--cluster {name} is {nodes} nodes, but {node.name} has no network",
+            hint="describe the nodes and their network in a file of your own: --cluster my.toml:NAME",
+        )
+    return node_cluster(node, nodes=nodes, name=name)
+
+
+def _gpus(device: Device, gpus: int, name: str) -> Cluster:
+    node = usual_node(device) or _assumed(device)
+    if gpus <= node.gpus:
+        return node_cluster(node, gpus=gpus, name=name)
+    if gpus % node.gpus:
+        raise UsageError(f"--cluster {name} is {gpus} GPUs; above {node.gpus} they fill whole nodes of {node.gpus}")
+    return _nodes(node, gpus // node.gpus, name)
+
+
+def _assumed(device: Device) -> Node:
+    linked = device.link_bytes_per_s > 0 and device.link != "pcie"
+    return Node(
+        name=f"a node of {device.name}",
+        aliases=(),
+        device=device.name,
+        gpus=_ALONE,
+        usual=False,
+        link=device.link if linked else f"pcie{device.pcie_generation}",
+        link_bytes_per_s=device.link_bytes_per_s if linked else device.pcie_bytes_per_s,
+        link_latency_seconds=3.4e-6 if linked else 5.7e-6,
+        network="",
+        nics=0,
+        nic_bytes_per_s=0.0,
+        network_latency_seconds=0.0,
+        host_bytes_per_s=None,
+        host_latency_seconds=10e-6,
+        price_usd_per_h=None,
+        price_source="",
+        source="assumed: the links of the GPU itself",
+        latency_source="NCCL's cost model",
+        confidence="likely",
+        note="",
+    )
+
+
+def _host(device: Device, rate: float, latency: float, source: str) -> Link:
+    return Link(name=f"pcie{device.pcie_generation}", bytes_per_s=rate, latency_seconds=latency, source=source)
+
+
+def _device(wanted: str, name: str) -> Device:
+    try:
+        return find_device(wanted)
+    except UsageError as error:
+        if "can be" in error.message:
+            raise UsageError(error.message.replace("--gpu", "--cluster"), hint=error.hint) from None
+    nodes = {alias: node.name for node in load_nodes().values() for alias in (node.name, *node.aliases)}
+    known = [*load_nodes(), *load_devices()]
+    near = difflib.get_close_matches(_plain(wanted), [*nodes, *known], n=4, cutoff=0.5)
+    found = dict.fromkeys(nodes.get(match, match) for match in near)
+    raise UsageError(
+        f"--cluster {name} is not known" + (f"; nearest: {', '.join(found)}" if found else ""),
+        hint=f"a GPU and how many (h100-sxm-80gb:8), a node ({', '.join(load_nodes())}) or a file of your own: my.toml",
+    )
+
+
+def _pick(path: str, name: str) -> Node:
+    nodes = parse_nodes(read_file(path), path)
+    if name in nodes:
+        return nodes[name]
+    if len(nodes) == 1 and not name:
+        return next(iter(nodes.values()))
+    what = f"no node {name!r}" if name else f"{len(nodes)} nodes"
+    raise UsageError(f"{path} has {what}; it holds {', '.join(nodes) or 'none'}", hint=f"write --cluster {path}:NAME")

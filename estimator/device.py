@@ -1,6 +1,6 @@
 """What one GPU model can do: the numbers that decide whether a step fits on it, and how long it takes there.
 
->>> from dnnmem.estimator.cluster import find_device
+>>> from dnnmem.estimator.devices import find_device
 >>> device = find_device("h100")
 >>> round(device.usable_bytes / 2**30, 2), round(device.flops_per_s["bfloat16"] / device.memory_bytes_per_s)
 (79.1, 295)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace

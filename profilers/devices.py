@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.scale import refit

@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import (
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement

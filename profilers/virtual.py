@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from dnnmem.estimator.cluster import load_devices
+from dnnmem.estimator.devices import load_devices
 from dnnmem.estimator.context_memory import context_notes
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement

@@ -95,7 +95,7 @@ def make_profile(
 
 def against(trace: Trace, device: Device | None) -> tuple[Trace, Device | None]:
     """The trace and the GPU to hold it against: the one that was asked for, else the one it was recorded on or for."""
-    from dnnmem.estimator.cluster import load_devices
+    from dnnmem.estimator.devices import load_devices
 
     own = trace.origin.gpu
     if device is None:

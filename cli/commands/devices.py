@@ -29,7 +29,7 @@ def devices(
     from dnnmem.cli.console import make_console
     from dnnmem.cli.render.devices import device_facts, device_table
     from dnnmem.cli.render.rich_text import plain
-    from dnnmem.estimator.cluster import find_device, load_devices
+    from dnnmem.estimator.devices import find_device, load_devices
 
     form = choose("--format", format_, FORMS)
     found = [find_device(name)] if name is not None else list(load_devices().values())

@@ -68,7 +68,7 @@ def load_side(path: Path, gpu: str | None = None) -> Side:
     """One of the two to compare. Raises `UsageError` for a file that is none of the three."""
     from dnnmem.cli.commands.deliver import make_profile
     from dnnmem.cli.commands.view import load_step
-    from dnnmem.estimator.cluster import find_device
+    from dnnmem.estimator.devices import find_device
     from dnnmem.estimator.diff import Side
 
     if path.suffix == ".json":

@@ -143,7 +143,7 @@ def _gpu(settings: Settings) -> Device | None:
     name = _text(settings, "gpu")
     if name is None:
         return None
-    from dnnmem.estimator.cluster import find_device
+    from dnnmem.estimator.devices import find_device
 
     return find_device(name)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from dnnmem.cli.commands.job import SAVED
 from dnnmem.cli.commands.outputs import Output, plan_outputs
 from dnnmem.cli.config import Settings, blame, resolve
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.units import parse_bytes
 from dnnmem.profilers.ranks import ScriptRun, parse_ranks

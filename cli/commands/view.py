@@ -56,7 +56,7 @@ def view(
     from dnnmem.cli.commands.deliver import Delivery, deliver
     from dnnmem.cli.commands.outputs import check_outputs, plan_outputs
     from dnnmem.cli.export.files import check_writable, write_atomic
-    from dnnmem.estimator.cluster import find_device
+    from dnnmem.estimator.devices import find_device
 
     outputs = plan_outputs(form=format_, default="table", json=json, csv=csv)
     check_outputs(outputs, None)

@@ -1,6 +1,6 @@
 """The GPU as the rules see it: what of a `Device` and of the installed torch decides which kernels run.
 
->>> from dnnmem.estimator.cluster import find_device
+>>> from dnnmem.estimator.devices import find_device
 >>> gpu = gpu_of(find_device("a100-sxm-40gb"))
 >>> gpu.setup.capability, gpu.threads.sm_count, gpu.workspace_bytes
 ((8, 0), 108, 8519680)

@@ -4,7 +4,7 @@ torch, its kernels' host code and Triton choose kernels, block counts and tempor
 knows comes from there; what all GPUs of a generation share comes from the CUDA C++ Programming Guide, "Compute
 Capabilities"; the clocks are those that give the table's rates.
 
->>> from dnnmem.estimator.cluster import find_device
+>>> from dnnmem.estimator.devices import find_device
 >>> device = find_device("rtx-4090")
 >>> cuda_name(device), attributes(device)["COMPUTE_CAPABILITY_MINOR"]
 ('NVIDIA GeForce RTX 4090 24GB', 9)
@@ -108,7 +108,7 @@ def kernel_version(device: Device, targets: Collection[int]) -> int:
     CUB refuses a GPU whose kernels claim another target than one that it was compiled for: an RTX 4090 (8.9) runs code
     for 8.6. Where none fits, torch does not run on such a GPU at all, and the oldest target stands in.
 
-    >>> from dnnmem.estimator.cluster import find_device
+    >>> from dnnmem.estimator.devices import find_device
     >>> [kernel_version(find_device(name), (75, 80, 86, 90)) for name in ("rtx-4090", "a100-80gb", "v100-16gb")]
     [86, 80, 75]
     """

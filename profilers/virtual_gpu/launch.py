@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.virtual_gpu.build import build, default_cache, find_compiler, read_targets

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.profilers.virtual_gpu.launch import prepare
 
 TWINS = Path(__file__).with_name("allocator_twins.py")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "programs.py"
 SCRIPTS = SCRIPT.parent / "programs" / "scripts"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dnnmem.estimator.cluster import load_devices
+from dnnmem.estimator.devices import load_devices
 from dnnmem.estimator.context_memory import modelled_context
 
 PUBLISHED = [device for device in load_devices().values() if device.context_source and device.vendor == "nvidia"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dnnmem.estimator.cluster import load_devices
+from dnnmem.estimator.devices import load_devices
 from dnnmem.estimator.nccl_memory import nccl_range, way_bytes
 
 MIB = 2**20

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dnnmem.cli.cache import cache_folder
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.profilers.ranks import ScriptRun, parse_ranks, run_script
 from dnnmem.profilers.script_request import ScriptRequest

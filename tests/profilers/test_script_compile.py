@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from dnnmem.cli.cache import cache_folder
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.profilers.ranks import ScriptRun, run_script
 from dnnmem.profilers.script_compile import compiled, first_finite, graphs
 from dnnmem.profilers.script_request import ScriptRequest

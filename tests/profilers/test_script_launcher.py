@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dnnmem.cli.cache import cache_folder
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UsageError
 from dnnmem.profilers.script_command import parse_command
 from dnnmem.profilers.script_launcher import read_launcher

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dnnmem.cli.commands.deliver import make_profile
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.profile import Measurement
 from tests.cli.commands.test_profile import small_step
 

@@ -1,7 +1,7 @@
 import json
 
 from dnnmem.cli.app import run
-from dnnmem.estimator.cluster import load_devices
+from dnnmem.estimator.devices import load_devices
 
 
 def test_every_device_has_its_line(capsys):

@@ -11,7 +11,7 @@ import pytest
 from dnnmem.cli.app import run
 from dnnmem.cli.commands.deliver import against
 from dnnmem.estimator import cluster
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Event, Kind, Module, Op, Origin, Phase, Storage, Trace
 from dnnmem.estimator.trace_file import save_trace

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.trace import Kind, Origin
 from dnnmem.profilers.fake import profile_fake
 from dnnmem.profilers.rules.cuda import cuda_rules

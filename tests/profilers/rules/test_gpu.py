@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dnnmem.estimator.cluster import find_device, load_devices
+from dnnmem.estimator.devices import find_device, load_devices
 from dnnmem.profilers.rules.gpu import compute_capability, gpu_of, torch_version
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.profilers.rules.words import cuda_words
 
 

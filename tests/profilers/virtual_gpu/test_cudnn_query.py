@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.virtual_gpu.build import build
 from dnnmem.profilers.virtual_gpu.cudnn_query import QuestionError, ask, device_text, load_cudnn

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.virtual_gpu.build import build
 from dnnmem.profilers.virtual_gpu.cudnn_cache import keep, key_of, open_answers
@@ -129,7 +129,7 @@ def test_one_server_serves_all_and_is_replaced_when_it_dies(asked, cache):
 
 OWNER = """
 import pathlib, sys
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.profilers.virtual_gpu.cudnn_service import find_cudnn, start
 from dnnmem.profilers.virtual_gpu.installed import find_torch
 service = start(find_cudnn(find_torch()), find_device("h100"), driver=pathlib.Path(sys.argv[1]))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 
 
 def lines(done):

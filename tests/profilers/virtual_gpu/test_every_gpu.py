@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from dnnmem.estimator.cluster import load_devices
+from dnnmem.estimator.devices import load_devices
 from dnnmem.profilers.virtual_gpu.build import build
 from dnnmem.profilers.virtual_gpu.identity import identity
 from dnnmem.profilers.virtual_gpu.installed import find_torch, kernel_targets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dnnmem.estimator.cluster import find_device, load_devices
+from dnnmem.estimator.devices import find_device, load_devices
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.virtual_gpu.identity import NUMBERS, attributes, cuda_name, identity, kernel_version
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dnnmem.estimator.cluster import find_device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import ModelError, UnsupportedError
 from dnnmem.profilers import monitor, place
 from dnnmem.profilers.request import Request

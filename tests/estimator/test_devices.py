@@ -4,7 +4,7 @@ from importlib import resources
 
 import pytest
 
-from dnnmem.estimator.cluster import find_device, load_devices
+from dnnmem.estimator.devices import find_device, load_devices
 from dnnmem.estimator.errors import UsageError
 
 
