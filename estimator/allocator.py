@@ -33,6 +33,7 @@ from dnnmem.estimator.allocator_settings import (
     segment_bytes,
 )
 from dnnmem.estimator.allocator_stats import AllocatorStats
+from dnnmem.estimator.allocator_versions import AllocatorRules
 from dnnmem.estimator.blocks import Block, Pool, best_fit, free_blocks, insert_after, merge, put, split, take
 from dnnmem.estimator.driver_calls import DriverCalls
 from dnnmem.estimator.driver_memory import Driver
@@ -56,18 +57,19 @@ class CachingAllocator:
         *,
         device_bytes: int | None = None,
         driver: Driver | None = None,
+        rules: AllocatorRules | None = None,
     ) -> None:
         """Start with nothing reserved.
 
         Args: `capacity_bytes` is what the process can have (None = no limit), `device_bytes` the GPU's total memory,
         of which the memory fraction and the range of an expandable segment are parts (None = the capacity); `driver`
-        replaces the model of addresses, and its capacity holds then.
+        replaces the model of addresses, and its capacity holds then; `rules` are those of a release (`rules_of`).
         """
         self.settings = settings or AllocatorSettings()
         self.driver = driver or Driver(capacity_bytes=capacity_bytes)
         self.device_bytes = device_bytes or self.driver.capacity_bytes or _UNLIMITED_BYTES
         self.stats = AllocatorStats()
-        self.private = PrivatePools()
+        self.private = PrivatePools(rules=rules or AllocatorRules())
         self._calls = DriverCalls(self.settings, self.driver, self.device_bytes, self.stats)
         self._small, self._large = Pool(small=True), Pool(small=False)
         self._live: dict[int, Block] = {}
@@ -103,7 +105,7 @@ class CachingAllocator:
         """Address of a new block; 0 for 0 bytes, which take none. Raises `OutOfMemoryError`."""
         if not nbytes:
             return 0
-        if self._waiting and not self.private.capturing(stream):
+        if self._waiting and not self.private.defers(stream):
             self._finish_waiting()
         rounded = -(-nbytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
         size = block_bytes(nbytes, self.settings) if self._rounds_up else rounded
@@ -303,7 +305,7 @@ class CachingAllocator:
         block = self._calls.ask(pool, size, stream)
         if block is None and self._release_oversize(pool, size, stream):
             block = self._calls.ask(pool, size, stream)
-        if block is None and not self.private.capturing(stream):
+        if block is None and not self.private.defers(stream):
             self.empty_cache()
             self.stats.num_alloc_retries += 1
             block = self._calls.ask(pool, size, stream)

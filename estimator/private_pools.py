@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dnnmem.estimator.allocator_versions import AllocatorRules
 from dnnmem.estimator.blocks import Pool
 from dnnmem.estimator.errors import InternalError
 
@@ -39,6 +40,8 @@ class PrivatePool:
 class PrivatePools:
     """All private pools of an allocator."""
 
+    rules: AllocatorRules = field(default_factory=AllocatorRules)
+    """Those of the release."""
     pools: dict[int, PrivatePool] = field(default_factory=dict)
     """By the caller's number."""
     active: list[tuple[int, int | None]] = field(default_factory=list)
@@ -79,8 +82,10 @@ class PrivatePools:
                 return self.pools[number]
         return None
 
-    def capturing(self, stream: int) -> bool:
-        """Whether a graph is captured from what `stream` does now."""
+    def defers(self, stream: int) -> bool:
+        """Whether a request of `stream` asks no event and empties no cache, since a graph might be captured."""
+        if self.rules.pools_defer:
+            return bool(self.active)
         return any(number in self.captures and only in (None, stream) for number, only in self.active)
 
     def idle(self) -> list[PrivatePool]:

@@ -10,6 +10,7 @@ retries, and the first difference.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections import Counter
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 
 from dnnmem.estimator.allocator import CachingAllocator
 from dnnmem.estimator.allocator_settings import parse_settings
+from dnnmem.estimator.allocator_versions import rules_of
 from dnnmem.estimator.driver_memory import Driver
 from dnnmem.estimator.out_of_memory import OutOfMemoryError
 
@@ -56,6 +58,7 @@ WATCHED = tuple(
     for which in ("current", "peak")
 )  # fmt: skip
 COUNTED = ("num_alloc_retries", "num_ooms")
+RANDOM_STATE_BYTES = 8
 DRIVER = {"segment_alloc", "segment_free", "segment_map", "segment_unmap"}
 
 
@@ -81,7 +84,9 @@ class Twins:
         free, total = torch.cuda.mem_get_info()
         self.ranges: list[int] = []
         driver = Driver(capacity_bytes=free, next_address=self._address)
-        self.ours = CachingAllocator(parse_settings(conf), device_bytes=total, driver=driver)
+        self.ours = CachingAllocator(
+            parse_settings(conf), device_bytes=total, driver=driver, rules=rules_of(torch.__version__)
+        )
         for which in range(len(self.pools)):
             self.ours.private.hold(which)
         self.bases: list[tuple[int, int]] = []
@@ -123,7 +128,7 @@ class Twins:
             self.ours.free(self.tensors.pop(index % len(self.tensors))[1])
 
     def use(self, index: int, which: int) -> None:
-        if self.tensors and self.capturing is None:
+        if self.tensors:
             index %= len(self.tensors)
             self.tensors[index][0].record_stream(self.streams[which])
             self.ours.record_stream(self.tensors[index][1], self.streams[which].cuda_stream)
@@ -154,10 +159,18 @@ class Twins:
 
     def capture(self, _: int, which: int) -> None:
         if which and self.capturing is None and not self.active and which not in self.graphs:
-            self.graphs[which] = torch.cuda.CUDAGraph()
+            graph = torch.cuda.CUDAGraph()
+            known = len(self._history())
+            try:
+                with torch.cuda.stream(self.streams[which]):
+                    graph.capture_begin(capture_error_mode="relaxed")
+            except torch.OutOfMemoryError:
+                del graph
+                self._repeat(known)
+                return
+            self._repeat(known)
+            self.graphs[which] = graph
             self.numbers[which] = next(self.counter)
-            with torch.cuda.stream(self.streams[which]):
-                self.graphs[which].capture_begin(capture_error_mode="relaxed")
             self.ours.private.begin(self.numbers[which], self.streams[which].cuda_stream, captures=True)
             self.capturing = which
 
@@ -170,8 +183,10 @@ class Twins:
 
     def drop(self, _: int, which: int) -> None:
         if which in self.graphs and which != self.capturing:
+            known = len(self._history())
             del self.graphs[which]
             self.ours.private.release(self.numbers[which])
+            self._repeat(known)
 
     def finish(self) -> None:
         """Compare what is held, then give everything back."""
@@ -206,6 +221,19 @@ class Twins:
     def _history(self) -> list[dict[str, Any]]:
         trace: list[dict[str, Any]] = torch.cuda.memory._snapshot()["device_traces"][0]
         return trace
+
+    def _repeat(self, known: int) -> None:
+        """Let ours do what PyTorch did beyond the step: through 2.9 a graph keeps its random state on the device."""
+        self._learn_addresses()
+        for entry in self._history()[known:]:
+            if entry["action"] == "alloc":
+                address = self.ours.malloc(entry["size"], entry["stream"])
+                assert address == entry["addr"], f"a graph's own: {address:#x} and {entry['addr']:#x}"
+            elif entry["action"] == "free_requested":
+                self.ours.free(entry["addr"])
+            elif entry["action"] == "oom":
+                with contextlib.suppress(OutOfMemoryError):
+                    self.ours.malloc(RANDOM_STATE_BYTES, entry["stream"])
 
     def _learn_addresses(self) -> None:
         """Give our driver the addresses that the real one has just handed out."""
@@ -259,6 +287,9 @@ def main(conf: str, examples: int, start: int) -> dict[str, Any]:
     told: Counter[str] = Counter()
     streams = [torch.cuda.default_stream(), torch.cuda.Stream(), torch.cuda.Stream()]
     torch.empty(1, device="cuda")
+    fraction = parse_settings(conf).memory_fraction
+    if fraction is not None:
+        torch.cuda.set_per_process_memory_fraction(fraction)
 
     @seed(start)
     @settings(max_examples=examples, deadline=None, database=None, report_multiple_bugs=False, phases=[Phase.generate],
