@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dnnmem.estimator.allocator_versions import SETTINGS_SINCE, release_of
 from dnnmem.estimator.devices import find_device
 from dnnmem.profilers.virtual_gpu.launch import prepare
 
