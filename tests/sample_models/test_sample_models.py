@@ -135,3 +135,40 @@ def test_experts_without_room_drop_tokens(root):
     answered = (layer(torch.randn(32, 8))[0] != 0).any(-1).sum()
     # THEN at most capacity times experts choices are answered: 4 for each of 4
     assert 0 < answered <= 4 * 4
+
+
+GPT_KINDS = {
+    "megatron": {"bias": True},
+    "mpt": {"bias": False, "positions": "none"},
+    "llama": {"kv_heads": 1, "ffn": 24, "norm": "rms", "mlp": "swiglu", "positions": "rope", "bias": False},
+    "qwen": {"kv_heads": 2, "head_dim": 12, "norm": "rms", "mlp": "swiglu", "positions": "rope", "qk_norm": True},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(GPT_KINDS))
+def test_written_attention_computes_what_one_kernel_does(root, kind):
+    # GIVEN the same weights and tokens  WHEN scores are written out, and when they are not
+    gpt = load(root, "gpt")
+    tokens = gpt.make_batch(batch_size=3, seq_len=8, vocab=31)[0]
+    outputs = []
+    for attention in ("sdpa", "math"):
+        torch.manual_seed(1)
+        outputs.append(call(gpt.make_model, **TINY["gpt"], **GPT_KINDS[kind], attention=attention)(tokens))
+    # THEN the logits are alike
+    torch.testing.assert_close(*outputs)
+
+
+def test_llama_and_mpt_have_the_parameters_they_are_published_with(root):
+    gpt, bare = load(root, "gpt"), {"bias": False, "context": 1}
+    llama = {"kv_heads": 8, "ffn": 14336, "norm": "rms", "mlp": "swiglu", "positions": "rope", "tied": False}
+    with torch.device("meta"):
+        big = gpt.make_model(vocab=128256, width=4096, layers=32, heads=32, **llama, **bare)
+        small = gpt.make_model(vocab=50368, positions="alibi", **bare)
+    assert sum(p.numel() for p in big.parameters()) == 8_030_261_248  # Llama 3.1 8B
+    assert sum(p.numel() for p in small.parameters()) == 50368 * 768 + 12 * (12 * 768**2 + 2 * 768) + 768  # MPT-125M
+
+
+def test_parameters_have_the_type_asked_for_and_rotations_stay_complex(root):
+    model = call(load(root, "gpt").make_model, **TINY["gpt"], positions="rope", dtype=torch.bfloat16, dropout=0.1)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.rotations.dtype == torch.complex64
