@@ -77,6 +77,10 @@ class Reader(NamedTuple):
         value: object = self.data[name]
         return value
 
+    def has(self, name: str) -> bool:
+        """True if the field is there; those of later versions of the same format may be missing."""
+        return isinstance(self.data, dict) and name in self.data
+
     def child(self, name: str) -> Reader:
         """The object in a field."""
         value = self.get(name)

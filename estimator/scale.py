@@ -196,6 +196,7 @@ def _fit_op(op: Op, alike: Sequence[Op], storages: Mapping[int, Storage], fit: _
         op,
         events=_fit_events(op.events, [other.events for other in alike], storages, fit),
         flops=_whole(fit, (other.flops for other in alike)),
+        masked_flops=_whole(fit, (other.masked_flops for other in alike)),
         moved_bytes=_whole(fit, (other.moved_bytes for other in alike)),
         workspace_bytes=_whole(fit, (other.workspace_bytes for other in alike)),
         seconds=seconds,

@@ -115,6 +115,8 @@ class Op:
     """Allocator events from its start until the next op begins, in order."""
     flops: int = 0
     """Floating-point operations of matrix products, convolutions and attention (a multiply-add is two); else 0."""
+    masked_flops: int = 0
+    """Of `flops`, those of scores above the diagonal: a causal kernel skips them."""
     moved_bytes: int = 0
     """Bytes it must read and write at least once."""
     workspace_bytes: int = 0

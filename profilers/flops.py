@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from dnnmem.profilers.flops_attention import ATTENTION
+from dnnmem.profilers.flops_attention import ATTENTION, masked_share
 from dnnmem.profilers.flops_moved import BytesRule, bytes_rule
 from dnnmem.profilers.flops_products import PRODUCTS, FlopRule
 
@@ -41,3 +41,8 @@ def op_cost(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str
         rules = _KNOWN[func] = (_FORMULAS.get(func._schema.name), bytes_rule(func))
     count, move = rules
     return (0 if count is None else count(args, out)), move(args, kwargs, out)
+
+
+def masked_flops(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], flops: int) -> int:
+    """Of the `flops` of one call, those that a causal mask hides, which fused attention skips; 0 for the others."""
+    return round(flops * masked_share(func, args, kwargs)) if func._schema.name in ATTENTION else 0

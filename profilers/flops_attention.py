@@ -6,9 +6,10 @@ Attention is two batched products forward, and five backward because the scores 
                output = p v         2 B H S T E                     dp, dv         2 B H S T E each
                                                                     dq, dk         2 B H S T D each
 
-A causal or other mask does not reduce the count, as in `torch.utils.flop_counter`; the time model halves it where the
-kernel skips. H is the number of query heads: grouped key and value heads serve several of them. Packed sequences of
-different lengths count every query against the longest key sequence, so that fake and real tensors agree.
+A causal or other mask does not reduce the count, as in `torch.utils.flop_counter`; `masked_share` says how much of it
+lies above the diagonal, which causal kernels skip. H is the number of query heads: grouped key and value heads serve
+several of them. Packed sequences of different lengths count every query against the longest key sequence, so that fake
+and real tensors agree.
 
 >>> import torch
 >>> q, k = torch.empty(2, 8, 128, 64, device="meta"), torch.empty(2, 4, 256, 64, device="meta")
@@ -90,3 +91,24 @@ def _rules() -> dict[str, FlopRule]:
 
 ATTENTION: dict[str, FlopRule] = _rules()
 """Formula of each fused attention operator, by schema name."""
+
+
+def masked_share(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """Share of the scores that a causal mask hides: 0 without one, nearly half with as many keys as queries.
+
+    >>> import torch
+    >>> q = torch.empty(2, 8, 4, 64, device="meta")
+    >>> masked_share(torch.ops.aten._scaled_dot_product_flash_attention.default, (q, q, q, 0.0, True), {})
+    0.375
+    """
+    arguments = func._schema.arguments
+    given = dict(zip((a.name for a in arguments), args, strict=False)) | kwargs
+    mask = given.get("is_causal", given.get("custom_mask_type", False))
+    if not mask or "query" not in given or "key" not in given:
+        return 0.0
+    at = -2 if "scaled_dot_product" in func._schema.name else -3
+    s, t = int(given["query"].shape[at]), int(given["key"].shape[at])
+    if given.get("max_q") is not None and at == -3:
+        s, t = min(s, int(given["max_q"])), min(t, int(given.get("max_k", s)))
+    seen = s * (s + 1) // 2 if s <= t else t * (t + 1) // 2 + (s - t) * t
+    return 1 - seen / (s * t) if s * t else 0.0

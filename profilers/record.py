@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dnnmem.estimator.trace import Kind
-from dnnmem.profilers.flops import op_cost
+from dnnmem.profilers.flops import masked_flops, op_cost
 from dnnmem.profilers.modules import ModuleTracker, Place
 from dnnmem.profilers.tensors import tensors_in
 from dnnmem.profilers.unwatched import FILLS, LONG_WAYS, Fill, call_site, fills_in, is_accumulation, is_formula
@@ -93,6 +93,8 @@ class Entry:
     """What the clock said before and after it."""
     tick: int
     """Dispatch count."""
+    masked_flops: int = 0
+    """Of `flops`, those a causal kernel skips."""
     accumulates: tuple[int, int] | None = None
     """(old, new) storages of a sum of gradients that autograd does in place when nobody watches."""
 
@@ -250,6 +252,7 @@ class Recorder(TorchDispatchMode):
             return
         entry.writes = new + self._numbers(tensors_in(changed)) if changed else new
         entry.flops, entry.moved_bytes = op_cost(func, args, kwargs, out)
+        entry.masked_flops = masked_flops(func, args, kwargs, entry.flops)
         if func is _ADD and new and len(args) == 2 and isinstance(args[1], Tensor):
             old = self._live.get(args[0].untyped_storage()._cdata)
             if old is not None and self._adds_in_place(entry.place, args, old):

@@ -224,6 +224,7 @@ def _ops(
                 writes=final(entry.writes, index),
                 events=tuple(window),
                 flops=entry.flops,
+                masked_flops=entry.masked_flops,
                 moved_bytes=entry.moved_bytes,
                 seconds=seconds[index - 1],
                 source=entry.place.source,

@@ -1,0 +1,125 @@
+"""How long each op takes on one GPU: the longer of its arithmetic and its traffic, and a kernel's start.
+
+    seconds = max(flops / (share * rate), bytes / (share * bandwidth)) + kernels * launch
+
+Two things bend the line. A matrix product is cut into tiles that the multiprocessors take in waves, so a last wave that
+is nearly empty costs as much as a full one; and rows that are no multiple of 16 bytes are loaded in smaller pieces.
+What lies in the level-2 cache comes faster than memory gives it.
+
+>>> from dnnmem.estimator.devices import find_device
+>>> from dnnmem.estimator.time_model import load
+>>> from dnnmem.estimator.trace import Kind, Op, Storage, Trace
+>>> from dnnmem.estimator.work import work_of
+>>> y = Storage(id=0, nbytes=2 * 8192**2, kind=Kind.TEMP, shape=(8192, 8192), dtype="bfloat16")
+>>> op = Op(name="aten.mm.default", writes=(0,), flops=2 * 8192**3, moved_bytes=6 * 8192**2)
+>>> device = find_device("a100-sxm-80gb")
+>>> [round(1e3 * float(s), 2) for s in op_seconds(work_of(Trace(ops=(op,), storages={0: y})), device, load(device))]
+[4.48]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dnnmem.estimator.device import Device
+from dnnmem.estimator.op_class import ARITHMETIC, OpClass
+from dnnmem.estimator.time_model import TimeModel
+from dnnmem.estimator.work import DTYPES, Floats, Work
+
+# Tiles of cuBLAS and CUTLASS: rows, columns, rate against the largest.
+_TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.94), (128, 64, 0.78), (64, 64, 0.6))
+_SPLITS = (1, 2, 4, 8)
+"""Pieces a product's sums may be cut into."""
+_LEAST_SPLIT = 256
+"""Shortest piece of a sum."""
+Rows = npt.NDArray[np.intp]
+
+
+def op_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
+    """Seconds on the GPU of each op; measured ones win. NaN for communication and host copies, priced elsewhere."""
+    seconds = _traffic_seconds(work, device, model)
+    rate = _rates(work, device) * _power(device, model)
+    for kind, price in (
+        (OpClass.GEMM, _product_seconds),
+        (OpClass.CONV, _convolution_seconds),
+        (OpClass.GROUPED_CONV, _convolution_seconds),
+        (OpClass.ATTENTION_FORWARD, _attention_seconds),
+        (OpClass.ATTENTION_BACKWARD, _attention_seconds),
+    ):
+        rows = np.flatnonzero((work.kind == kind) & (work.flops > 0))
+        if rows.size:
+            seconds[rows] = np.maximum(seconds[rows], price(work, rows, rate[rows], device, model))
+    seconds += work.kernels * model.launch_seconds
+    seconds[work.kind == OpClass.NONE] = 0.0
+    seconds[work.kind == OpClass.LANE] = np.nan
+    return np.where(np.isnan(work.measured), seconds, work.measured)
+
+
+def host_seconds(work: Work, model: TimeModel) -> Floats:
+    """Seconds the host needs to issue each op; 0 for what is not dispatched."""
+    return work.host_ops * model.host_seconds
+
+
+def by_class(work: Work, seconds: Floats) -> dict[str, float]:
+    """Sum of `seconds` by kind of kernel, the longest first; kinds that take none are left out."""
+    sums = np.bincount(work.kind, np.nan_to_num(seconds), len(OpClass))
+    order = sorted(OpClass, key=lambda kind: -sums[kind])
+    return {kind.label: float(sums[kind]) for kind in order if sums[kind]}
+
+
+def _rates(work: Work, device: Device) -> Floats:
+    """Peak flops per second of each op's arithmetic."""
+    slowest = device.flops_per_s["float32"]
+    peaks = np.array([device.flops_per_s.get(dtype, slowest) for dtype in DTYPES])
+    return peaks[work.dtype]
+
+
+def _power(device: Device, model: TimeModel) -> float:
+    if not model.reference_power_watts:
+        return 1.0
+    return float(min(1.0, device.power_watts / model.reference_power_watts) ** model.power_exponent)
+
+
+def _traffic_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
+    shares = np.full(len(OpClass), model.stream)
+    for kind in OpClass:
+        if kind not in ARITHMETIC or kind is OpClass.DEPTHWISE_CONV:
+            shares[kind] = getattr(model, kind.label, model.stream)
+    bandwidth = shares[work.kind] * device.memory_bytes_per_s
+    cached = work.bytes < device.l2_bytes / 2
+    return work.bytes / (bandwidth * np.where(cached, model.l2_boost, 1.0))
+
+
+def _product_seconds(work: Work, rows: Rows, rate: Floats, device: Device, model: TimeModel) -> Floats:
+    """Seconds of the best tiling of `batch` products (m, k) @ (k, n)."""
+    m, n, k, batch = work.m[rows], work.n[rows], work.k[rows], work.batch[rows]
+    per_unit = rate * model.gemm * _aligned(work, rows) / device.sm_count
+    best = np.full(m.shape, np.inf)
+    for height, width, relative in _TILES:
+        tiles = np.ceil(m / height) * np.ceil(n / width) * batch
+        for pieces in _SPLITS:
+            waves = np.ceil(tiles * pieces / device.sm_count)
+            seconds = waves * (2 * height * width / relative) * (k / pieces) / per_unit
+            if pieces > 1:
+                partial = 8.0 * pieces * batch * m * n / (model.stream * device.memory_bytes_per_s)
+                seconds = np.where(k / pieces < _LEAST_SPLIT, np.inf, seconds + partial + model.launch_seconds)
+            best = np.minimum(best, seconds)
+    return best
+
+
+def _aligned(work: Work, rows: Rows) -> Floats:
+    """Share of the rate that rows of odd lengths leave: loads of 16 bytes need a multiple of 8 two-byte elements."""
+    whole = np.where(work.item_bytes[rows] >= 4, 1, 8)
+    return np.minimum(work.align[rows] / whole, 1.0) ** 0.4
+
+
+def _convolution_seconds(work: Work, rows: Rows, rate: Floats, _device: Device, model: TimeModel) -> Floats:
+    share = np.where(work.kind[rows] == OpClass.GROUPED_CONV, model.grouped_conv, model.conv)
+    padded = np.ceil(work.n[rows] / 8) * 8 / work.n[rows]
+    return work.flops[rows] * padded / (share * rate)
+
+
+def _attention_seconds(work: Work, rows: Rows, rate: Floats, _device: Device, model: TimeModel) -> Floats:
+    forward = work.kind[rows] == OpClass.ATTENTION_FORWARD
+    return work.flops[rows] / (np.where(forward, model.attention_forward, model.attention_backward) * rate)

@@ -1,0 +1,116 @@
+"""What a GPU reaches of its peaks, and what each kernel, dispatch and message costs besides: the model's parameters.
+
+They are physics with priors, never rows: one share a kind of kernel, fitted once per architecture on published data
+(`specs/time_model.toml`), and replaced by a site's own after a calibration.
+
+>>> from dnnmem.estimator.devices import find_device
+>>> model = load(find_device("a100-sxm-80gb"))
+>>> model.gemm, round(model.host_seconds * 1e6)
+(0.83, 12)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from dnnmem.estimator.device import Device
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeModel:
+    """Achieved shares (of a peak of `Device` or of a link) and fixed costs in seconds."""
+
+    gemm: float
+    """Matrix products: share of the dtype's peak with all multiprocessors busy."""
+    attention_forward: float
+    """Fused attention: share of the dtype's peak over the flops that are not skipped."""
+    attention_backward: float
+    """The same for its backward, whose flops count the scores again."""
+    conv: float
+    """Dense convolutions: share of the dtype's peak over padded channels."""
+    grouped_conv: float
+    """Grouped convolutions: the same."""
+    depthwise_conv: float
+    """Depthwise convolutions: share of memory bandwidth."""
+    stream: float
+    """Kernels over whole blocks in order: share of memory bandwidth."""
+    eager: float
+    """Element-wise kernels that broadcast, cast or permute: share of memory bandwidth."""
+    norm: float
+    """Layer, batch and group norms: share of memory bandwidth over the least bytes."""
+    softmax: float
+    """Softmax and its logarithm over long rows, forward and backward: the same."""
+    reduction: float
+    """Sums, means, extrema: the same."""
+    index: float
+    """Rows picked or added by an index: the same."""
+    l2_boost: float
+    """How much faster than memory the cache gives what lies in it."""
+    launch_seconds: float
+    """Start and end of a kernel on the GPU, while it moves nothing."""
+    host_seconds: float
+    """The host's time for one dispatched operator: a constant of the site, not of the GPU."""
+    iteration_seconds: float
+    """Once a step: data loader, logging, the loop."""
+    power_exponent: float
+    """A card with a lower power limit than its architecture's runs arithmetic at (limit / reference) to this power."""
+    reference_power_watts: float
+    """Power limit at which `gemm`, `conv` and attention were found; 0 = no rule."""
+    nvlink: float
+    """Collectives inside a node over NVLink: share of the link's one-way peak."""
+    nvlink_latency_seconds: float
+    """One collective inside a node."""
+    pcie: float
+    """Share of the PCIe peak, for messages and copies."""
+    pcie_latency_seconds: float
+    """One message over PCIe."""
+    network: float
+    """Share of the node's network."""
+    network_latency_seconds: float
+    """One collective or message between nodes."""
+    spread: Mapping[str, float]
+    """Standard deviation of log(measured / predicted) by `arithmetic`, `traffic`, `communication`, `host`."""
+
+
+_SHARES = {"gemm": "gemm", "attention_forward": "flash", "stream": "stream", "eager": "eager"}
+"""Shares that `Device.efficiency` knows, by its names."""
+_UNITS = {"share": ("", 1.0), "us": ("_seconds", 1e-6), "ms": ("_seconds", 1e-3), "w": ("_watts", 1.0)}
+
+
+def load(device: Device) -> TimeModel:
+    """The parameters for `device`: those of its architecture, else its own `efficiency`, else the defaults."""
+    tables = _tables()
+    arch = tables.get(device.arch, {})
+    own = {name: device.efficiency[key] for name, key in _SHARES.items() if key in device.efficiency}
+    values = {"reference_power_watts": 0.0, **tables["fallback"], **tables["default"], **own, **arch}
+    spread = {key.removeprefix("spread_"): value for key, value in values.items() if key.startswith("spread_")}
+    return TimeModel(spread=spread, **{key: value for key, value in values.items() if not key.startswith("spread_")})
+
+
+@cache
+def _tables() -> dict[str, dict[str, Any]]:
+    text = (resources.files("dnnmem.estimator") / "specs" / "time_model.toml").read_text("utf-8")
+    return {
+        name: {_field(key): _value(key, value) for key, value in table.items()}
+        for name, table in tomllib.loads(text).items()
+    }
+
+
+def _field(key: str) -> str:
+    name, _, unit = key.rpartition("_")
+    return name + _UNITS[unit][0] if name and unit in _UNITS else key
+
+
+def _value(key: str, value: float) -> float:
+    unit = key.rpartition("_")[2]
+    return value * _UNITS[unit][1] if unit in _UNITS else value

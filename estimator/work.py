@@ -1,0 +1,187 @@
+"""What each op of a step asks of the GPU, as one table of numbers: the trace as the time model sees it.
+
+The shapes are those of storages, since a trace holds no views. They suffice: a product's output has m and n, its flops
+give k; a convolution is the product  (places, channels in / groups * window) @ (.., channels out / groups)  per group.
+
+    aten.mm     writes [8192, 2304], 2.9e10 flops     ->  m 8192, n 2304, k = flops / (2 m n) = 768, batch 1
+    aten.bmm    writes [96, 1024, 64]                 ->  batch 96, m 1024, n 64
+    convolution writes [8, 64, 56, 56], weight [64, 4, 3, 3]  ->  groups 16: batch 16, m 25088, n 4, k 36
+
+>>> from dnnmem.estimator.trace import Kind, Op, Storage, Trace
+>>> y = Storage(id=0, nbytes=64, kind=Kind.TEMP, shape=(4, 8), dtype="bfloat16")
+>>> work = work_of(Trace(ops=(Op(name="aten.mm.default", writes=(0,), flops=2 * 4 * 8 * 16),), storages={0: y}))
+>>> float(work.m[0]), float(work.n[0]), float(work.k[0]), DTYPES[work.dtype[0]]
+(4.0, 8.0, 16.0, 'bfloat16')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, gcd, prod
+
+import numpy as np
+import numpy.typing as npt
+
+from dnnmem.estimator.op_class import ARITHMETIC, OpClass, is_backward, kind_of
+from dnnmem.estimator.trace import Lane, Op, Storage, Trace
+
+DTYPES = ("float32", "tf32", "float16", "bfloat16", "float8")
+"""Rates of arithmetic, as `Device.flops_per_s` names them; `Work.dtype` points here."""
+GRAPHS = "cuda_graphs"
+"""Key of `Origin.versions` under which a step says that the host issues it whole."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Work:
+    """One row an op."""
+
+    kind: npt.NDArray[np.int8]
+    """`OpClass`."""
+    m: Floats
+    """Rows of a product; places of a convolution's output; elements in all for the others."""
+    n: Floats
+    """Columns of a product; output channels of one group; else the length of a row."""
+    k: Floats
+    """Length of the sums of a product; the head's width for attention; else 0."""
+    batch: Floats
+    """Products of that size; groups of a convolution; else 1."""
+    flops: Floats
+    """Floating-point operations that are carried out: those a causal kernel skips are left out."""
+    bytes: Floats
+    """Bytes it must read and write at least once."""
+    dtype: npt.NDArray[np.int8]
+    """Index into `DTYPES`: what its arithmetic runs in."""
+    item_bytes: Floats
+    """Bytes of an element of its output."""
+    align: Floats
+    """Elements that all its matrices' rows are a multiple of, at most 16."""
+    backward: npt.NDArray[np.bool_]
+    """It computes gradients by itself: of its input, its weights, or both."""
+    kernels: Floats
+    """Kernels it launches."""
+    host_ops: Floats
+    """Operators the host dispatches for it: 1, or 0 where nothing is dispatched."""
+    measured: Floats
+    """Seconds that were measured; NaN where none were."""
+
+
+_COLUMNS = (
+    "kind", "m", "n", "k", "batch", "flops", "bytes", "dtype", "item_bytes", "align", "backward", "kernels", "host_ops",
+    "measured",
+)  # fmt: skip
+_TYPES = {"kind": np.int8, "dtype": np.int8, "backward": np.bool_}
+_RATES = {"float32": 0, "float64": 0, "tf32": 1, "float16": 2, "bfloat16": 3, "complex64": 0}
+_ITEM_BYTES = {
+    "float64": 8, "int64": 8, "complex64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2,
+}  # fmt: skip
+_Row = tuple[float, ...]
+
+
+def work_of(trace: Trace) -> Work:
+    """The table of `trace`, in the order of its ops."""
+    graphs = GRAPHS in trace.origin.versions
+    rows = [_row(op, trace.storages, graphs=graphs) for op in trace.ops]
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(_COLUMNS)
+    return Work(
+        **{
+            name: np.array(column, dtype=_TYPES.get(name, np.float64))
+            for name, column in zip(_COLUMNS, columns, strict=True)
+        }
+    )
+
+
+def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool) -> _Row:
+    kind = kind_of(op.name) if op.lane is Lane.COMPUTE else OpClass.LANE
+    if kind is OpClass.STREAM and not op.moved_bytes and not op.flops:
+        kind = OpClass.NONE
+    out = _main(op.writes or op.reads, storages)
+    m, n, k, batch, align = 0.0, 0.0, 0.0, 1.0, 16
+    if kind is OpClass.GEMM and op.flops:
+        m, n, k, batch = _product(op, out)
+        align = _alignment(op, storages)
+    elif kind is OpClass.CONV and op.flops:
+        kind, m, n, k, batch = _convolution(op, storages)
+        align = gcd(16, int(n), int(k))
+    elif kind is OpClass.STREAM:
+        kind = _traffic(op, storages)
+    if kind not in ARITHMETIC and out is not None:
+        m, n = float(prod(out.shape)), float(out.shape[-1] if out.shape else 1)
+    elif kind in (OpClass.ATTENTION_FORWARD, OpClass.ATTENTION_BACKWARD) and out is not None:
+        k = float(out.shape[-1] if out.shape else 1)
+    dtype = out.dtype if out is not None else "float32"
+    return (
+        kind, m, n, k, batch, max(op.flops - op.masked_flops, 0), op.moved_bytes, _rate(dtype),
+        _ITEM_BYTES.get(dtype, 1), align, is_backward(op.name), _kernels(op, kind, storages),
+        0 if graphs or (kind is OpClass.NONE and not op.reads and not op.writes) else 1,
+        np.nan if op.seconds is None else op.seconds,
+    )  # fmt: skip
+
+
+def _rate(dtype: str) -> int:
+    return 4 if dtype.startswith("float8") else _RATES.get(dtype, 0)
+
+
+def _main(ids: Sequence[int], storages: Mapping[int, Storage]) -> Storage | None:
+    """The first storage of them that is a tensor of numbers and not a scalar; else the first."""
+    known = [storages[i] for i in ids[:4] if i in storages]
+    return next((s for s in known if prod(s.shape) > 1), known[0] if known else None)
+
+
+def _product(op: Op, out: Storage | None) -> tuple[float, float, float, float]:
+    # A product into a view of something larger has no shape of its own: take a cube of as many flops.
+    shape = out.shape if out is not None else ()
+    elements = prod(shape)
+    if len(shape) < 2 or op.flops < 2 * elements:
+        side = (op.flops / 2) ** (1 / 3)
+        return (float(elements), 1.0, op.flops / 2 / elements, 1.0) if elements > 1 else (side, side, side, 1.0)
+    batch = prod(shape[:-2]) if "bmm" in op.name or "grouped" in op.name else 1
+    n = shape[-1]
+    return elements / batch / n, float(n), op.flops / (2 * elements), float(batch)
+
+
+def _alignment(op: Op, storages: Mapping[int, Storage]) -> int:
+    """Greatest power of two, to 16, that divides the rows of all matrices read and written."""
+    rows = [storages[i].shape[-1] for i in (*op.reads, *op.writes) if i in storages and len(storages[i].shape) > 1]
+    return gcd(16, *rows)
+
+
+def _convolution(op: Op, storages: Mapping[int, Storage]) -> tuple[OpClass, float, float, float, float]:
+    # Forward reads input, weight; backward reads gradient, input, weight. Channels stand second.
+    reads = [storages[i].shape for i in op.reads if i in storages]
+    back = is_backward(op.name)
+    result = reads[0] if back and reads else next((storages[i].shape for i in op.writes if i in storages), ())
+    image = reads[1 if back else 0] if len(reads) > back else ()
+    weight = reads[2 if back else 1] if len(reads) > 1 + back else ()
+    if len(weight) < 3 or len(result) < 3 or len(image) < 3:
+        side = (op.flops / 2) ** (1 / 3)
+        return OpClass.CONV, side, side, side, 1.0
+    groups = max(image[1] // max(weight[1], 1), 1)
+    places, channels, length = prod(result) // result[1], result[1] // groups, prod(weight[1:])
+    kind = OpClass.CONV if groups == 1 else OpClass.DEPTHWISE_CONV if weight[1] == 1 else OpClass.GROUPED_CONV
+    return kind, float(places), float(max(channels, 1)), float(length), float(groups)
+
+
+def _traffic(op: Op, storages: Mapping[int, Storage]) -> OpClass:
+    """`STREAM` if all large tensors have one size and type, else `EAGER`."""
+    if "_foreach" in op.name or "_fused" in op.name or op.name.startswith("dnnmem."):
+        return OpClass.STREAM
+    tensors = [storages[i] for i in (*op.reads, *op.writes) if i in storages]
+    sizes = {(s.nbytes, s.dtype) for s in tensors if s.nbytes > 4096}
+    return OpClass.STREAM if len(sizes) < 2 else OpClass.EAGER
+
+
+def _kernels(op: Op, kind: OpClass, storages: Mapping[int, Storage]) -> int:
+    if kind in (OpClass.NONE, OpClass.LANE):
+        return 0
+    if "_foreach" in op.name or "_fused_adam" in op.name or "_fused_sgd" in op.name:
+        # multi_tensor_apply: at most 320 chunks of 65,536 elements, and 30 to 110 tensors, a launch
+        tensors = [storages[i].shape for i in op.reads if i in storages]
+        lists = 5 if "_fused" in op.name else 3
+        elements = sum(map(prod, tensors)) / lists
+        return max(ceil(elements / (320 * 65536)), ceil(len(tensors) / lists / 36), 1)
+    if kind in (OpClass.CONV, OpClass.GROUPED_CONV, OpClass.DEPTHWISE_CONV) and is_backward(op.name):
+        return max(sum(1 for i in op.writes if i in storages and len(storages[i].shape) > 2), 1)
+    return 1
