@@ -104,9 +104,7 @@ def _inside(cluster: Cluster, model: TimeModel) -> tuple[float, float]:
     return share * cluster.inside.bytes_per_s, fixed
 
 
-def _route(
-    kind: str, nbytes: float, n: int, k: int, protocol: _Protocol, cluster: Cluster, model: TimeModel
-) -> float:
+def _route(kind: str, nbytes: float, n: int, k: int, protocol: _Protocol, cluster: Cluster, model: TimeModel) -> float:
     """Seconds by one protocol and the faster of its algorithms."""
     nodes = -(-n // k)
     hop = protocol.inside_hop * cluster.inside.latency_seconds

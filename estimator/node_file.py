@@ -1,4 +1,4 @@
-"""How a node is written down: TOML tables whose keys carry their units, read into `Node`s and checked key by key.
+r"""How a node is written down: TOML tables whose keys carry their units, read into `Node`s and checked key by key.
 
     [my-rack]
     device = "h100-sxm-80gb"       a GPU that `--gpu` knows, or `mygpu.toml:name`

@@ -1,0 +1,141 @@
+"""When each op runs: four lanes and a host that issues to them, so that overlap, stalls and prefetch are results.
+
+    host       |issue 0|issue 1|issue 2|issue 3| ...                        in program order
+    compute            |  op 0  |op 1   |.......|  op 3  |                  `.`: waits for what it reads
+    comm                        |     op 2      |                           the ops before it in the program are its event
+
+An op starts when its lane is free, the host has issued it, the last writer of each storage it reads has ended, and so have
+the readers and writers of each storage it overwrites. An op of a side lane waits for the compute ops before it in the
+program too: as a stream waits for an event recorded where it was issued. Compute waits for side lanes only for storages.
+
+>>> from dnnmem.estimator.trace import Op
+>>> gather = Op(name="dnnmem.all_gather.dp_shard", lane=Lane.COMM, writes=(1,))
+>>> ops = (gather, Op(name="aten.mm", writes=(2,)), Op(name="aten.mm", reads=(1, 2)))
+>>> timing = simulate(ops, [3.0, 2.0, 1.0], [0.0, 0.0, 0.0])
+>>> timing.seconds, timing.start.tolist(), timing.exposed["comm"]
+(4.0, [0.0, 0.0, 3.0], 1.0)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dnnmem.estimator.errors import TraceError
+from dnnmem.estimator.trace import Lane, Op
+
+HOST = "host"
+"""The host as a cause in `Timing.exposed`."""
+
+CAUSES = (*(lane.value for lane in Lane if lane is not Lane.COMPUTE), HOST)
+"""What the compute lane can wait for: `comm`, `to_host`, `to_device`, `host`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """When the ops of a step ran."""
+
+    start: NDArray[np.float64]
+    """Second at which each op starts; the host issues the first at 0."""
+    end: NDArray[np.float64]
+    """Second at which each op ends."""
+    seconds: float
+    """Until the last op ends and the host is done."""
+    busy: Mapping[Lane, float]
+    """Seconds that each lane works."""
+    host_seconds: float
+    """Seconds that the host works."""
+    exposed: Mapping[str, float]
+    """Seconds that the compute lane stands still for `comm`, `to_host`, `to_device` or `host`; with its work they add up
+    to `seconds`."""
+
+
+def simulate(ops: Sequence[Op], seconds: Any, host_seconds: Any) -> Timing:  # noqa: ANN401  (array or list)
+    """Run `ops` in order: `seconds` on their lanes, `host_seconds` to issue each.
+
+    Raises `TraceError` unless there are as many seconds as ops, all of them finite and not negative.
+    """
+    durations, issues = _checked(ops, seconds), _checked(ops, host_seconds)
+    start, end, exposed = _run(ops, durations, issues)
+    busy = dict.fromkeys(Lane, 0.0)
+    for op, duration in zip(ops, durations, strict=True):
+        busy[op.lane] += duration
+    host = math.fsum(issues)
+    return Timing(
+        start=np.array(start, dtype=np.float64),
+        end=np.array(end, dtype=np.float64),
+        seconds=max(host, max(end, default=0.0)),
+        busy=busy,
+        host_seconds=host,
+        exposed=exposed,
+    )
+
+
+def _checked(ops: Sequence[Op], seconds: Any) -> list[float]:  # noqa: ANN401  (array or list)
+    values = np.asarray(seconds, dtype=np.float64)
+    if values.shape != (len(ops),):
+        raise TraceError(f"{len(ops)} ops have {values.size} times; each op has one")
+    wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if wrong.size:
+        at = int(wrong[0])
+        raise TraceError(f"op {at} ({ops[at].name}) takes {values[at]} seconds; a time is finite and not negative")
+    listed: list[float] = values.tolist()
+    return listed
+
+
+def _run(
+    ops: Sequence[Op], seconds: list[float], issues: list[float]
+) -> tuple[list[float], list[float], dict[str, float]]:
+    """Start and end of each op, and the seconds that the compute lane waits, by cause."""
+    compute = Lane.COMPUTE
+    free = dict.fromkeys(Lane, 0.0)  # second at which each lane is done
+    written: dict[int, float] = {}  # of each storage: end of its last writer
+    used: dict[int, float] = {}  # of each storage: latest end of its writer and readers
+    side: dict[float, str] = {}  # lane that ends at this second, for side lanes
+    start, end, exposed = [], [], dict.fromkeys(CAUSES, 0.0)
+    issued = 0.0
+    for op, duration, issue in zip(ops, seconds, issues, strict=True):
+        lane, reads, writes = op.lane, op.reads, op.writes
+        issued += issue
+        begin = last = free[lane]
+        if lane is not compute and free[compute] > begin:
+            begin = free[compute]
+        for storage in reads:
+            if storage in written and written[storage] > begin:
+                begin = written[storage]
+        for storage in writes:
+            if storage in used and used[storage] > begin:
+                begin = used[storage]
+        if lane is compute and (begin > last or issued > last):
+            _blame(exposed, last, begin, issued, side)
+        if issued > begin:
+            begin = issued
+        done = begin + duration
+        for storage in reads:
+            if done > used.get(storage, 0.0):
+                used[storage] = done
+        for storage in writes:
+            written[storage] = used[storage] = done
+        free[lane] = done
+        if lane is not compute:
+            side[done] = lane.value
+        start.append(begin)
+        end.append(done)
+    _blame(exposed, free[compute], max(free.values()), issued, side)
+    return start, end, exposed
+
+
+def _blame(exposed: dict[str, float], last: float, ready: float, issued: float, side: Mapping[float, str]) -> None:
+    """Charge the time after `last`: until `ready` to the side lane that ends there, from then until `issued` to the host.
+
+    While both keep the compute lane waiting, the side lane is charged: a faster host would gain nothing.
+    """
+    if ready > last:
+        exposed[side[ready]] += ready - last
+    if issued > max(ready, last):
+        exposed[HOST] += issued - max(ready, last)
