@@ -7,6 +7,7 @@ CUDA would run instead.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,16 +27,24 @@ from torch._subclasses.fake_tensor import (
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
 
-from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.device import Device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.profilers.capture import Built, capture
 from dnnmem.profilers.rules.cuda import cuda_rules
+from dnnmem.profilers.rules.workspaces import Workspaces
 from dnnmem.profilers.step import Target
 from dnnmem.profilers.tensors import map_tensors
 from dnnmem.profilers.values import SmallValues
+from dnnmem.profilers.virtual_facts import Facts, asked_facts, cudnn_notes
+from dnnmem.profilers.virtual_gpu.build import find_compiler
+from dnnmem.profilers.virtual_gpu.cudnn_query import device_text
+from dnnmem.profilers.virtual_gpu.cudnn_service import VARIABLE, find_cudnn
+from dnnmem.profilers.virtual_gpu.installed import find_torch
+
+_ON_A_CPU = "operators are those of a CPU: on a GPU, attention and dropout differ; --gpu NAME says which GPU"
 
 
 class DataDependentError(UnsupportedError):
@@ -112,7 +121,8 @@ def profile_fake(
         batch = map_tensors(batch, Tensor.clone)  # each goes to the GPU on its own, views too
     fake = _Mode(allow_non_fake_inputs=True)
     values = SmallValues(fake)
-    assumed = cuda_rules(gpu or find_device(origin.gpu)) if origin.gpu is not None else nullcontext()
+    shown = gpu or (find_device(origin.gpu) if origin.gpu is not None else None)
+    assumed = cuda_rules(shown, cudnn=os.environ.get(VARIABLE, "")) if shown is not None else nullcontext()
     try:
         with assumed as rules, fake, values, _as_plain_tensors(), _swapping(fake):
             model = target.make_model()
@@ -134,12 +144,31 @@ def profile_fake(
     except UnsupportedFakeTensorException as error:
         raise UnsupportedError(f"this step cannot run on FakeTensors: {error}", hint="use --device cpu") from error
     notes = tuple(f"{text} ({count} times)" for text, count in sorted(values.assumptions.items()))
-    kernels = (
-        "operators are those of a CPU: on a GPU, attention and dropout differ; --gpu NAME says which GPU"
-        if rules is None
-        else rules.note()
-    )
-    notes = (*notes, kernels)
-    return replace(trace, origin=replace(trace.origin, notes=(*trace.origin.notes, *notes))), Measurement(
-        growth_bytes=growth
-    )
+    facts: Facts = {}
+    if shown is None or rules is None:
+        notes = (
+            *notes,
+            "operators are those of a CPU: on a GPU, attention and dropout differ; --gpu NAME says which GPU",
+        )
+    else:
+        facts, unsure = _workspaces(rules.workspaces, shown)
+        notes = (*notes, rules.note(), *unsure)
+    trace = replace(trace, origin=replace(trace.origin, notes=(*trace.origin.notes, *notes)))
+    return trace, Measurement(growth_bytes=growth, facts=facts)
+
+
+def _workspaces(workspaces: Workspaces, gpu: Device) -> tuple[Facts, list[str]]:
+    """Which cuDNN told the workspaces of convolutions, and what is not certain of them."""
+    if not workspaces.calls:
+        return {}, []
+    if workspaces.address:
+        facts = asked_facts(workspaces.unknown, workspaces.address)
+        return facts, cudnn_notes(facts)
+    why = "the process that knows them was not started, or died"
+    try:
+        find_cudnn(find_torch())
+        device_text(gpu)
+        find_compiler()
+    except UnsupportedError as error:
+        why = error.message
+    return {}, [f"cuDNN's workspaces are counted as 0, so convolutions may need more than is said: {why}"]

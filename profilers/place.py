@@ -1,6 +1,7 @@
 """Where a request's child process runs, as far as the parent decides it: on the real machine, or on a virtual GPU.
 
-The virtual GPU has to be there before torch is loaded, so the parent chooses it. `auto` means: the machine's own GPU if
+The virtual GPU has to be there before torch is loaded, so the parent chooses it; for a fake run as some GPU it starts
+the process that knows cuDNN's workspaces. `auto` means: the machine's own GPU if
 NVML sees one, else a virtual one if it can be had, else whatever the child finds.
 """
 
@@ -10,11 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.device import Device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers import monitor
 from dnnmem.profilers.request import Request
+from dnnmem.profilers.virtual_gpu.cudnn_service import VARIABLE, address_for
 from dnnmem.profilers.virtual_gpu.launch import prepare, unavailable
 
 
@@ -52,7 +54,7 @@ def place(
             say(f"the virtual GPU is left out: {error.message}")
             return plain
     else:
-        return plain
+        return replace(plain, environment={**base, **_workspaces(request, gpu, cache)})
     if launch.note:
         say(launch.note)
     return Place(request=replace(request, device="virtual"), environment=launch.environment)
@@ -63,3 +65,14 @@ def _is_served_otherwise(request: Request, gpu: Device | None) -> bool:
     meant = gpu or (find_device(request.gpu) if request.gpu else None)
     foreign = meant is not None and meant.vendor != "nvidia"
     return foreign or monitor.read().used_bytes is not None or unavailable() is not None
+
+
+def _workspaces(request: Request, gpu: Device | None, cache: Path | None) -> dict[str, str]:
+    """Where a fake run for a GPU asks for cuDNN's workspaces; nothing if nobody can be asked."""
+    meant = gpu or (find_device(request.gpu) if request.gpu else None)
+    if request.device != "fake" or meant is None:
+        return {}
+    try:
+        return {VARIABLE: address_for(meant, cache)}
+    except UnsupportedError:
+        return {}  # the report says why

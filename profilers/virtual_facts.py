@@ -25,10 +25,12 @@ Facts = dict[str, float | int | str]
 
 def cudnn_facts() -> Facts:
     """Which cuDNN answered, for how many operations, and the largest workspace; empty if nothing was asked."""
-    process = ctypes.CDLL(None)
+    return asked_facts(int(ctypes.CDLL(None).vg_dnn_unknown()), os.environ.get(VARIABLE, ""))
+
+
+def asked_facts(unknown: int, address: str) -> Facts:
+    """The same of the process at `address`, where `unknown` operations had no answer."""
     version = torch._C._cudnn.getVersionInt()  # torch.backends.cudnn.version raises for GPUs too old for this cuDNN
-    unknown = int(process.vg_dnn_unknown())
-    address = os.environ.get(VARIABLE, "")
     answer = talk(address, json.dumps({"summary": True})) if address else None
     told = json.loads(answer) if answer else {"asked": 0}
     if not told["asked"] and not unknown:

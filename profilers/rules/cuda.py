@@ -26,15 +26,18 @@ from dnnmem.profilers.rules.inside import Inside
 from dnnmem.profilers.rules.norms import cuda_norms
 from dnnmem.profilers.rules.rms_norm import RMS_NORM
 from dnnmem.profilers.rules.words import cuda_words
+from dnnmem.profilers.rules.workspaces import Workspaces
 
 
 class Rules:
     """What holds while the rules do."""
 
-    def __init__(self, gpu: Gpu) -> None:
-        """`gpu`: whose kernels are assumed."""
+    def __init__(self, gpu: Gpu, workspaces: Workspaces) -> None:
+        """`gpu`: whose kernels are assumed; `workspaces`: those of cuDNN."""
         self.gpu = gpu
-        self.inside = Inside(gpu)
+        self.workspaces = workspaces
+        """What convolutions need besides their outputs."""
+        self.inside = Inside(gpu, workspaces)
         """For the recorder: adds what kernels allocate for themselves."""
         self.attention: Counter[str] = Counter()
         """How often each attention back-end was taken."""
@@ -44,13 +47,16 @@ class Rules:
         taken = ", ".join(name for name, _ in self.attention.most_common())
         attended = f", attention by {taken}" if taken else ""
         recurrent = "; recurrent layers are the CPU's, not cuDNN's" if self.inside.seen else ""
-        return f"kernels of {self.gpu.name} under CUDA are assumed{attended}, cuDNN's workspaces as 0{recurrent}"
+        return f"kernels of {self.gpu.name} under CUDA are assumed{attended}{recurrent}"
 
 
 @contextmanager
-def cuda_rules(device: Device) -> Iterator[Rules]:
-    """Let fake CPU tensors be treated as `device` would treat its own until the context ends."""
-    rules = Rules(gpu_of(device))
+def cuda_rules(device: Device, *, cudnn: str = "") -> Iterator[Rules]:
+    """Let fake CPU tensors be treated as `device` would treat its own until the context ends.
+
+    `cudnn`: address of the process that knows cuDNN's workspaces (`cudnn_service`); without it they are 0.
+    """
+    rules = Rules(gpu_of(device), Workspaces(cudnn))
     with ExitStack() as stack:
         stack.enter_context(kernels({**DROPOUT, **RMS_NORM, **attention(rules.gpu.setup, rules.attention)}))
         stack.enter_context(cuda_autocast())

@@ -9,6 +9,8 @@ does not share the program's. (aten/src/ATen/cuda/CublasHandlePool.cpp)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,25 +19,26 @@ from dnnmem.estimator.build import WORKSPACE
 from dnnmem.estimator.trace import Kind
 from dnnmem.profilers.record import Block, Entry, Log
 from dnnmem.profilers.rules.gpu import Gpu
+from dnnmem.profilers.rules.needs import Find, Needs
 from dnnmem.profilers.rules.temporaries_attention import TEMPORARIES as _ATTENTION
+from dnnmem.profilers.rules.temporaries_convolution import temporaries
 from dnnmem.profilers.rules.temporaries_kernels import TEMPORARIES as _KERNELS
+from dnnmem.profilers.rules.workspaces import Workspaces
 
 _aten = torch.ops.aten
 _PRODUCTS = frozenset(
     {_aten.mm.default, _aten.bmm.default, _aten.addmm.default, _aten.baddbmm.default, _aten.mv.default}
 )
-_TEMPORARIES = {**_ATTENTION, **_KERNELS}
 _STAND_INS = frozenset({_aten.mkldnn_rnn_layer.default})
-_LAST_FIRST = frozenset({_aten.native_dropout.default})
-"""Operators whose kernel allocates its last output first: the mask, by `fused_dropout_kernel` in cuda/Dropout.cu."""
 
 
 class Inside:
     """Told of each operator by the recorder, when its outputs are noted."""
 
-    def __init__(self, gpu: Gpu) -> None:
-        """`gpu`: whose kernels run."""
+    def __init__(self, gpu: Gpu, workspaces: Workspaces) -> None:
+        """`gpu`: whose kernels run; `workspaces`: those of cuDNN."""
         self._gpu = gpu
+        self._temporaries: dict[Any, Find] = {**_ATTENTION, **_KERNELS, **temporaries(workspaces)}
         self.seen: set[Any] = set()
         """Operators that the CPU has in place of CUDA's, and that ran."""
         self._threads: set[bool] = set()
@@ -47,19 +50,10 @@ class Inside:
             return
         if func in _STAND_INS:
             self.seen.add(func)
-        if func in _LAST_FIRST:
-            log.events[entry.start :] = reversed(log.events[entry.start :])
-        find = _TEMPORARIES.get(func)
-        if find is None:
-            return
-        needs = find(self._gpu, *call)
-        before = [(n, -i) for i, n in enumerate(needs.before, 1) if n]
-        log.events[entry.start : entry.start] = before
-        for group in needs.during:
-            made = [(n, -i) for i, n in enumerate(group, len(needs.before) + 1) if n]
-            log.events.extend(made)
-            log.events.extend((-n, i) for n, i in reversed(made))
-        log.events.extend((-n, i) for n, i in reversed(before))
+        find = self._temporaries.get(func)
+        if find is not None:
+            made = log.events[entry.start :]
+            log.events[entry.start :] = _in_order(find(self._gpu, *call), made, count(-1, -1))
 
     def _product(self, log: Log, entry: Entry) -> None:
         in_backward = entry.place.node is not None
@@ -71,3 +65,19 @@ class Inside:
         index = len(log.entries) - 1
         log.blocks[number] = Block(nbytes, (), "", index, kind=Kind.TEMP, module=entry.place.module, name=WORKSPACE)
         log.events.append((nbytes, number))
+
+
+def _in_order(needs: Needs, outputs: list[tuple[int, int]], names: Iterator[int]) -> list[tuple[int, int]]:
+    """All events of an operator, or of one output of it: those of its `outputs`, and of temporaries called `names`."""
+    outputs = [outputs[i] for i in needs.order if i < len(outputs)] or outputs
+    before = [(n, next(names)) for n in needs.before if n]
+    events = list(before)
+    if len(needs.outputs) == len(outputs):
+        for part, output in zip(needs.outputs, outputs, strict=True):
+            events += _in_order(part, [output], names)
+    else:
+        events += outputs
+    for group in needs.during:
+        made = [(n, next(names)) for n in group if n]
+        events += [*made, *((-n, name) for n, name in reversed(made))]
+    return [*events, *((-n, name) for n, name in reversed(before))]

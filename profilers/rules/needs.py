@@ -17,6 +17,10 @@ class Needs:
     """Made before the outputs, such as contiguous copies of inputs; they live until the operator ends."""
     during: Sequence[tuple[int, ...]] = ()
     """Made after the outputs: those of a group live together, one group after the other."""
+    order: tuple[int, ...] = ()
+    """Numbers of the outputs in the order in which they are made, if that is not their own; too many do no harm."""
+    outputs: Sequence[Needs] = ()
+    """Where one output is made after the other, by kernels of their own: what each of these needs, in that order."""
 
 
 Find = Callable[[Gpu, Any, Any, Any], Needs]

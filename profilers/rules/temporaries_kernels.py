@@ -119,31 +119,6 @@ def _group_norm_backward(_gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> Needs
     return Needs(before=copies(args[0], args[1]), during=[(channels, channels, scales, scales, channels)])
 
 
-def _convolution(_gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> Needs:
-    """Input and weight go to cuDNN in one memory format: `cudnn_conv_suggest_memory_format`."""
-    return Needs(before=_reformatted(*args[:2]))
-
-
-def _convolution_backward(gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> Needs:
-    gradient, x, weight, bias = args[:4]
-    made = _reformatted(x, weight, gradient)
-    if bias is None or not args[-1][2]:
-        return Needs(before=made)
-    sums = [d for d in range(gradient.dim()) if d != 1]
-    return Needs(before=made, during=[reduced(gpu, gradient, sums, _FLOAT)])
-
-
-def _reformatted(*tensors: Tensor) -> tuple[int, ...]:
-    """Bytes of copies in the memory format that the first two suggest."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = formats.get(tensors[0].dim())
-    is_last = last is not None and any(
-        x.is_contiguous(memory_format=last) and not x.is_contiguous() for x in tensors[:2]
-    )
-    wanted = last if is_last and last is not None else torch.contiguous_format
-    return tuple(nbytes(x) for x in tensors if not x.is_contiguous(memory_format=wanted))
-
-
 def _embedding_backward(_gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> Needs:
     """Many indices are sorted and summed by segments: `embedding_backward_cuda_kernel`."""
     gradient, indices, rows, padding = args[:4]
@@ -191,6 +166,11 @@ def _cumulative(_gpu: Gpu, args: Any, _kwargs: Any, out: Any) -> Needs:
     return Needs(during=[(nbytes(out),)] if out.dtype is not args[0].dtype else ())
 
 
+def _dropout(_gpu: Gpu, _args: Any, _kwargs: Any, _out: Any) -> Needs:
+    """The mask is made first: `fused_dropout_kernel` in cuda/Dropout.cu."""
+    return Needs(order=(1, 0))
+
+
 def _foreach_norm(_gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> Needs:
     """A partial norm for each chunk of the largest tensor, for all tensors: cuda/ForeachReduceOp.cu."""
     tensors = list(tensors_in(args[:1]))
@@ -231,13 +211,12 @@ _FAMILIES: tuple[tuple[Find, list[Any]], ...] = (
     (_norm_backward(1), _overloads("_fused_rms_norm_backward")),
     (_group_norm, _overloads("native_group_norm")),
     (_group_norm_backward, _overloads("native_group_norm_backward")),
-    (_convolution, _overloads("convolution")),
-    (_convolution_backward, _overloads("convolution_backward")),
     (_embedding_backward, _overloads("embedding_dense_backward")),
     (_index_put, _overloads("_index_put_impl_")),
     (_index, _overloads("index", "Tensor")),
     (_sort, _overloads("sort", "default", "stable")),
     (_cumulative, [*_overloads("cumsum"), *_overloads("cumprod")]),
+    (_dropout, _overloads("native_dropout")),
     (_foreach_norm, _overloads("_foreach_norm", "Scalar")),
 )
 

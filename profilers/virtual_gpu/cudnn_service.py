@@ -25,9 +25,10 @@ from pathlib import Path
 
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.profilers.virtual_gpu.build import build, default_cache
 from dnnmem.profilers.virtual_gpu.cudnn_query import OLDEST, device_text
 from dnnmem.profilers.virtual_gpu.cudnn_server import FIRST, Summary, Task
-from dnnmem.profilers.virtual_gpu.installed import Torch
+from dnnmem.profilers.virtual_gpu.installed import Torch, find_torch
 
 VARIABLE = "DNNMEM_VGPU_CUDNN"
 """Names the server's socket to the stub of cuDNN."""
@@ -162,16 +163,30 @@ def running(asked: Asked, device: Device, *, driver: Path, cache: Path | None) -
     return _running[task]
 
 
+def address_for(device: Device, cache: Path | None = None) -> str:
+    """Where a process without the stub libraries can ask about `device`, as long as this process lasts.
+
+    Raises `UnsupportedError` where nobody can be asked, and says why.
+    """
+    if sys.platform != "linux":
+        raise UnsupportedError(f"cuDNN is asked for them on Linux only; this is {sys.platform}")
+    torch = find_torch()
+    device_text(device)  # first: it is quick to say no
+    asked = find_cudnn(torch, cache or default_cache())
+    driver = build(cache)[0] / "libcuda.so.1"
+    return running(asked, device, driver=driver, cache=cache or default_cache()).address
+
+
 def summary(service: Service) -> Summary | None:
     """What was asked so far; None if the server has died."""
     answer = talk(service.address, json.dumps({"summary": True}))
     return Summary(**json.loads(answer)) if answer else None
 
 
-def talk(address: str, line: str) -> str | None:
-    """The answer to one line; None if nobody answers at `address`."""
+def talk(address: str, line: str, *, wait_seconds: float = _WAIT_SECONDS) -> str | None:
+    """The answer to one line; None if nobody answers at `address` in that time."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_WAIT_SECONDS)
+        connection.settimeout(wait_seconds)
         try:
             connection.connect("\0" + address.removeprefix("@"))
             connection.sendall(line.encode() + b"\n")
