@@ -2,11 +2,12 @@
 
     host       |issue 0|issue 1|issue 2|issue 3| ...                        in program order
     compute            |  op 0  |op 1   |.......|  op 3  |                  `.`: waits for what it reads
-    comm                        |     op 2      |                           the ops before it in the program are its event
+    comm                        |     op 2      |                         the ops before it in the program are its event
 
-An op starts when its lane is free, the host has issued it, the last writer of each storage it reads has ended, and so have
-the readers and writers of each storage it overwrites. An op of a side lane waits for the compute ops before it in the
-program too: as a stream waits for an event recorded where it was issued. Compute waits for side lanes only for storages.
+An op starts when its lane is free, the host has issued it, the last writer of each storage it reads has ended, and so
+have the readers and writers of each storage it overwrites. An op of a side lane waits for the compute ops before it in
+the program too, as a stream waits for an event recorded where it was issued. Compute waits for side lanes only through
+storages.
 
 >>> from dnnmem.estimator.trace import Op
 >>> gather = Op(name="dnnmem.all_gather.dp_shard", lane=Lane.COMM, writes=(1,))
@@ -51,8 +52,7 @@ class Timing:
     host_seconds: float
     """Seconds that the host works."""
     exposed: Mapping[str, float]
-    """Seconds that the compute lane stands still for `comm`, `to_host`, `to_device` or `host`; with its work they add up
-    to `seconds`."""
+    """Seconds that the compute lane stands still, by cause (`CAUSES`); with its work they add up to `seconds`."""
 
 
 def simulate(ops: Sequence[Op], seconds: Any, host_seconds: Any) -> Timing:  # noqa: ANN401  (array or list)
@@ -88,7 +88,7 @@ def _checked(ops: Sequence[Op], seconds: Any) -> list[float]:  # noqa: ANN401  (
     return listed
 
 
-def _run(
+def _run(  # noqa: C901  (one loop over all ops, written for speed)
     ops: Sequence[Op], seconds: list[float], issues: list[float]
 ) -> tuple[list[float], list[float], dict[str, float]]:
     """Start and end of each op, and the seconds that the compute lane waits, by cause."""
@@ -113,8 +113,7 @@ def _run(
                 begin = used[storage]
         if lane is compute and (begin > last or issued > last):
             _blame(exposed, last, begin, issued, side)
-        if issued > begin:
-            begin = issued
+        begin = max(begin, issued)
         done = begin + duration
         for storage in reads:
             if done > used.get(storage, 0.0):
@@ -131,7 +130,7 @@ def _run(
 
 
 def _blame(exposed: dict[str, float], last: float, ready: float, issued: float, side: Mapping[float, str]) -> None:
-    """Charge the time after `last`: until `ready` to the side lane that ends there, from then until `issued` to the host.
+    """Charge the time after `last`: to the side lane that ends at `ready`, from then until `issued` to the host.
 
     While both keep the compute lane waiting, the side lane is charged: a faster host would gain nothing.
     """

@@ -1,4 +1,4 @@
-"""How a table of facts is read: each key says its unit, each value is checked, each fault is one message with its place.
+"""How a table of facts is read: keys say their unit, values are checked, each fault is one message with its place.
 
 A file of GPUs and a file of nodes differ only in their keys:
 
