@@ -93,6 +93,9 @@ class Remat:
     and what follows them up to the product with the values (Megatron's selective recompute)."""
     every: int = 1
     """For `every`: 2 = each second block."""
+    early_stop: bool = True
+    """Recomputation ends with the last tensor that the backward pass needs, as torch's does; False = it runs the whole
+    region again (Megatron, reentrant checkpoints)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,105 @@
+"""Which modules of a model are its repeated blocks: the children of a list, all of one class.
+
+    model.layers (ModuleList)          blocks of the step: model.layers.0, model.layers.1, model.layers.2
+      0, 1, 2 (LlamaDecoderLayer)      their ops: a forward run each, in order; backward runs in the reverse order
+
+Lists inside blocks do not count. A residual network has several lists, one a stage.
+
+>>> modules = [Module(path=("h",), type="ModuleList"), *(Module(path=("h", str(i)), type="Block") for i in range(3))]
+>>> [blocks.root for blocks in block_lists(Trace(ops=(), storages={}, modules=tuple(modules)))]
+[('h',)]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dnnmem.estimator.trace import Module, Op, Phase, Trace
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockList:
+    """Children `0`, `1`, ... of one module, all of one class."""
+
+    root: Path
+    """Path of the module that holds them."""
+    type: str
+    """Class of each."""
+    count: int
+    """How many there are; 2 or more."""
+    equal: bool
+    """True if their modules agree in names and classes too."""
+
+    def index(self, path: Path) -> int | None:
+        """Number of the block that `path` lies in, None if it lies in none."""
+        depth = len(self.root)
+        if len(path) <= depth or path[:depth] != self.root or not path[depth].isdigit():
+            return None
+        return int(path[depth])
+
+    def path(self, index: int) -> Path:
+        """Path of a block."""
+        return (*self.root, str(index))
+
+
+def block_lists(trace: Trace) -> tuple[BlockList, ...]:
+    """The outermost lists of blocks that run in the step, in definition order."""
+    used = {op.module for op in trace.ops}
+    children: dict[Path, list[Module]] = {}
+    for module in trace.modules:
+        if module.path:
+            children.setdefault(module.path[:-1], []).append(module)
+    found: list[BlockList] = []
+    for parent in trace.modules:
+        inside = children.get(parent.path, [])
+        if any(parent.path[: len(known.root)] == known.root for known in found) or not _are_blocks(inside, used):
+            continue
+        shapes = {_shape(trace.modules, child.path) for child in inside}
+        found.append(BlockList(root=parent.path, type=inside[0].type, count=len(inside), equal=len(shapes) == 1))
+    return tuple(found)
+
+
+def main_list(trace: Trace) -> BlockList | None:
+    """The list with the most flops, then ops, of those whose blocks are equal; None if there is no such list."""
+    best: tuple[tuple[int, int], BlockList] | None = None
+    for blocks in block_lists(trace):
+        inside = [op for op in trace.ops if blocks.index(op.module) is not None]
+        size = (sum(op.flops for op in inside), len(inside))
+        if blocks.equal and (best is None or size > best[0]):
+            best = (size, blocks)
+    return best[1] if best else None
+
+
+def blocks_of_ops(ops: Sequence[Op], blocks: BlockList) -> list[int | None]:
+    """The block of each op. What runs between two blocks, outside of both, belongs to the later one of the model."""
+    found = [blocks.index(op.module) for op in ops]
+    last = -1
+    for k, block in enumerate(found):
+        if block is None:
+            continue
+        before = found[last] if last >= 0 else None
+        if before is not None and ops[last].phase is ops[k].phase is not Phase.STEP:
+            for gap in range(last + 1, k):
+                found[gap] = max(before, block)
+        last = k
+    return found
+
+
+def _are_blocks(inside: Sequence[Module], used: set[Path]) -> bool:
+    names = [module.path[-1] for module in inside]
+    if len(inside) < 2 or names != [str(i) for i in range(len(inside))] or len({m.type for m in inside}) != 1:
+        return False
+    depth = len(inside[0].path)
+    running = {path[:depth] for path in used}
+    # a run of equal leaves (three Linears, five ReLUs) is no list of blocks: each is one op
+    return all(m.path in running for m in inside) and any(
+        len(path) > depth and path[:depth] == inside[0].path for path in used
+    )
+
+
+def _shape(modules: Sequence[Module], root: Path) -> tuple[tuple[Path, str], ...]:
+    depth = len(root)
+    return tuple((m.path[depth:], m.type) for m in modules if m.path[:depth] == root)

@@ -1,0 +1,334 @@
+"""The same step with more blocks: a trace of a model with three equal blocks becomes one with any number of them.
+
+    recorded     embed  [0]  [1]  [2]  head  [2]' [1]' [0]'  update(0, 1, 2)       []' backward
+    repeated     embed  [0]  [1]  [1a] [1b] [2]  head  [2]' [1b]' [1a]' [1]' [0]'  update(0, 1, 1a, 1b, 2)
+
+The second block is the pattern: between two others it is like all that follow. A storage that a block touches has a
+place in a chain (its input is the output of the block before), found by laying the pattern's ops beside those of the
+block after it; a copy touches the same places of its own. Lists of an update, and frees, are extended in their order.
+Only what the host does for each parameter (its step counters) keeps the recorded size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count as counting
+
+from dnnmem.estimator.block_list import BlockList, blocks_of_ops, main_list
+from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.trace import Event, Op, Phase, Storage, Trace
+
+Place = int | None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Chain:
+    """Where storages stand: block `pattern` is copied `copies` times, right after itself."""
+
+    blocks: BlockList
+    pattern: int
+    copies: int
+    place: dict[int, int] = field(default_factory=dict)
+    """Block that a storage belongs to (-1: made before the first, `count`: after the last); none if all share it."""
+    after: dict[int, int] = field(default_factory=dict)
+    """The storage that plays its part one block later."""
+    before: dict[int, int] = field(default_factory=dict)
+
+    def resolve(self, storage: int, seen_from: int, now: int) -> tuple[int, Place]:
+        """What block `now` touches where block `seen_from` of the record touched `storage`: a storage, or a copy of it."""
+        place = self.place.get(storage)
+        if place is None:
+            return storage, None
+        goal = now + place - seen_from
+        if goal <= self.pattern:
+            return self._walk(storage, place, goal), None
+        if goal <= self.pattern + self.copies:
+            return self._walk(storage, place, self.pattern), goal
+        return self._walk(storage, place, goal - self.copies), None
+
+    def _walk(self, storage: int, place: int, goal: int) -> int:
+        for _ in range(abs(goal - place)):
+            known = (self.after if goal > place else self.before).get(storage)
+            if known is None:
+                raise UnsupportedError(
+                    f"storage {storage} of block {place} has no counterpart in block {goal}: these blocks are not alike",
+                    hint="profile the model with its own number of blocks",
+                )
+            storage = known
+        return storage
+
+    def spread(self, places: Sequence[Place]) -> list[tuple[int, Place]]:
+        """Indices of a list in their new order, each with the copy that it stands for (None: itself)."""
+        found: list[tuple[int, Place]] = []
+        at = 0
+        for end in _run_ends(places):
+            run = list(range(at, end))
+            if places[at] != self.pattern:
+                found += [(i, None) for i in run]
+            else:
+                up = _ascends(places, at, end)
+                numbers = range(self.pattern + 1, self.pattern + self.copies + 1)
+                copied = [(i, n) for n in (numbers if up else reversed(numbers)) for i in run]
+                kept = [(i, None) for i in run]
+                found += [*kept, *copied] if up else [*copied, *kept]
+            at = end
+        return found
+
+    def rename(self, path: tuple[str, ...], copy: Place) -> tuple[str, ...]:
+        """Path of a module in the longer model; `copy` is the number of the block where it is a copy."""
+        index = self.blocks.index(path)
+        if index is None:
+            return path
+        number = copy if copy is not None else index if index <= self.pattern else index + self.copies
+        depth = len(self.blocks.root)
+        return (*path[:depth], str(number), *path[depth + 1 :])
+
+
+@dataclass(slots=True, kw_only=True)
+class _Names:
+    """Ids of the new trace, or of one step of the set-up, where storages have other ids."""
+
+    fresh: Iterator[int]
+    base: Mapping[int, int] = field(default_factory=dict)
+    """Id here -> id in the step; what is missing has the same."""
+    own: Mapping[int, int] = field(default_factory=dict)
+    """The way back."""
+    copies: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(storage of the pattern, block) -> its copy."""
+
+    def name(self, found: tuple[int, Place]) -> int:
+        """Id of a storage or of its copy."""
+        storage, copy = found
+        if copy is None:
+            return self.own.get(storage, storage)
+        known = self.copies.get((storage, copy))
+        if known is None:
+            known = self.copies[storage, copy] = next(self.fresh)
+        return known
+
+
+def repeat(trace: Trace, count: int) -> Trace:
+    """`trace` as if its list of blocks had `count` of them; unchanged if it has.
+
+    Raises `UsageError` if there are fewer than two equal blocks or `count` is less than recorded, and
+    `UnsupportedError` where the blocks do different things.
+    """
+    blocks = main_list(trace)
+    if blocks is None:
+        raise UsageError(
+            f"{trace.origin.target or 'the model'} has no list of 2 or more equal blocks; such a list is what is repeated",
+            hint="record the model with 3 blocks in a ModuleList",
+        )
+    if count < blocks.count:
+        raise UsageError(
+            f"{count} blocks are wanted, but {blocks.count} are recorded; blocks are added, never taken away",
+            hint="record the model with 3 blocks",
+        )
+    if count == blocks.count:
+        return trace
+    chain = _Chain(blocks=blocks, pattern=0 if blocks.count == 2 else 1, copies=count - blocks.count)
+    owners = _owners(trace, chain)
+    names = _Names(fresh=counting(max(trace.storages, default=0) + 1))
+    ops = tuple(_ops(trace.ops, owners, chain, names, trace.storages))
+    pinned = set(trace.pinned)
+    for i in trace.pinned:
+        if chain.place.get(i) == chain.pattern:
+            pinned.update(names.name((i, n)) for n in range(chain.pattern + 1, chain.pattern + chain.copies + 1))
+    before = _Names(fresh=names.fresh)
+    setup = _setup(trace, owners, chain, names, before)
+    storages = {i: replace(s, module=chain.rename(s.module, None)) for i, s in trace.storages.items()}
+    for (i, n), new in (*names.copies.items(), *before.copies.items()):
+        if i in trace.storages:
+            storages[new] = replace(trace.storages[i], id=new, module=chain.rename(trace.storages[i].module, n))
+    if setup is None:
+        setup = tuple(Event(storages[i].nbytes, 0, i) for i in sorted(pinned) if storages[i].nbytes)
+    spread = chain.spread([blocks.index(m.path) for m in trace.modules])
+    modules = tuple(replace(m, path=chain.rename(m.path, n)) for m, n in ((trace.modules[i], n) for i, n in spread))
+    note = (
+        f"{'.'.join(blocks.root)} has {count} blocks: {blocks.count} were recorded, block {chain.pattern} is repeated."
+    )
+    origin = replace(trace.origin, notes=(*trace.origin.notes, note))
+    return replace(
+        trace, ops=ops, storages=storages, setup=setup, pinned=frozenset(pinned), modules=modules, origin=origin
+    )
+
+
+def _run_ends(places: Sequence[Place]) -> Iterator[int]:
+    for i in range(1, len(places)):
+        if places[i] != places[i - 1]:
+            yield i
+    if places:
+        yield len(places)
+
+
+def _ascends(places: Sequence[Place], at: int, end: int) -> bool:
+    """True if blocks count up around the run of the pattern."""
+    here = places[at] or 0
+    if end < len(places) and (following := places[end]) is not None:
+        return following > here
+    if at > 0 and (preceding := places[at - 1]) is not None:
+        return preceding < here
+    return True
+
+
+def _owners(trace: Trace, chain: _Chain) -> list[Place]:
+    """The block of each op; fills in the chain."""
+    owners = blocks_of_ops(trace.ops, chain.blocks)
+    place = chain.place
+    for i, storage in trace.storages.items():
+        index = chain.blocks.index(storage.module)
+        if index is not None and storage.name != "workspace":
+            place[i] = index
+    for k, op in enumerate(trace.ops):
+        known = {place[i] for i in (*op.reads, *op.writes) if i in place}
+        if owners[k] is None and op.phase is Phase.STEP and len(known) == 1:
+            owners[k] = min(known)
+        made = [i for i in op.writes if i not in place and i not in trace.pinned and _allocates(op, i)]
+        if (owner := owners[k]) is not None:
+            place.update(dict.fromkeys(made, owner))
+        elif len(made) > 1 and len(op.reads) % len(made) == 0:  # one of a list for each of a list
+            place.update((w, place[r]) for w, r in zip(made, op.reads, strict=False) if r in place)
+    _link(trace.ops, owners, chain)
+    return owners
+
+
+def _allocates(op: Op, storage: int) -> bool:
+    return any(e.storage == storage and e.nbytes > 0 for e in op.events)
+
+
+def _link(ops: Sequence[Op], owners: Sequence[Place], chain: _Chain) -> None:
+    """Lay the pattern beside the block after it."""
+    ours, theirs = ([op for op, owner in zip(ops, owners, strict=True) if owner == chain.pattern + d] for d in (0, 1))
+    shared: set[int] = set()
+    if len(ours) != len(theirs):
+        raise _unlike(chain, f"they have {len(ours)} and {len(theirs)} ops")
+    for a, b in zip(ours, theirs, strict=True):
+        if a.name != b.name or (len(a.reads), len(a.writes)) != (len(b.reads), len(b.writes)):
+            raise _unlike(chain, f"{a.name} in {'.'.join(a.module)} stands where {b.name} in {'.'.join(b.module)} does")
+        for i, j in zip((*a.reads, *a.writes), (*b.reads, *b.writes), strict=True):
+            if i == j:
+                shared.add(i)
+            elif chain.after.setdefault(i, j) != j or chain.before.setdefault(j, i) != i:
+                raise _unlike(chain, f"{a.name} in {'.'.join(a.module)} reads or writes storages of another origin")
+    for i, j in chain.after.items():
+        known = chain.place.get(i, chain.place.get(j, chain.pattern + 1) - 1)
+        chain.place[i], chain.place[j] = known, known + 1
+    for i in shared:
+        chain.place.pop(i, None)
+
+
+def _unlike(chain: _Chain, what: str) -> UnsupportedError:
+    root = ".".join(chain.blocks.root)
+    return UnsupportedError(
+        f"blocks {chain.pattern} and {chain.pattern + 1} of {root} are not alike: {what}",
+        hint="profile the model with its own number of blocks",
+    )
+
+
+def _ops(
+    ops: Sequence[Op], owners: Sequence[Place], chain: _Chain, names: _Names, storages: Mapping[int, Storage]
+) -> Iterator[Op]:
+    for k, copy in chain.spread(owners):
+        op, owner = ops[k], owners[k]
+        if owner is None:
+            yield _widen(op, chain, names, storages)
+            continue
+        now = copy if copy is not None else owner if owner <= chain.pattern else owner + chain.copies
+        new = {i: names.name(chain.resolve(i, owner, now)) for i in _touched(op)}
+        yield replace(
+            op,
+            module=chain.rename(op.module, copy),
+            reads=tuple(new[i] for i in op.reads),
+            writes=tuple(new[i] for i in op.writes),
+            events=tuple(
+                e if e.storage < 0 else e._replace(storage=new[e.storage])
+                for e in op.events
+                if copy is None or e.storage < 0 or e.storage in chain.place  # what all share comes and goes once
+            ),
+        )
+
+
+def _touched(op: Op) -> set[int]:
+    return {*op.reads, *op.writes, *(e.storage for e in op.events if e.storage >= 0)}
+
+
+def _widen(op: Op, chain: _Chain, names: _Names, storages: Mapping[int, Storage]) -> Op:
+    """An op outside of the blocks: where it takes a list with the pattern's storages, it takes the copies' too."""
+    if all(chain.place.get(i) != chain.pattern for i in _touched(op)):
+        return op
+    reads, writes = (_widen_ids(ids, chain, names) for ids in (op.reads, op.writes))
+    old = sum(storages[i].nbytes for i in (*op.reads, *op.writes))
+    copied = sum(storages[i].nbytes for i in (*op.reads, *op.writes) if chain.place.get(i) == chain.pattern)
+    more = chain.copies * copied
+    return replace(
+        op,
+        reads=reads,
+        writes=writes,
+        events=_widen_events(op.events, chain, names),
+        moved_bytes=op.moved_bytes * (old + more) // old if old else op.moved_bytes,
+        flops=op.flops * (old + more) // old if old else op.flops,
+    )
+
+
+def _widen_ids(ids: Sequence[int], chain: _Chain, names: _Names) -> tuple[int, ...]:
+    spread = chain.spread([chain.place.get(i) for i in ids])
+    return tuple(names.name((ids[k], copy)) for k, copy in spread)
+
+
+def _widen_events(events: Sequence[Event], chain: _Chain, names: _Names) -> tuple[Event, ...]:
+    base = [names.base.get(e.storage, e.storage) for e in events]
+    spread = chain.spread([chain.place.get(i) for i in base])
+    return tuple(
+        events[k] if copy is None else events[k]._replace(storage=names.name((base[k], copy))) for k, copy in spread
+    )
+
+
+def _setup(
+    trace: Trace, owners: Sequence[Place], chain: _Chain, names: _Names, before: _Names
+) -> tuple[Event, ...] | None:
+    """The set-up with copies; None where it is not some steps like the recorded one, and what is pinned besides.
+
+    `before` gets the copies of what lives in the set-up only.
+    """
+    pinned = {key: new for key, new in names.copies.items() if key[0] in trace.pinned}
+    step = list(trace.events())
+    inside = [k for k, e in enumerate(trace.setup) if e.storage not in trace.pinned]
+    if not step or len(inside) % len(step):
+        return None
+    found: list[Event] = []
+    at = 0
+    for first in range(0, len(inside), len(step)):
+        mine = [trace.setup[k] for k in inside[first : first + len(step)]]
+        base = {a.storage: b.storage for a, (_, b) in zip(mine, step, strict=True)}
+        if any((a.nbytes, base[a.storage]) != (b.nbytes, b.storage) for a, (_, b) in zip(mine, step, strict=True)):
+            return None
+        lists: dict[int, list[Event]] = {}
+        place = -1
+        last = first + len(step)
+        end = inside[last] if last < len(inside) else len(trace.setup)
+        ops = iter(k for k, _ in step)
+        for event in trace.setup[at:end]:
+            place = place if event.storage in trace.pinned else next(ops)
+            lists.setdefault(place, []).append(event)
+        at = end
+        own = _Names(fresh=names.fresh, base=base, own={b: a for a, b in base.items()}, copies=dict(pinned))
+        found += _setup_step(lists, owners, chain, own)
+        before.copies.update({(own.own[i], n): new for (i, n), new in own.copies.items() if i not in trace.pinned})
+    return tuple(found)
+
+
+def _setup_step(
+    lists: dict[int, list[Event]], owners: Sequence[Place], chain: _Chain, names: _Names
+) -> Iterator[Event]:
+    yield from _widen_events(lists.pop(-1, ()), chain, names)
+    for k, copy in chain.spread(owners):
+        events, owner = lists.get(k, ()), owners[k]
+        if owner is None:
+            yield from _widen_events(events, chain, names)
+            continue
+        now = copy if copy is not None else owner if owner <= chain.pattern else owner + chain.copies
+        for e in events:
+            base = names.base.get(e.storage, e.storage)
+            if copy is None or e.storage < 0 or base in chain.place:
+                yield e if e.storage < 0 else e._replace(storage=names.name(chain.resolve(base, owner, now)))

@@ -1,0 +1,62 @@
+"""Repeated blocks are what a longer model records: events, lists of the update, set-up and modules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.repeat import repeat
+from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, plain, reserved
+
+HOST = "aten._foreach_add_.Tensor"
+"""Counts steps on the host, one number a parameter: its few bytes stay as recorded."""
+
+
+def moved(trace):
+    return [(op.name, op.moved_bytes) for op in trace.ops if op.name != HOST]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "arguments"),
+    [(2, {}), (3, {}), (3, LLAMA), (3, {"checkpointing": True}), (3, WRITTEN)],
+    ids=["of two", "of three", "llama", "checkpointing", "written scores"],
+)
+def test_a_repeated_step_is_the_longer_models(recorded, arguments):
+    # GIVEN a model with 2 or 3 blocks, and the same with 6
+    short, long = gpt(recorded, **arguments), gpt(6, **arguments)
+    # WHEN the blocks are repeated
+    found = repeat(short, 6)
+    # THEN nothing tells the two steps apart
+    found.check()
+    assert plain(found) == plain(long)
+    assert moved(found) == moved(long)
+    assert found.peak_bytes() == long.peak_bytes()
+    assert reserved(found) == reserved(long)
+
+
+def test_as_many_blocks_as_recorded_are_the_trace_itself():
+    assert repeat(gpt(3), 3) is gpt(3)
+
+
+def test_fewer_blocks_are_refused():
+    with pytest.raises(UsageError, match="2 blocks are wanted, but 3 are recorded"):
+        repeat(gpt(3), 2)
+
+
+def test_a_model_without_a_list_is_refused():
+    with pytest.raises(UsageError, match="no list of 2 or more equal blocks"):
+        repeat(replace(gpt(3), modules=()), 6)
+
+
+def test_blocks_that_differ_are_refused():
+    # GIVEN a step whose last block lacks an op
+    trace = gpt(3)
+    last = next(
+        k for k, op in enumerate(trace.ops) if op.module[:2] == ("blocks", "2") and op.name == "aten.gelu.default"
+    )
+    broken = replace(trace, ops=(*trace.ops[:last], *trace.ops[last + 1 :]))
+    # THEN the message says which blocks
+    with pytest.raises(UnsupportedError, match="blocks 1 and 2 of blocks are not alike"):
+        repeat(broken, 6)
