@@ -39,9 +39,11 @@ class Link:
     bytes_per_s: float
     """Of one GPU in one direction, from the book."""
     latency_seconds: float
-    """Of one hop of a large message, as NCCL's own cost model has it (its `Simple` protocol)."""
+    """Of one hop from GPU to GPU."""
     source: str
     """Where the numbers come from."""
+    reduces: bool = False
+    """True if the switch itself adds up what GPUs send (NVLink SHARP)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,7 @@ def node_cluster(node: Node, *, nodes: int = 1, gpus: int | None = None, name: s
             bytes_per_s=node.link_bytes_per_s,
             latency_seconds=node.link_latency_seconds,
             source=node.source,
+            reduces=node.link_reduces,
         ),
         across=network,
         nics_per_node=node.nics,
@@ -178,7 +181,8 @@ def _assumed(device: Device) -> Node:
         usual=False,
         link=device.link if linked else f"pcie{device.pcie_generation}",
         link_bytes_per_s=device.link_bytes_per_s if linked else device.pcie_bytes_per_s,
-        link_latency_seconds=3.4e-6 if linked else 5.7e-6,
+        link_latency_seconds=0.6e-6 if linked else 1e-6,
+        link_reduces=False,
         network="",
         nics=0,
         nic_bytes_per_s=0.0,

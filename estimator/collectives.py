@@ -1,19 +1,22 @@
 """How long a message between GPUs takes: NCCL's ring and tree, by size, inside a node and across nodes.
 
-    ring    t = steps * hop + bytes on the wire / rate + ramp                    steps = 2 (n-1) for all_reduce, n-1 else
-    tree    t = 2 (k-1 + log2 nodes) * hop + 2 * bytes / rate + ramp             all_reduce only, k ranks in a node
-    ramp    c * sqrt(steps * hop * bytes / rate): a message flows in chunks; few chunks fill the ring late, many pay each hop
+    ring     t = steps * hop + wire + ramp               wire = bytes through one GPU's link / rate
+             all_reduce 2 (n-1) steps and 2 (n-1)/n of the bytes; all_gather, reduce_scatter half of each
+    tree     t = 2 (k-1 + log2 nodes) * hop + wire + ramp       all_reduce over nodes: 2 of the bytes (over 2 nodes: 1)
+    switch   t = 4 * hop + wire + ramp                   all_reduce where the switch adds up: 1 + 1/n of the bytes
+    ramp     c * sqrt(hops * wire): a message flows in chunks; few chunks fill the ring late, many pay each hop
 
-Each comes in NCCL's three protocols (src/graph/tuning.cc of NVIDIA/nccl): `LL` has short hops and a quarter of the rate,
-`LL128` (NVLink only) 120/128 of it, `Simple` all. NCCL takes the fastest, and so does this. The rate is the smaller of
-a GPU's link and the network's share of the group: all cards of a node carry all groups, so k ranks in a node have k shares.
+NCCL takes the fastest (src/graph/tuning.cc of NVIDIA/nccl), and so does this. The rate is that of a GPU's link, or the
+network's share of the group where that is less: all cards of a node carry the traffic of all its groups, so k ranks in
+a node have k shares. What every call costs besides is the time model's: launch, and ranks that wait for each other.
 
 >>> from dnnmem.estimator.cluster import find_cluster
 >>> from dnnmem.estimator.time_model import load
 >>> node = find_cluster("dgx-a100")
 >>> model = load(node.device)
 >>> group = Group(size=8, per_node=8)
->>> collective_seconds("all_reduce", 2**30, group, node, model) > collective_seconds("all_gather", 2**30, group, node, model)
+>>> reduce, gather = (collective_seconds(kind, 2**30, group, node, model) for kind in ("all_reduce", "all_gather"))
+>>> 1.8 < reduce / gather < 2.1
 True
 >>> collective_seconds("all_reduce", 2**30, Group(size=1, per_node=1), node, model)
 0.0
@@ -22,7 +25,6 @@ True
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from dnnmem.estimator.cluster import Cluster
@@ -46,20 +48,12 @@ class Group(NamedTuple):
     """Those of them that share a node."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Protocol:
-    """One of NCCL's ways to move a chunk, as shares of what `Simple` has."""
-
-    start_seconds: float
-    inside_hop: float
-    across_hop: float
-    rate: float
-
-
-_LL = _Protocol(start_seconds=3.6e-6, inside_hop=0.15, across_hop=0.28, rate=0.25)
-_LL128 = _Protocol(start_seconds=10e-6, inside_hop=0.56, across_hop=0.42, rate=0.92)
-_SIMPLE = _Protocol(start_seconds=8.4e-6, inside_hop=1.0, across_hop=1.0, rate=1.0)
-_RAMP = 0.5
+_RAMP = 1.4
+"""Weight of the ramp; like the two below found on the 8-GPU A100 table of Hetu-Galvatron (1 MB to 1 GB, 66 times)."""
+_PAIR = 0.70
+"""What two GPUs that only speak with each other reach of the rate of a ring."""
+_PAIRS = 0.87
+"""What GPUs reach that all speak with each other at once."""
 
 
 def group_of(mesh: Mesh, axis: str, cluster: Cluster) -> Group:
@@ -89,12 +83,9 @@ def collective_seconds(kind: str, nbytes: float, group: Group, cluster: Cluster,
             f"a group of {n} ranks spans {nodes} nodes, but {cluster.name} has {cluster.gpus} GPUs in one node",
             hint="name more GPUs: --cluster GPU:NUMBER",
         )
-    fixed = model.network_latency_seconds if nodes > 1 else _inside(cluster, model)[1]
-    return fixed + min(_route(kind, nbytes, n, k, protocol, cluster, model) for protocol in _protocols(cluster))
-
-
-def _protocols(cluster: Cluster) -> tuple[_Protocol, ...]:
-    return (_LL, _SIMPLE) if cluster.inside.name.startswith("pcie") else (_LL, _LL128, _SIMPLE)
+    if nodes > 1:
+        return model.network_latency_seconds + _route(kind, nbytes, group, cluster, model)
+    return _inside(cluster, model)[1] + _route(kind, nbytes, group, cluster, model)
 
 
 def _inside(cluster: Cluster, model: TimeModel) -> tuple[float, float]:
@@ -104,31 +95,32 @@ def _inside(cluster: Cluster, model: TimeModel) -> tuple[float, float]:
     return share * cluster.inside.bytes_per_s, fixed
 
 
-def _route(kind: str, nbytes: float, n: int, k: int, protocol: _Protocol, cluster: Cluster, model: TimeModel) -> float:
-    """Seconds by one protocol and the faster of its algorithms."""
-    nodes = -(-n // k)
-    hop = protocol.inside_hop * cluster.inside.latency_seconds
-    far = protocol.across_hop * cluster.across.latency_seconds if cluster.across and nodes > 1 else 0.0
-    near_rate = protocol.rate * _inside(cluster, model)[0]
-    far_rate = protocol.rate * model.network * cluster.across.bytes_per_s if cluster.across and nodes > 1 else math.inf
-    ring_rate = min(near_rate, k * far_rate)
-    start, share = protocol.start_seconds, (n - 1) / n
+def _route(kind: str, nbytes: float, group: Group, cluster: Cluster, model: TimeModel) -> float:
+    """Seconds of the fastest algorithm."""
+    # n ranks, k of them in a node; a hop and a rate inside a node (near) and between nodes (far)
+    n, k = group
+    nodes, share = -(-n // k), (n - 1) / n
+    hop, near = cluster.inside.latency_seconds, _inside(cluster, model)[0]
+    far_hop, far = hop, math.inf
+    if cluster.across and nodes > 1:
+        far_hop, far = cluster.across.latency_seconds, model.network * cluster.across.bytes_per_s
     if kind == "send":
-        return start + _flow(hop if nodes == 1 else far, nbytes / min(near_rate, far_rate))
+        return _flow(far_hop, nbytes / min(_PAIR * near, far))
     if kind == "all_to_all":
-        remote = (n - k) / n
-        wire = max(nbytes * share / near_rate, nbytes * remote / far_rate)
-        return start + _flow(hop if nodes == 1 else far, wire)
-    steps = (n - nodes) * hop + (nodes - 1) * far
-    if kind in ("all_gather", "reduce_scatter"):
-        return start + _flow(steps, nbytes * share / ring_rate)
+        return _flow(far_hop, max(nbytes * share / ((_PAIR if n == 2 else _PAIRS) * near), nbytes * (n - k) / n / far))
+    steps, rate = (n - nodes) * hop + (nodes - 1) * far_hop, min(near, k * far)
     if kind == "broadcast":
-        return start + _flow(steps, nbytes / ring_rate)
-    ring = _flow(2 * steps, 2 * nbytes * share / ring_rate)
-    depth = 2 * ((k - 1) * hop + math.ceil(math.log2(nodes)) * far)
-    twice = max(2 * nbytes / near_rate, min(2, nodes - 1) * nbytes / (k * far_rate))
-    return start + min(ring, _flow(depth, twice))
+        return _flow(steps, nbytes / rate)
+    if kind != "all_reduce":
+        return _flow(steps, nbytes * share / rate)
+    ways = [_flow(2 * steps, 2 * nbytes * share / rate)]
+    depth = 2 * ((k - 1) * hop + math.ceil(math.log2(nodes)) * far_hop)
+    ways.append(_flow(depth, max(2 * nbytes / near, min(2, nodes - 1) * nbytes / (k * far))))
+    if cluster.inside.reduces and nodes == 1:
+        ways.append(_flow(4 * hop, nbytes * (1 + 1 / n) / near))
+    return min(ways)
 
 
 def _flow(latency: float, wire: float) -> float:
+    """A message that takes `wire` seconds at full rate, in chunks through hops of `latency` in all."""
     return latency + wire + _RAMP * math.sqrt(latency * wire)

@@ -40,6 +40,8 @@ class Node:
     """One GPU, one direction."""
     link_latency_seconds: float
     """One hop."""
+    link_reduces: bool
+    """True if the switch between the GPUs adds up what they send."""
     network: str
     """`infiniband`, `roce`, `efa`, `ethernet`; empty = none."""
     nics: int
@@ -86,6 +88,7 @@ _KEYS: dict[str, Key] = {
     "link": Key("link", text),
     "link_gb_s": Key("link_bytes_per_s", _rate),
     "link_latency_us": Key("link_latency_seconds", scaled(1e-6)),
+    "link_reduces": Key("link_reduces", _flag, default=False),
     "network": Key("network", text, ""),
     "nics": Key("nics", lambda value: count(value, least=0), 0),
     "nic_gbit_s": Key("nic_bytes_per_s", scaled(1e9 / 8), 0.0),
@@ -104,7 +107,7 @@ _KEYS: dict[str, Key] = {
 
 def parse_nodes(toml: str, where: str) -> dict[str, Node]:
     """Nodes of a TOML text by name. Raises `UsageError`, beginning with `where`, for a faulty form, key or value."""
-    return {name: _node(name, table, where) for name, table in parse_tables(toml, where).items()}
+    return {name: _node(name, table, where) for name, table in parse_tables(toml, where, "nodes").items()}
 
 
 def _node(name: str, table: object, where: str) -> Node:
