@@ -14,7 +14,7 @@ What lies in the level-2 cache comes faster than memory gives it.
 >>> op = Op(name="aten.mm.default", writes=(0,), flops=2 * 8192**3, moved_bytes=6 * 8192**2)
 >>> device = find_device("a100-sxm-80gb")
 >>> [round(1e3 * float(s), 2) for s in op_seconds(work_of(Trace(ops=(op,), storages={0: y})), device, load(device))]
-[4.48]
+[4.26]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dnnmem.estimator.device import Device
+from dnnmem.estimator.measured_rates import with_curves
 from dnnmem.estimator.op_class import ARITHMETIC, OpClass
 from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.work import DTYPES, Floats, Work
@@ -50,6 +51,7 @@ def op_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
         rows = np.flatnonzero((work.kind == kind) & (work.flops > 0))
         if rows.size:
             seconds[rows] = np.maximum(seconds[rows], price(work, rows, rate[rows], device, model))
+    seconds = with_curves(work, model, seconds) + work.fresh_bytes * model.fault_seconds_per_byte
     seconds += work.kernels * model.launch_seconds
     seconds[work.kind == OpClass.NONE] = 0.0
     seconds[work.kind == OpClass.LANE] = np.nan

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
+from dnnmem.estimator.curve import Curve
 from dnnmem.estimator.device import Device
 
 if sys.version_info >= (3, 11):
@@ -80,6 +82,10 @@ class TimeModel:
     """One collective or message between nodes."""
     spread: Mapping[str, float]
     """Standard deviation of log(measured / predicted) by `arithmetic`, `traffic`, `communication`, `host`."""
+    fault_seconds_per_byte: float = 0.0
+    """A CPU's first write to memory that its allocator has got from the system; 0 on a GPU, which keeps memory."""
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    """Measured seconds of kinds of ops (`measured_rates`): they stand in the place of share times peak."""
 
 
 _SHARES = {"gemm": "gemm", "attention_forward": "flash", "stream": "stream", "eager": "eager"}
@@ -87,23 +93,33 @@ _SHARES = {"gemm": "gemm", "attention_forward": "flash", "stream": "stream", "ea
 _UNITS = {"share": ("", 1.0), "us": ("_seconds", 1e-6), "ms": ("_seconds", 1e-3), "w": ("_watts", 1.0)}
 
 
-def load(device: Device) -> TimeModel:
-    """The parameters for `device`: those of its architecture, else its own `efficiency`, else the defaults."""
+def load(device: Device, rates: Path | None = None) -> TimeModel:
+    """The parameters for `device`: those of its architecture, else its own `efficiency`, else the defaults.
+
+    What the calibration file `rates` holds wins. Raises `UsageError` where that is none.
+    """
     tables = _tables()
     arch = tables.get(device.arch, {})
     own = {name: device.efficiency[key] for name, key in _SHARES.items() if key in device.efficiency}
     values = {"reference_power_watts": 0.0, **tables["fallback"], **tables["default"], **own, **arch}
     spread = {key.removeprefix("spread_"): value for key, value in values.items() if key.startswith("spread_")}
-    return TimeModel(spread=spread, **{key: value for key, value in values.items() if not key.startswith("spread_")})
+    model = TimeModel(spread=spread, **{key: value for key, value in values.items() if not key.startswith("spread_")})
+    if rates is None:
+        return model
+    from dnnmem.estimator.calibration_file import read_rates  # reads this module's names
+
+    return read_rates(rates, model)
 
 
 @cache
 def _tables() -> dict[str, dict[str, Any]]:
     text = (resources.files("dnnmem.estimator") / "specs" / "time_model.toml").read_text("utf-8")
-    return {
-        name: {_field(key): _value(key, value) for key, value in table.items()}
-        for name, table in tomllib.loads(text).items()
-    }
+    return {name: read_parameters(table) for name, table in tomllib.loads(text).items()}
+
+
+def read_parameters(table: Mapping[str, float]) -> dict[str, float]:
+    """Parameters by field from keys that carry units: `launch_us = 3` is `launch_seconds = 3e-6`."""
+    return {_field(key): _value(key, value) for key, value in table.items()}
 
 
 def _field(key: str) -> str:

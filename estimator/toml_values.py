@@ -24,6 +24,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+SCHEMA = "dnnmem.calibration/1"
+"""What a file of `dnnmem calibrate` begins with: its devices and nodes are tables of tables."""
 REQUIRED = object()
 """Default of a key that may not be left out."""
 
@@ -49,12 +51,18 @@ def read_file(path: str) -> str:
         raise UsageError(f"{path} is not TOML: it is not a text in UTF-8") from None
 
 
-def parse_tables(toml: str, where: str) -> dict[str, Any]:
-    """Top level of a TOML text. Raises `UsageError`, beginning with `where`."""
+def parse_tables(toml: str, where: str, part: str = "") -> dict[str, Any]:
+    """Top level of a TOML text, or `part` of a calibration's. Raises `UsageError`, beginning with `where`."""
     try:
-        return tomllib.loads(toml)
+        tables = tomllib.loads(toml)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{where} is not TOML: {error}") from None
+    if not part or tables.get("schema") != SCHEMA:
+        return tables
+    found = tables.get(part, {})
+    if not isinstance(found, dict):
+        raise UsageError(f"{where}: {part} is no table", hint=f"put each under its name: [{part}.mine]")
+    return found
 
 
 def read_table(table: Mapping[str, Any], keys: Mapping[str, Key], where: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from math import ceil, gcd, prod
 import numpy as np
 import numpy.typing as npt
 
+from dnnmem.estimator.fresh_pages import fresh_bytes
 from dnnmem.estimator.op_class import ARITHMETIC, OpClass, is_backward, kind_of
 from dnnmem.estimator.trace import Lane, Op, Storage, Trace
 
@@ -66,6 +67,10 @@ class Work:
     """Operators the host dispatches for it: 1, or 0 where nothing is dispatched."""
     measured: Floats
     """Seconds that were measured; NaN where none were."""
+    names: tuple[str, ...]
+    """Operators without namespace, overload and the mark of an in-place one: `addmm`."""
+    fresh_bytes: Floats
+    """Bytes of the memory it gets that the system must map anew; 0 on a GPU."""
 
 
 _COLUMNS = (
@@ -89,7 +94,9 @@ def work_of(trace: Trace) -> Work:
         **{
             name: np.array(column, dtype=_TYPES.get(name, np.float64))
             for name, column in zip(_COLUMNS, columns, strict=True)
-        }
+        },
+        names=tuple(op.name.partition(".")[2].partition(".")[0].rstrip("_") for op in trace.ops),
+        fresh_bytes=fresh_bytes(trace),
     )
 
 

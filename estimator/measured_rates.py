@@ -1,0 +1,77 @@
+"""Which measured curve prices an op: where a calibration has one, it stands in the place of share times peak.
+
+    product         gemm-SIDE, batched_gemm-SIDE for many     by flops, between curves of neighbouring shortest sides
+    convolution     conv-SIDE, conv_backward-SIDE, grouped_conv-SIDE, ...        by flops; SIDE of the product it is
+    attention       attention_forward-SIDE, attention_backward-SIDE              by flops; SIDE: the head's width
+    traffic         gelu, native_layer_norm, ...: the operator's own; else its class: norm, stream, ...     by bytes
+
+An element type that has curves of its own is named in front: `bfloat16-gemm-64`. A share divides its curve's seconds,
+so that a few measured steps move both in the same way.
+
+>>> sorted(sides({"gemm-64": "a", "gemm-512": "b", "gelu": "c"}, "gemm"))
+[64.0, 512.0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from dnnmem.estimator.curve import Curve, Floats, between
+from dnnmem.estimator.op_class import ARITHMETIC, OpClass
+from dnnmem.estimator.time_model import TimeModel
+from dnnmem.estimator.work import DTYPES, Work
+
+_CONVOLUTIONS = (OpClass.CONV, OpClass.GROUPED_CONV, OpClass.DEPTHWISE_CONV)
+T = TypeVar("T")
+
+
+def sides(curves: Mapping[str, T], label: str) -> dict[float, T]:
+    """The curves of `label` by their side; one without a side has side 1."""
+    found = {name: curve for name, curve in curves.items() if name.rpartition("-")[0] == label}
+    return {float(name.rpartition("-")[2]): curve for name, curve in found.items()} or (
+        {1.0: curves[label]} if label in curves else {}
+    )
+
+
+def with_curves(work: Work, model: TimeModel, seconds: Floats) -> Floats:
+    """`seconds` of the ops of `work`, those that have a curve priced by it; fixed costs are added elsewhere."""
+    if not model.curves:
+        return seconds
+    keys = [_keys(*row) for row in zip(work.names, work.kind, work.backward, work.batch, work.dtype, strict=True)]
+    found: dict[tuple[str, ...], dict[float, Curve]] = {}
+    for key in set(keys):
+        found[key] = next((held for label in key if (held := sides(model.curves, label))), {})
+    for key, curves in found.items():
+        if curves:
+            rows = np.array([i for i, other in enumerate(keys) if other == key], np.intp)
+            seconds[rows] = _priced(work, rows, curves, model)
+    return seconds
+
+
+def _keys(name: str, kind: int, backward: bool, batch: float, dtype: int) -> tuple[str, ...]:  # noqa: FBT001
+    """Names under which the curve of an op may stand, the most special first; none for what has no kernel."""
+    kind_ = OpClass(kind)
+    if kind_ in (OpClass.NONE, OpClass.LANE):
+        return ()
+    label = kind_.label + ("_backward" if kind_ in _CONVOLUTIONS and backward else "")
+    labels = [name, label] if kind_ not in ARITHMETIC else [label]
+    if kind_ is OpClass.GEMM and batch > 1:
+        labels.insert(0, "batched_gemm")
+    return (*(f"{DTYPES[dtype]}-{text}" for text in labels), *labels)
+
+
+def _priced(work: Work, rows: npt.NDArray[np.intp], curves: Mapping[float, Curve], model: TimeModel) -> Floats:
+    kind = OpClass(work.kind[rows[0]])
+    share = getattr(model, kind.label, model.stream)
+    if kind not in ARITHMETIC:
+        return between(curves, work.bytes[rows], np.ones(len(rows))) / share
+    many = work.batch[rows] if kind is OpClass.GEMM else np.ones(len(rows))
+    least = np.minimum(work.n[rows], work.k[rows])
+    side = work.k[rows] if kind in (OpClass.ATTENTION_FORWARD, OpClass.ATTENTION_BACKWARD) else least
+    if kind is OpClass.GEMM:
+        side = np.minimum(least, work.m[rows])
+    return between(curves, work.flops[rows] / many, side) * many / share
