@@ -26,8 +26,10 @@ from dnnmem.profilers.place import place
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.worker import ERROR_FILE, TRACE_FILE
 
-_QUIET = {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-_LAST_LINES = 12
+QUIET = {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+"""Environment of the child, under the person's own."""
+LAST_LINES = 12
+"""Lines of its output that are told when it dies."""
 
 
 def run(
@@ -50,10 +52,10 @@ def run(
     with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
         folder = Path(name)
         launch = place(
-            request, {**_QUIET, **os.environ}, gpu=gpu, cache=cache, error_file=folder / ERROR_FILE, say=on_output
+            request, {**QUIET, **os.environ}, gpu=gpu, cache=cache, error_file=folder / ERROR_FILE, say=on_output
         )
         (folder / "request.json").write_text(launch.request.to_json())
-        last: deque[str] = deque(maxlen=_LAST_LINES)
+        last: deque[str] = deque(maxlen=LAST_LINES)
 
         def heard(line: str) -> None:
             last.append(line)
@@ -62,7 +64,7 @@ def run(
         code = _run_child(folder, launch.environment, timeout, heard, lambda line: on_progress(int(line)))
         if code == 0 and (folder / TRACE_FILE).exists():
             return load_trace(folder / TRACE_FILE)
-        raise _child_error(folder, code, timeout, list(last))
+        raise child_error(folder, code, timeout, list(last))
 
 
 def _run_child(
@@ -87,7 +89,8 @@ def _run_child(
             thread.join(timeout=2)
 
 
-def _child_error(folder: Path, code: int | None, timeout: float | None, last: list[str]) -> DnnmemError:
+def child_error(folder: Path, code: int | None, timeout: float | None, last: list[str]) -> DnnmemError:
+    """What a child that wrote no trace to `folder` has to say, by its own words or by how it ended."""
     if code is None:
         return ModelError(
             f"the step did not finish within {timeout:g} s", hint="give a longer --timeout, or a smaller --batch"

@@ -1,6 +1,6 @@
 """The child process that imports torch, runs the user's code and writes what it found.
 
-    argv      REQUEST.json FOLDER       ->  FOLDER/step.trace.json.gz  or  FOLDER/error.json
+    argv      REQUEST.json FOLDER, once or more    ->  each FOLDER/step.trace.json.gz  or  FOLDER/error.json
     stdout    one line for each step done, for the parent's progress
     stderr    whatever the user's code prints
 
@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from dnnmem.estimator.errors import DnnmemError, InternalError, ModelError, UnsupportedError
 from dnnmem.estimator.profile import Measurement
@@ -31,10 +32,16 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate mem
 
 
 def main(argv: list[str]) -> int:
-    """Serve one request; returns the exit code, 0 if the trace is written."""
-    request_path, folder = Path(argv[0]), Path(argv[1])
+    """Serve the requests in order; returns the first exit code that is not 0, which says that a trace is written."""
     progress = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    pairs = zip(argv[::2], argv[1::2], strict=True)
+    codes = [_serve(Path(request), Path(folder), progress) for request, folder in pairs]
+    return next(filter(None, codes), 0)
+
+
+def _serve(request_path: Path, folder: Path, progress: TextIO) -> int:
+    """Serve one request; returns its exit code."""
     try:
         request = Request.from_json(request_path.read_text())
         trace, measurement = profile(request, lambda done: print(done, file=progress))

@@ -1,0 +1,116 @@
+"""torchtitan's published runs of Llama and Qwen3: FSDP2 with tensor parallelism, times and peaks of reserved memory.
+
+RMSNorm, rotary positions as complex numbers, grouped keys and values, fused causal attention, fp32 cross entropy.
+Weights, gradients and AdamW's states are float32 shards; what is computed and gathered is bfloat16. Tensor parallelism
+comes with sequence parallelism and a split loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from dnnmem.estimator import plan as p
+from dnnmem.estimator.validation.case import GPT, Case, decoder
+from dnnmem.estimator.validation.cells import divided, number, positive, whole
+
+COLUMNS = ("local_bs", "dp_shard", "activation_ckpt", "torch_compile", "float8", "tps_per_gpu")
+"""What marks the table."""
+
+_GPUS = (
+    ("H100 SXM HBM2e", "h100-sxm-96gb-hbm2e-500w"), ("H200", "h200-sxm"), ("H100", "h100-sxm-80gb"),
+    ("A100", "a100-sxm-80gb"), ("B200 178", "b200-sxm"),
+)  # fmt: skip
+"""How the cell begins, and the name in `specs/`."""
+_RECOMPUTE = {
+    "none": "none", "full": "full", "selective op": "selective", "selective (eager)": "selective",
+    "unstated (likely selective op)": "selective",
+}  # fmt: skip
+_DENSE = ("llama", "qwen3")
+_NOTES = {
+    "STEP 1": "the first step is measured, before the optimizer's states exist",
+    "flex": "flex_attention is not predicted",
+    "FlexAttention": "flex_attention is not predicted",
+    "memory-leak": "a commit that leaked memory",
+    "#1344": "the peak is disputed in an issue of the project",
+}
+"""What a note says, and why that cannot be predicted."""
+
+
+def read(row: Mapping[str, str]) -> Case:
+    """The case of one row."""
+    gpu = next((name for start, name in _GPUS if row.get("gpu", "").startswith(start)), "")
+    seconds, reserved = _seconds(row), number(row, "peak_reserved_GiB")
+    measured = Case(
+        gpu=gpu or row.get("gpu", ""), reason=next(_reasons(row, gpu), ""),
+        measured_seconds=seconds, measured_reserved_bytes=None if reserved is None else round(reserved * 2**30),
+    )  # fmt: skip
+    return measured if measured.reason else _usable(row, measured)
+
+
+def _usable(row: Mapping[str, str], measured: Case) -> Case:
+    seq, batch, heads, width = (whole(row, name) for name in ("seq", "local_bs", "heads", "dim"))
+    qwen = row["model"].startswith("qwen3")
+    args, layers = decoder(
+        layers=whole(row, "layers"), heads=heads, width=width, kv_heads=whole(row, "kv_heads"), ffn=whole(row, "ffn"),
+        vocab=whole(row, "vocab"), context=seq, norm="rms", mlp="swiglu", positions="rope", bias=False, tied=False,
+        dtype="bfloat16", **({"qk_norm": True, "head_dim": 128} if qwen else {}),
+    )  # fmt: skip
+    return Case(
+        target=GPT, target_args=args, batch=batch, seq=seq, layers=layers,
+        plan=_plan(row), cluster=f"{measured.gpu}:{whole(row, 'ngpu')}", gpu=measured.gpu,
+        measured_seconds=measured.measured_seconds, measured_reserved_bytes=measured.measured_reserved_bytes,
+    )  # fmt: skip
+
+
+def _plan(row: Mapping[str, str]) -> p.Plan:
+    shard, tp, batch = whole(row, "dp_shard"), whole(row, "tp"), whole(row, "local_bs")
+    replicas = divided(whole(row, "ngpu"), shard * tp, "GPUs over dp_shard * tp")
+    accumulation = max(1, divided(whole(row, "global_bs"), batch * shard * replicas, "global batch over local batches"))
+    reshard, compiled = row.get("reshard_after_forward", ""), row.get("torch_compile", "")
+    return p.Plan(
+        mesh=p.Mesh(dp_replicate=replicas, dp_shard=shard, tp=tp),
+        batch=p.Batch(micro_batch=batch, accumulation=accumulation),
+        precision=p.Precision(param="float32", grad="float32", reduce="float32"),
+        tensor=p.Tensor(sequence_parallel=tp > 1, loss_parallel=tp > 1),
+        remat=p.Remat(policy=_RECOMPUTE[row["activation_ckpt"]]),
+        sharding=p.Sharding(
+            strategy="zero3" if shard > 1 else "ddp" if replicas > 1 else "none",
+            reshard_after_forward=reshard != "never",
+            keep_last=reshard != "always",
+        ),
+        kernels=p.Kernels(
+            fusion="pointwise" if compiled == "True" or "inductor" in compiled else "none",
+            graphs="cudagraph" in compiled,
+        ),
+    )
+
+
+def _seconds(row: Mapping[str, str]) -> float | None:
+    """Of a step: the global batch over the published tokens per second, or as derived in the table."""
+    derived = positive(row, "step_time_s_derived")
+    rate, gpus, batch, seq = (positive(row, name) for name in ("tps_per_gpu", "ngpu", "global_bs", "seq"))
+    return derived or (batch * seq / (rate * gpus) if rate and gpus and batch and seq else None)
+
+
+def _reasons(row: Mapping[str, str], gpu: str) -> Iterator[str]:
+    """Why a row cannot be predicted."""
+    said, note = row.get("activation_ckpt", ""), row.get("note", "")
+    float8 = row.get("float8", "").strip()
+    if not row.get("model", "").startswith(_DENSE):
+        yield f"{row.get('model')}: mixtures of experts are not predicted yet"
+    if float8:
+        kind = "asynchronous tensor parallelism" if float8 == "+ AsyncTP" else f"{float8}: float8 and the like"
+        yield f"{kind} is not predicted yet"
+    if number(row, "cp") != 1 or number(row, "pp") != 1 or number(row, "ep") != 1:
+        yield "context and expert parallelism, and its pipelines, are not predicted yet"
+    if not gpu:
+        yield f"no packaged NVIDIA GPU is {row.get('gpu')!r}"
+    if said not in _RECOMPUTE:
+        yield f"activation checkpointing {said!r} does not say what is recomputed"
+    if "offload" in said or row.get("optimizer") != "AdamW" or row.get("loss_impl") != "full CE (fp32 logits)":
+        yield f"{row.get('optimizer')} with {row.get('loss_impl')} is not predicted yet"
+    if row.get("config_confidence") == "low":
+        yield "the configuration is only guessed"
+    if row.get("peak_reserved_GiB") == "OOM":
+        yield "the run ended out of memory: there is no number to compare"
+    yield from (why for mark, why in _NOTES.items() if mark in note)
