@@ -1,0 +1,139 @@
+"""Neighbouring element-wise ops, norms and row reductions become one kernel, as torch.compile or hand-fused code does.
+
+    issued    mm | cast  pow  mean  rsqrt  mul  mul | mm | ...     | = products, attention, indices, other lanes
+    fused     mm |            one kernel            | mm | ...
+
+An op joins the kernel before it if it shares a storage with it. The kernel reads what comes from outside once, and
+writes what somebody outside reads; what lives and dies inside is never in memory, so its events go too. A reduction
+over rows of a batch (the gradient of a bias) walks the other way and stays a kernel of its own. The optimizer's ops
+stay as they were recorded. `graphs` marks the step as issued at once, so that its ops cost the host nothing.
+
+>>> from dnnmem.estimator.plan import Kernels, Plan
+>>> from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
+>>> ids = {i: Storage(id=i, nbytes=800, kind=Kind.TEMP, shape=(10, 20), dtype="float32") for i in range(3)}
+>>> double = Op(name="aten.mul.Tensor", reads=(0,), writes=(1,), events=(Event(800, 0, 1),), moved_bytes=1600)
+>>> add = Op(name="aten.add_.Tensor", reads=(0, 1), writes=(0,), events=(Event(-800, 0, 1),), moved_bytes=2400)
+>>> trace = Trace(ops=(double, add), storages={0: ids[0], 1: ids[1]}, pinned=frozenset({0}))
+>>> fused = apply(trace, Plan(kernels=Kernels(fusion="pointwise")))
+>>> [(op.name, op.moved_bytes) for op in fused.ops], fused.peak_bytes()
+([('dnnmem.fused', 1600)], 800)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+
+from dnnmem.estimator.op_class import OpClass, kind_of
+from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.trace import Lane, Op, Phase, Storage, Trace
+from dnnmem.estimator.work import GRAPHS
+
+NAME = "dnnmem.fused"
+"""Name of a kernel made of several ops."""
+_FUSIBLE = frozenset({OpClass.STREAM, OpClass.EAGER, OpClass.NORM, OpClass.SOFTMAX, OpClass.REDUCTION})
+
+
+def apply(trace: Trace, plan: Plan, cluster: object = None) -> Trace:  # noqa: ARG001  (all passes take the same)
+    """`trace` with the kernels that `plan.kernels` names; the same object if it names nothing."""
+    if plan.kernels.fusion == "pointwise":
+        trace = _fused(trace)
+    if plan.kernels.graphs:
+        trace = replace(trace, origin=replace(trace.origin, versions={**trace.origin.versions, GRAPHS: "whole step"}))
+    return trace
+
+
+def _fused(trace: Trace) -> Trace:
+    groups = _groups(trace.ops, trace.storages)
+    readers: dict[int, set[int]] = {}
+    for number, group in enumerate(groups):
+        for op in group:
+            for i in op.reads:
+                readers.setdefault(i, set()).add(number)
+    inner = {
+        i
+        for number, group in enumerate(groups)
+        if len(group) > 1
+        for i in _made(group) - trace.pinned
+        if readers.get(i, set()) <= {number}
+    }
+    inner -= {i for group in groups if len(group) == 1 for i in group[0].writes}
+    ops = tuple(_one(group, trace.storages, inner) if len(group) > 1 else group[0] for group in groups)
+    ops = tuple(_without(op, inner) for op in ops)
+    storages = {i: storage for i, storage in trace.storages.items() if i not in inner}
+    return replace(trace, ops=ops, storages=storages)
+
+
+def _groups(ops: Sequence[Op], storages: Mapping[int, Storage]) -> list[list[Op]]:
+    """Runs of ops that one kernel carries out, in order."""
+    groups: list[list[Op]] = []
+    touched: set[int] = set()
+    for op in ops:
+        joins = _is_fusible(op, storages)
+        own = {*op.reads, *op.writes}
+        if joins and touched and groups[-1][-1].phase is op.phase and not own.isdisjoint(touched):
+            groups[-1].append(op)
+            touched |= own
+        else:
+            groups.append([op])
+            touched = own if joins else set()
+    return groups
+
+
+def _is_fusible(op: Op, storages: Mapping[int, Storage]) -> bool:
+    kind = kind_of(op.name)
+    if op.lane is not Lane.COMPUTE or op.phase is Phase.STEP or kind not in _FUSIBLE or op.flops or not op.writes:
+        return False
+    return kind is not OpClass.REDUCTION or not _walks_columns(op, storages)
+
+
+def _walks_columns(op: Op, storages: Mapping[int, Storage]) -> bool:
+    """True for a sum over the leading dimensions: its output keeps the rows' length."""
+    read = max((storages[i] for i in op.reads if i in storages), key=lambda s: s.nbytes, default=None)
+    made = max((storages[i] for i in op.writes if i in storages), key=lambda s: s.nbytes, default=None)
+    if read is None or made is None or not made.shape or not read.shape:
+        return False
+    return 1 < made.shape[-1] == prod(made.shape) < prod(read.shape)
+
+
+def _made(group: Iterable[Op]) -> set[int]:
+    """Storages that come to be in these ops."""
+    return {event.storage for op in group for event in op.events if event.nbytes > 0 and event.storage >= 0}
+
+
+def _one(group: Sequence[Op], storages: Mapping[int, Storage], inner: set[int]) -> Op:
+    """One kernel for all: reads what it has not made, writes what is wanted outside."""
+    reads: dict[int, float] = {}
+    writes: dict[int, float] = {}
+    for op in group:
+        share = _share(op, storages)
+        for i in op.reads:
+            if i not in writes and i in storages:
+                reads[i] = max(reads.get(i, 0.0), share * storages[i].nbytes)
+        for i in op.writes:
+            if i in storages:
+                writes[i] = max(writes.get(i, 0.0), share * storages[i].nbytes)
+    return replace(
+        group[0],
+        name=NAME,
+        reads=tuple(reads),
+        writes=tuple(i for i in writes if i not in inner),
+        events=tuple(event for op in group for event in op.events),
+        moved_bytes=round(sum(reads.values()) + sum(nbytes for i, nbytes in writes.items() if i not in inner)),
+        workspace_bytes=max(op.workspace_bytes for op in group),
+        seconds=None,
+    )
+
+
+def _share(op: Op, storages: Mapping[int, Storage]) -> float:
+    """Share of the storages that the op really touches: views reach only a part."""
+    whole = sum(storages[i].nbytes for i in (*op.reads, *op.writes) if i in storages)
+    return min(op.moved_bytes / whole, 1.0) if whole else 1.0
+
+
+def _without(op: Op, inner: set[int]) -> Op:
+    """`op` without the events of storages that are never in memory."""
+    if inner.isdisjoint(event.storage for event in op.events):
+        return op
+    return replace(op, events=tuple(event for event in op.events if event.storage not in inner))
