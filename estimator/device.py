@@ -20,6 +20,8 @@ class Device:
     """Name in `specs/`: `h100-sxm-80gb`."""
     aliases: tuple[str, ...]
     """Other names of it."""
+    cuda_name: str
+    """What `torch.cuda.get_device_name()` answers there; empty = not known."""
     vendor: str
     """`nvidia` or `amd` (ROCm)."""
     arch: str

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from dnnmem.estimator.device import Device
 from dnnmem.profilers.rules.gpu import compute_capability
+from dnnmem.profilers.virtual_gpu.identity import cuda_name
 
 _CPU = torch.device("cpu")
 _NOTHING = (
@@ -85,10 +86,10 @@ def _patches(device: Device) -> Iterator[Any]:
         "is_initialized": lambda: True,
         "device_count": lambda: 1,
         "is_bf16_supported": lambda *_, **__: True,
-        "get_device_name": lambda *_: device.name,
+        "get_device_name": lambda *_: cuda_name(device),
         "get_device_capability": lambda *_: (major, minor),
         "get_device_properties": lambda *_: SimpleNamespace(
-            name=device.name,
+            name=cuda_name(device),
             major=major,
             minor=minor,
             total_memory=device.usable_bytes,

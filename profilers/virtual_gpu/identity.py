@@ -7,7 +7,7 @@ Capabilities"; the clocks are those that give the table's rates.
 >>> from dnnmem.estimator.devices import find_device
 >>> device = find_device("rtx-4090")
 >>> cuda_name(device), attributes(device)["COMPUTE_CAPABILITY_MINOR"]
-('NVIDIA GeForce RTX 4090 24GB', 9)
+('NVIDIA GeForce RTX 4090', 9)
 """
 
 from __future__ import annotations
@@ -85,7 +85,15 @@ def attributes(device: Device) -> dict[str, int]:
 
 
 def cuda_name(device: Device) -> str:
-    """What CUDA calls `device`; the vendor's words come first, and programs look for the model in it."""
+    """What CUDA calls `device`; where its table does not tell, its name after the vendor's words.
+
+    >>> from dataclasses import replace
+    >>> from dnnmem.estimator.devices import find_device
+    >>> cuda_name(replace(find_device("rtx-4090"), name="rtx-4080-super-16gb", cuda_name=""))
+    'NVIDIA GeForce RTX 4080 SUPER 16GB'
+    """
+    if device.cuda_name:
+        return device.cuda_name
     words = [_SPELLED.get(word, word.upper()) for word in device.name.split("-")]
     return " ".join(["NVIDIA", *(["GeForce"] if words[0] in {"RTX", "GTX"} and len(words[1]) == 4 else []), *words])
 

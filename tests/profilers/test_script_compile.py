@@ -119,8 +119,8 @@ def found(environment):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "GPU 0: NVIDIA H100 SXM 80GB (virtual)\nGPU 1: NVIDIA H100 SXM 80GB (virtual)\n"),
-        (("-i", "0", "--query-gpu=name,compute_cap", "--format=csv,noheader"), "NVIDIA H100 SXM 80GB, 9.0\n"),
+        ((), "GPU 0: NVIDIA H100 80GB HBM3 (virtual)\nGPU 1: NVIDIA H100 80GB HBM3 (virtual)\n"),
+        (("-i", "0", "--query-gpu=name,compute_cap", "--format=csv,noheader"), "NVIDIA H100 80GB HBM3, 9.0\n"),
         (("--query-gpu=index", "--format=csv"), "index\n0\n1\n"),
     ],
 )

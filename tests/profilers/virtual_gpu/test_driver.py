@@ -30,7 +30,7 @@ def test_torch_sees_the_gpus_of_the_table(on_gpu):
     )
     # THEN
     d = find_device("rtx-4090")
-    name = "NVIDIA GeForce RTX 4090 24GB"
+    name = "NVIDIA GeForce RTX 4090"
     assert told == [2, name, 8, 9, d.usable_bytes, d.sm_count, d.l2_bytes, d.smem_per_sm_bytes]
 
 
