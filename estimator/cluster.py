@@ -24,7 +24,7 @@ from dnnmem.estimator.device import Device
 from dnnmem.estimator.devices import find_device, load_devices
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.node_file import Node, parse_nodes
-from dnnmem.estimator.toml_values import read_file
+from dnnmem.estimator.toml_values import parse_tables, read_file
 
 _ALONE = 8
 """GPUs that a node of an unknown kind may hold."""
@@ -83,22 +83,24 @@ def load_nodes() -> Mapping[str, Node]:
 
 
 def find_cluster(name: str) -> Cluster:
-    """The cluster called `name`: `GPU[:gpus]`, `node[:nodes]` or `file.toml[:node][:nodes]`.
+    """The cluster called `name`: `GPU[:gpus]` or `node[:nodes]`, packaged or of a file (`file.toml[:name][:number]`).
 
     Raises `UsageError` for an unknown name (with the nearest ones), GPUs that do not fill whole nodes, nodes without a
     network between them, and a faulty file.
     """
-    path, _, rest = name.partition(".toml")
-    if _ and (not rest or rest.startswith(":")):
-        inside, count = _count(rest[1:])
-        return _nodes(_pick(path + ".toml", inside), count, name)
     wanted, count = _count(name)
     node = find_node(wanted)
-    return _nodes(node, count, name) if node else _gpus(_device(wanted, name), count, name)
+    return _nodes(node, node_device(node), count, name) if node else _gpus(_device(wanted, name), count, name)
 
 
 def find_node(name: str) -> Node | None:
-    """The packaged node called `name`, without regard to case and spaces; None = there is none."""
+    """The node called `name`, without regard to case and spaces, or that of `file.toml[:node]`; None = there is none.
+
+    Raises `UsageError` for a faulty file and one without that node. A file of GPUs has none.
+    """
+    path, _, inside = name.rpartition(":") if re.search(r"\.toml:[^/\\]*$", name) else (name, "", "")
+    if path.endswith(".toml"):
+        return _pick(path, inside)
     wanted = _plain(name)
     return next((node for node in load_nodes().values() if wanted in (node.name, *node.aliases)), None)
 
@@ -108,9 +110,18 @@ def usual_node(device: Device) -> Node | None:
     return next((node for node in load_nodes().values() if node.usual and node.device == device.name), None)
 
 
-def node_cluster(node: Node, *, nodes: int = 1, gpus: int | None = None, name: str = "") -> Cluster:
-    """`nodes` whole nodes, or `gpus` GPUs of one. Raises `UsageError` where the node's GPU is not known."""
-    device = find_device(node.device)
+def node_device(node: Node) -> Device:
+    """The GPU of a node. Raises `UsageError` where it is not known."""
+    try:
+        return find_device(node.device)
+    except UsageError as error:
+        raise UsageError(
+            f"[{node.name}] device = {node.device!r}: {error.message.removeprefix('--gpu ')}", hint=error.hint
+        ) from None
+
+
+def node_cluster(node: Node, device: Device, *, nodes: int = 1, gpus: int | None = None, name: str = "") -> Cluster:
+    """`nodes` whole nodes with `device` as their GPU, or `gpus` GPUs of one."""
     network = None
     if node.nics and nodes > 1:
         share = node.nics * node.nic_bytes_per_s / node.gpus
@@ -153,22 +164,22 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_]+", "-", name.strip().lower())
 
 
-def _nodes(node: Node, nodes: int, name: str) -> Cluster:
+def _nodes(node: Node, device: Device, nodes: int, name: str) -> Cluster:
     if nodes > 1 and not node.nics:
         raise UsageError(
             f"--cluster {name} is {nodes} nodes, but {node.name} has no network",
             hint="describe the nodes and their network in a file of your own: --cluster my.toml:NAME",
         )
-    return node_cluster(node, nodes=nodes, name=name)
+    return node_cluster(node, device, nodes=nodes, name=name)
 
 
 def _gpus(device: Device, gpus: int, name: str) -> Cluster:
     node = usual_node(device) or _assumed(device)
     if gpus <= node.gpus:
-        return node_cluster(node, gpus=gpus, name=name)
+        return node_cluster(node, device, gpus=gpus, name=name)
     if gpus % node.gpus:
         raise UsageError(f"--cluster {name} is {gpus} GPUs; above {node.gpus} they fill whole nodes of {node.gpus}")
-    return _nodes(node, gpus // node.gpus, name)
+    return _nodes(node, device, gpus // node.gpus, name)
 
 
 def _assumed(device: Device) -> Node:
@@ -206,8 +217,10 @@ def _device(wanted: str, name: str) -> Device:
     try:
         return find_device(wanted)
     except UsageError as error:
-        if "can be" in error.message:
-            raise UsageError(error.message.replace("--gpu", "--cluster"), hint=error.hint) from None
+        if not error.message.endswith("is not known") and "nearest" not in error.message:
+            raise UsageError(
+                error.message.replace("--gpu", "--cluster"), hint=error.hint.replace("--gpu", "--cluster")
+            ) from None
     nodes = {alias: node.name for node in load_nodes().values() for alias in (node.name, *node.aliases)}
     known = [*load_nodes(), *load_devices()]
     near = difflib.get_close_matches(_plain(wanted), [*nodes, *known], n=4, cutoff=0.5)
@@ -218,8 +231,12 @@ def _device(wanted: str, name: str) -> Device:
     )
 
 
-def _pick(path: str, name: str) -> Node:
-    nodes = parse_nodes(read_file(path), path)
+def _pick(path: str, name: str) -> Node | None:
+    toml = read_file(path)
+    tables = parse_tables(toml, path).values()
+    if tables and not any(isinstance(table, dict) and {"gpus", "device"} & table.keys() for table in tables):
+        return None
+    nodes = parse_nodes(toml, path)
     if name in nodes:
         return nodes[name]
     if len(nodes) == 1 and not name:

@@ -1,4 +1,4 @@
-"""GPUs as tables: one line each, or one of them in full."""
+"""GPUs and nodes as tables: one line each, or one of them in full."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from dataclasses import fields
 from rich.table import Table
 
 from dnnmem.estimator.device import Device
+from dnnmem.estimator.node_file import Node
 from dnnmem.estimator.units import format_bytes
 
-_WIDE = 80
+_WIDE = 88
 """Columns from which on the table has room for more than memory."""
+
+_WIDER = 106
+"""Columns from which on the table of nodes has room for their network."""
 
 
 def device_table(devices: Sequence[Device], *, width: int) -> Table:
@@ -31,8 +35,23 @@ def device_table(devices: Sequence[Device], *, width: int) -> Table:
     return table
 
 
-def device_facts(device: Device) -> Table:
-    """Every field of one device, numbers in the units of their names."""
+def node_table(nodes: Sequence[Node], *, width: int) -> Table:
+    """One line a node: its GPUs, and where there is room, what links them; `-` for what it has not."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    heads = ["node", "GPUs", "of"] + ["inside"] * (width >= _WIDE) + ["network"] * (width >= _WIDER)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i == 1 else "left", no_wrap=True)
+    for node in nodes:
+        links = [
+            f"{node.link} {node.link_bytes_per_s / 1e9:g} GB/s",
+            f"{node.nics} x {node.nic_bytes_per_s * 8 / 1e9:g} Gbit/s {node.network}" if node.nics else "-",
+        ]
+        table.add_row(node.name, str(node.gpus), node.device, *links[: len(heads) - 3])
+    return table
+
+
+def facts(device: Device | Node) -> Table:
+    """Every field of one device or node, numbers in the units of their names."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column()
