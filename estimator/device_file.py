@@ -25,6 +25,8 @@ _RATES = {
     "fp8_tflops": "float8",
 }
 _SHARES = ("gemm", "stream", "eager", "flash")
+
+
 def _range(value: object) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError("must be [low, high]")
@@ -62,6 +64,7 @@ _KEYS: dict[str, Key] = {
     "power_w": Key("power_watts", count),
     "source": Key("source", text),
     "aliases": Key("aliases", texts, ()),
+    "cuda_name": Key("cuda_name", text, ""),
     "confidence": Key("confidence", text, "likely"),
     "context_mib": Key("context_bytes", size(2**20), None),
     "context_range_mib": Key("context_range_bytes", _range, None),
