@@ -91,7 +91,7 @@ def _case(table: Table, row: Mapping[str, str]) -> Case:
 def _table(columns: tuple[str, ...], path: Path) -> Table:
     if set(columns).issuperset(timm_train.COLUMNS):
         layout = next((f"_{word}" for word in timm_train.LAYOUTS if word in path.name), "")
-        return Table(f"timm_train_amp{layout}", timm_train.COLUMNS, partial(timm_train.read, file=path.name))
+        return Table(f"timm_benchmark_train_amp{layout}", timm_train.COLUMNS, partial(timm_train.read, file=path.name))
     found = next((table for table in TABLES if set(columns).issuperset(table.columns)), None)
     if found is None:
         known = "\n".join(f"{table.source}: {', '.join(table.columns)}" for table in TABLES)

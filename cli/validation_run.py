@@ -1,0 +1,206 @@
+"""Published rows, recorded and predicted: each distinct step is recorded once, by a child, and kept on disk.
+
+    cases --distinct keys--> child --> CACHE/validate/<hash>.trace.json.gz --blocks repeated, plan--> predictions
+
+A recording is kept under what decides it: target and its file, arguments, batch, sequence, GPU, and the versions of
+dnnmem, torch and the model's library. `benchmarks/` fits the time model on the same cases and traces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import dnnmem
+from dnnmem.cli.cache import cache_folder
+from dnnmem.estimator.cluster import Cluster, find_cluster
+from dnnmem.estimator.errors import DnnmemError, UsageError
+from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.profile import Measurement
+from dnnmem.estimator.repeat import repeat
+from dnnmem.estimator.trace import Trace
+from dnnmem.estimator.trace_file import load_trace
+from dnnmem.estimator.validation.case import METRICS, Case, Key
+from dnnmem.estimator.validation.score import Prediction
+from dnnmem.estimator.validation.sources import cases
+from dnnmem.profilers.request import Request, parse_args
+from dnnmem.profilers.run_many import run_many
+
+__all__ = ["Progress", "cases", "predict", "record", "traces"]
+
+Progress = Callable[[str, int, int], None]
+"""Hears what is being done, how much of it is done, and of how much."""
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers")
+
+
+class _Step(NamedTuple):
+    """A recorded step, its blocks repeated."""
+
+    key: Key
+    layers: int | None
+    trace: Trace
+    measurement: Measurement
+
+
+def traces(found: Iterable[Case], progress: Progress = lambda *_: None) -> dict[Key, Trace]:
+    """The recorded step of each case, by `Case.key`; what cannot be recorded is left out."""
+    files = record(found, progress)
+    return {key: load_trace(file)[0] for key, file in files.items() if isinstance(file, Path)}
+
+
+def record(
+    found: Iterable[Case], progress: Progress = lambda *_: None, *, fresh: bool = False
+) -> dict[Key, Path | DnnmemError]:
+    """The saved step of each case that can be predicted, by `Case.key`, or what went wrong with it.
+
+    `fresh` records again what is kept. Raises `UnsupportedError` where there is no folder to keep anything in.
+    """
+    folder = cache_folder(os.environ) / "validate"
+    keys = list(dict.fromkeys(case.key for case in found if not case.reason))
+    answers = {key: _place(key, folder) for key in keys}
+    missing = [key for key, file in answers.items() if isinstance(file, Path) and (fresh or not file.exists())]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
+            progress("recording", 0, len(missing))
+            answered = run_many([_request(key) for key in missing], Path(name), cache=cache_folder(os.environ))
+            for done, (i, answer) in enumerate(answered, 1):
+                answers[missing[i]] = _keep(answer, answers[missing[i]])
+                progress("recording", done, len(missing))
+    return answers
+
+
+def predict(
+    found: Sequence[Case], recorded: Mapping[Key, Path | DnnmemError], progress: Progress = lambda *_: None
+) -> list[Prediction]:
+    """What becomes of each measurement of each case, in their order."""
+    results: dict[int, list[Prediction]] = {}
+    order = sorted(range(len(found)), key=lambda i: (found[i].reason != "", repr(found[i].key), found[i].layers or 0))
+    last: _Step | None = None
+    for done, i in enumerate(order, 1):
+        case = found[i]
+        try:
+            if not case.reason:
+                last = _step(case, recorded[case.key], last)
+            results[i] = _missed(case, case.reason) if case.reason or last is None else _predict(case, last)
+        except DnnmemError as error:
+            results[i] = _missed(case, error.message)
+        progress("predicting", done, len(order))
+    return [prediction for i in range(len(found)) for prediction in results[i]]
+
+
+def _step(case: Case, recorded: Path | DnnmemError, last: _Step | None) -> _Step:
+    if last is not None and (last.key, last.layers) == (case.key, case.layers):
+        return last
+    if isinstance(recorded, DnnmemError):
+        raise recorded
+    trace, measurement = load_trace(recorded)
+    repeated = repeat(trace, case.layers) if case.layers else trace
+    return _Step(case.key, case.layers, repeated, measurement)
+
+
+def _predict(case: Case, step: _Step) -> list[Prediction]:
+    """Times and peaks are the estimate's; a peak of one GPU's plain step is the recorder's own."""
+    from dnnmem.estimator.estimate import price
+    from dnnmem.estimator.local_step import local_step
+    from dnnmem.estimator.time_model import load
+
+    metrics = [metric for metric in METRICS if case.measured(metric) is not None]
+    plain = case.plan == Plan() and case.layers is None
+    values: dict[str, float | None] = {
+        "peak_reserved_bytes": step.measurement.reserved_bytes,
+        "peak_allocated_bytes": step.measurement.allocated_bytes,
+    }
+    interval: tuple[float, float] | None = None
+    if not plain or "step_seconds" in metrics:
+        cluster: Cluster = find_cluster(case.cluster)
+        estimate = price(
+            local_step(step.trace, case.plan, cluster),
+            load(cluster.device),
+            memory=not plain and metrics != ["step_seconds"],
+        )
+        values["step_seconds"], interval = estimate.step_seconds, estimate.interval_seconds
+        if not plain:
+            values["peak_reserved_bytes"] = estimate.peak_reserved_bytes
+            values["peak_allocated_bytes"] = estimate.peak_allocated_bytes
+    return [
+        Prediction(
+            case=case,
+            metric=metric,
+            measured=case.measured(metric),
+            predicted=values[metric],
+            interval=interval if metric == "step_seconds" else None,
+            reason="" if values[metric] is not None else "the memory of this plan is not predicted yet",
+        )
+        for metric in metrics
+    ] or _missed(case, "nothing that is compared was measured")
+
+
+def _missed(case: Case, reason: str) -> list[Prediction]:
+    metrics = [metric for metric in METRICS if case.measured(metric) is not None] or [""]
+    return [
+        Prediction(
+            case=case, metric=name, measured=case.measured(name) if name else None, predicted=None, reason=reason
+        )
+        for name in metrics
+    ]
+
+
+def _keep(answer: Path | DnnmemError, to: Path | DnnmemError) -> Path | DnnmemError:
+    if isinstance(answer, DnnmemError) or isinstance(to, DnnmemError):
+        return answer
+    partial = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    partial.write_bytes(answer.read_bytes())  # the two may be on different disks
+    partial.replace(to)
+    answer.unlink()
+    return to
+
+
+def _request(key: Key) -> Request:
+    return Request(
+        target=_target(key.target),
+        args=parse_args(key.args),
+        batch_size=key.batch,
+        seq_len=key.seq,
+        optimizer=key.optimizer,
+        device="fake",
+        gpu=key.gpu,
+    )
+
+
+def _target(target: str) -> str:
+    """The target as the child can find it: a file here, or beside the package in a checkout."""
+    if not target.endswith(".py"):
+        return target
+    for folder in (Path.cwd(), Path(__file__).parents[1]):
+        if (folder / target).is_file():
+            return str(folder / target)
+    raise UsageError(
+        f"{target} is neither here nor beside the installed package; it makes the models of published rows",
+        hint="run dnnmem validate in a checkout of dnnmem",
+    )
+
+
+def _place(key: Key, folder: Path) -> Path | DnnmemError:
+    """Where a recording is kept."""
+    try:
+        target = _target(key.target)
+    except UsageError as error:
+        return error
+    content = hashlib.sha256(Path(target).read_bytes()).hexdigest() if target.endswith(".py") else ""
+    versions = {"dnnmem": dnnmem.__version__, **{name: _version(name) for name in _LIBRARIES}}
+    digest = hashlib.sha256(json.dumps([*key, content, versions]).encode()).hexdigest()
+    return folder / f"{digest[:32]}.trace.json.gz"
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
