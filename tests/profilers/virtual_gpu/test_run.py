@@ -117,6 +117,21 @@ def test_a_virtual_gpu_that_cannot_be_had_is_left_out_of_auto(monkeypatch, tmp_p
         place.place(Request(target="m.py", device="virtual"), {}, **options)
 
 
+def test_a_fake_run_for_a_gpu_is_told_whom_to_ask_for_workspaces(monkeypatch, tmp_path):
+    # GIVEN a cuDNN that can be asked  WHEN a fake run for a GPU is started  THEN it is told where
+    options = {"gpu": None, "cache": tmp_path, "error_file": tmp_path / "e.json", "say": pytest.fail}
+    request = Request(target="m.py", device="fake", gpu="t4")
+    monkeypatch.setattr(place, "address_for", lambda gpu, cache: f"@{gpu.name} {cache == tmp_path}")
+    assert place.place(request, {"A": "1"}, **options).environment == {"A": "1", "DNNMEM_VGPU_CUDNN": "@t4 True"}
+
+    # AND one that cannot be asked is no error: the report says so
+    def fail(*_):
+        raise UnsupportedError("no compiler")
+
+    monkeypatch.setattr(place, "address_for", fail)
+    assert place.place(request, {"A": "1"}, **options).environment == {"A": "1"}
+
+
 def test_what_the_machine_says_of_its_own_gpus_is_not_passed_on(cache):
     # GIVEN an environment that hides all GPUs and preloads something  WHEN
     base = {"CUDA_VISIBLE_DEVICES": "", "LD_PRELOAD": "libfoo.so", "LD_LIBRARY_PATH": "/lib/foo", "HOME": "/home/me"}
