@@ -36,7 +36,7 @@ class _Chain:
     before: dict[int, int] = field(default_factory=dict)
 
     def resolve(self, storage: int, seen_from: int, now: int) -> tuple[int, Place]:
-        """What block `now` touches where block `seen_from` of the record touched `storage`: a storage, or a copy of it."""
+        """What block `now` touches where block `seen_from` of the record touched `storage`; also which copy of it."""
         place = self.place.get(storage)
         if place is None:
             return storage, None
@@ -52,7 +52,7 @@ class _Chain:
             known = (self.after if goal > place else self.before).get(storage)
             if known is None:
                 raise UnsupportedError(
-                    f"storage {storage} of block {place} has no counterpart in block {goal}: these blocks are not alike",
+                    f"storage {storage} of block {place} has no counterpart in block {goal}: blocks differ",
                     hint="profile the model with its own number of blocks",
                 )
             storage = known
@@ -117,7 +117,7 @@ def repeat(trace: Trace, count: int) -> Trace:
     blocks = main_list(trace)
     if blocks is None:
         raise UsageError(
-            f"{trace.origin.target or 'the model'} has no list of 2 or more equal blocks; such a list is what is repeated",
+            f"{trace.origin.target or 'the model'} has no list of 2 or more equal blocks; only such a list is repeated",
             hint="record the model with 3 blocks in a ModuleList",
         )
     if count < blocks.count:

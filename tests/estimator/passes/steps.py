@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from dnnmem.estimator.replay import replay_trace
-from dnnmem.estimator.trace import Origin, Trace
+from dnnmem.estimator.trace import Origin, Phase, Trace
 from dnnmem.profilers.fake import profile_fake
 from tests.conftest import ROOT
 from tests.profilers.recorded import loss_step, target_of
@@ -30,6 +30,7 @@ def _sample(name):
 def _gpt(arguments) -> Trace:
     gpt = _sample("gpt")
     arguments = {**SIZES, **dict(arguments)}
+    batch = arguments.pop("batch", 2)
     if "dtype" in arguments:
         arguments["dtype"] = getattr(torch, arguments["dtype"])
     target = target_of(
@@ -37,19 +38,30 @@ def _gpt(arguments) -> Trace:
         lambda size: gpt.make_batch(size, 32, SIZES["vocab"]),
         loss_step(lambda model, batch: gpt.make_loss(model(batch[0]), batch)),
         gpt.make_optimizer,
-        batch_size=2,
+        batch_size=batch,
     )
     return profile_fake(target, steps=2, origin=Origin(gpu="h100-sxm-80gb"), on_step=lambda _: None)[0]
 
 
 def gpt(layers=3, **arguments) -> Trace:
-    """The sample GPT, batch 2 of 32 tokens; recorded once for each set of arguments."""
+    """The sample GPT on 32 tokens a sample, 2 samples unless `batch` says so; recorded once for each set of arguments."""
     return _gpt(tuple(sorted({"layers": layers, **arguments}.items())))
 
 
 def reserved(trace) -> int:
     """Bytes that PyTorch's allocator holds for it."""
     return replay_trace(trace).peak_reserved_bytes
+
+
+def passes_peak(trace) -> int:
+    """Most bytes alive in the forward and backward pass, pinned ones left out."""
+    live = peak = 0
+    for op in trace.ops:
+        for event in op.events:
+            live += event.nbytes
+            if op.phase is not Phase.STEP:
+                peak = max(peak, live)
+    return peak
 
 
 def plain(trace):

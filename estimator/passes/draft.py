@@ -1,0 +1,136 @@
+"""A trace that a pass is rewriting: ops by their recorded index, what goes before and after each, storages to be.
+
+    before[k]   op k   after[k]        a pass decides over recorded indices; `finish` puts the pieces in order
+
+>>> w = Storage(id=0, nbytes=8, kind=Kind.PARAM)
+>>> draft = Draft(Trace(ops=(Op(name="f", reads=(0,)),), storages={0: w}, pinned=frozenset({0})))
+>>> draft.before.setdefault(0, []).append(Op(name="g"))
+>>> [op.name for op in draft.finish().ops]
+['g', 'f']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
+
+
+@dataclass(slots=True)
+class Life:
+    """When a storage is there and used; indices of ops."""
+
+    made: int = -1
+    """Op that allocates it first; -1 if it is pinned or empty."""
+    freed: int = -1
+    """Op that frees it last; -1 if none does."""
+    uses: list[int] = field(default_factory=list)
+    """Ops that read or write it, in order."""
+
+
+def lives(ops: Iterable[Op]) -> dict[int, Life]:
+    """The life of each storage that the ops touch."""
+    found: dict[int, Life] = {}
+    for k, op in enumerate(ops):
+        for i in {*op.reads, *op.writes}:
+            life = found.get(i)
+            if life is None:
+                life = found[i] = Life()
+            life.uses.append(k)
+        for nbytes, _, i in op.events:
+            if i >= 0:
+                life = found.get(i)
+                if life is None:
+                    life = found[i] = Life()
+                if nbytes < 0:
+                    life.freed = k
+                elif life.made < 0:
+                    life.made = k
+    return found
+
+
+class Draft:
+    """The pieces of a trace to be."""
+
+    def __init__(self, trace: Trace) -> None:
+        """Start from `trace`, unchanged."""
+        self.trace = trace
+        self.ops: list[Op] = list(trace.ops)
+        """By recorded index; replace entries freely."""
+        self.before: dict[int, list[Op]] = {}
+        """Ops that go in front of a recorded one."""
+        self.after: dict[int, list[Op]] = {}
+        """Ops that follow a recorded one."""
+        self.storages: dict[int, Storage] = dict(trace.storages)
+        """By id; replace entries freely, then events of `ops` need their sizes: `resize`."""
+        self.pinned: set[int] = set(trace.pinned)
+        """What the step leaves alive."""
+        self._next = max(trace.storages, default=-1) + 1
+
+    def add(self, storage: Storage) -> int:
+        """Enter a storage under an id of its own, which is returned; `storage.id` does not count."""
+        new = self._next
+        self._next += 1
+        self.storages[new] = replace(storage, id=new)
+        return new
+
+    def free(self, k: int, storage: int) -> None:
+        """Free a storage at the end of op `k`."""
+        if self.storages[storage].nbytes:
+            event = Event(-self.storages[storage].nbytes, 0, storage)
+            self.ops[k] = replace(self.ops[k], events=(*self.ops[k].events, event))
+
+    def unfree(self, k: int, storage: int) -> None:
+        """Take back that op `k` frees a storage."""
+        kept = tuple(e for e in self.ops[k].events if e.storage != storage or e.nbytes > 0)
+        self.ops[k] = replace(self.ops[k], events=kept)
+
+    def resize(self, sizes: Mapping[int, int]) -> None:
+        """Give storages other sizes in bytes, and their events with them; for ops by index only, not those between."""
+        for i, nbytes in sizes.items():
+            self.storages[i] = replace(self.storages[i], nbytes=nbytes)
+        for k, op in enumerate(self.ops):
+            if any(e.storage in sizes for e in op.events):
+                self.ops[k] = replace(op, events=resized(op.events, sizes))
+
+    def finish(self, *notes: str) -> Trace:
+        """The trace; its set-up allocates what is pinned, in the recorded order, new storages last."""
+        ops: list[Op] = []
+        for k, op in enumerate(self.ops):
+            ops += self.before.get(k, ())
+            ops.append(op)
+            ops += self.after.get(k, ())
+        order = dict.fromkeys(e.storage for e in self.trace.setup if e.nbytes > 0 and e.storage in self.pinned)
+        order.update(dict.fromkeys(sorted(self.pinned)))
+        setup = tuple(Event(self.storages[i].nbytes, 0, i) for i in order if self.storages[i].nbytes)
+        origin = self.trace.origin
+        if notes:
+            origin = replace(origin, notes=(*origin.notes, *notes))
+        return replace(
+            self.trace,
+            ops=tuple(ops),
+            storages=self.storages,
+            setup=setup,
+            pinned=frozenset(self.pinned),
+            origin=origin,
+        )
+
+
+def resized(events: Iterable[Event], sizes: Mapping[int, int]) -> tuple[Event, ...]:
+    """Events with storages of other sizes; what has no bytes has no events."""
+    found = []
+    for event in events:
+        nbytes = sizes.get(event.storage)
+        if nbytes is None:
+            found.append(event)
+        elif nbytes:
+            found.append(Event(nbytes if event.nbytes > 0 else -nbytes, event.stream, event.storage))
+    return tuple(found)
+
+
+def made_storage(nbytes: int, kind: Kind, name: str, like: Storage | None = None) -> Storage:
+    """A storage for `Draft.add`, in the place of `like`."""
+    if like is None:
+        return Storage(id=0, nbytes=nbytes, kind=kind, name=name)
+    return replace(like, id=0, nbytes=nbytes, kind=kind, name=name, saved=False)

@@ -1,0 +1,199 @@
+"""Rematerialization: parts of the forward pass run again in the backward pass, and what they make is not kept between.
+
+    forward   [b0: x -> a, b, c -> y]  free a, b, c      ...      backward   [again: x -> a', b', c'] [b0': uses a', c']
+
+`full` and `every` (Chen et al. 2016) do it with whole blocks. `selective` keeps attention and every second matrix
+product (torchtitan's policy for ops); `attention` repeats from the scores to the product with the values only
+(Korthikanti et al. 2022). As torch does, recomputation begins at the first backward op that needs a tensor of the
+region, and ends with the last tensor that is needed (`early_stop`). Random numbers are drawn again from a kept state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from dnnmem.estimator.block_list import block_lists, blocks_of_ops
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.passes.draft import Draft, Life, lives
+from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.cluster import Cluster
+    from dnnmem.estimator.plan import Plan, Remat
+
+PRODUCTS = frozenset({"aten.mm.default", "aten.addmm.default", "aten.linear.default"})
+"""Matrix products of two matrices, those of linear layers."""
+BATCHED = frozenset({"aten.bmm.default", "aten.baddbmm.default"})
+"""Products of batches of matrices: scores and contexts of attention that is written out."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Region:
+    """What is done again, and for which backward ops."""
+
+    forward: list[int]
+    """Ops, in order."""
+    backward: list[int]
+    """Ops of the block's backward pass, in order."""
+    kept: set[int] = field(default_factory=set)
+    """Those of `forward` whose outputs stay."""
+
+
+def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
+    """`trace` with recomputation as `plan.remat` says. Raises `UnsupportedError` for a model without blocks."""
+    del cluster
+    if plan.remat.policy == "none":
+        return trace
+    regions = [region for region in _regions(trace, plan.remat) if region.forward and region.backward]
+    if not regions:
+        raise UnsupportedError(
+            f"remat.policy {plan.remat.policy} finds nothing to compute again in {trace.origin.target or 'this step'}: "
+            "it needs blocks in a list (ModuleList, Sequential)"
+            + (" with attention" if plan.remat.policy == "attention" else ""),
+            hint="--set remat.policy=none",
+        )
+    draft, known = Draft(trace), lives(trace.ops)
+    later: dict[int, int] = {}
+    for region in regions:
+        _recompute(draft, region, known, later, early_stop=plan.remat.early_stop)
+    for i, k in later.items():
+        draft.unfree(known[i].freed, i)
+        draft.free(k, i)
+    return draft.finish()
+
+
+def _regions(trace: Trace, remat: Remat) -> list[_Region]:
+    blocks: list[_Region] = []
+    for some in block_lists(trace):
+        owners = blocks_of_ops(trace.ops, some)
+        inside = [_Region(forward=[], backward=[]) for _ in range(some.count)]
+        for k, owner in enumerate(owners):
+            if owner is not None and trace.ops[k].phase is not Phase.STEP:
+                region = inside[owner]
+                (region.forward if trace.ops[k].phase is Phase.FORWARD else region.backward).append(k)
+        blocks += inside
+    if remat.policy == "every":
+        return [region for k, region in enumerate(blocks) if (k + 1) % remat.every == 0]
+    if remat.policy == "selective":
+        return [replace(region, kept=_kept(trace.ops, region.forward)) for region in blocks]
+    if remat.policy == "attention":
+        return [
+            _Region(forward=forward, backward=region.backward)
+            for region in blocks
+            for forward in _attentions(trace.ops, region.forward)
+        ]
+    return blocks
+
+
+def is_attention(op: Op) -> bool:
+    """True for a fused attention's op."""
+    return "_attention" in op.name and "scaled_dot_product" in op.name or "flash_attn" in op.name
+
+
+def _kept(ops: Sequence[Op], forward: Sequence[int]) -> set[int]:
+    """Attention, and the first, third, ... of the matrix products."""
+    products = [k for k in forward if ops[k].name in PRODUCTS]
+    return {*products[::2], *(k for k in forward if is_attention(ops[k]))}
+
+
+def _attentions(ops: Sequence[Op], forward: Sequence[int]) -> list[list[int]]:
+    """Runs of ops from the scores to the contexts: one op where attention is fused."""
+    found = [[k] for k in forward if is_attention(ops[k])]
+    for at, k in enumerate(forward):
+        if not ops[k].name.startswith("aten._softmax"):
+            continue
+        first = next((a for a in range(at, -1, -1) if ops[forward[a]].name in BATCHED), None)
+        last = next((b for b in range(at, len(forward)) if ops[forward[b]].name in BATCHED), None)
+        if first is not None and last is not None:
+            found.append(list(forward[first : last + 1]))
+    return found
+
+
+def _recompute(
+    draft: Draft, region: _Region, known: dict[int, Life], later: dict[int, int], *, early_stop: bool
+) -> None:
+    """Enter one region. `later` gathers what must live longer than recorded, each with the op that frees it then."""
+    ops = draft.trace.ops
+    inside, backward = set(region.forward), set(region.backward)
+    end = region.forward[-1]
+    made = {i for k in region.forward for i in (*ops[k].reads, *ops[k].writes) if known[i].made in inside}
+    made |= {
+        e.storage for k in region.forward for e in ops[k].events if e.storage >= 0 and known[e.storage].made in inside
+    }
+    made -= draft.trace.pinned
+    kept = {i for i in made if known[i].made in region.kept}
+    gone = {
+        i
+        for i in made - kept
+        if known[i].freed > end
+        and all(k in inside or k in backward for k in known[i].uses)
+        and any(k in backward for k in known[i].uses)
+    }
+    if not gone:
+        return
+    start = min(k for i in gone for k in known[i].uses if k in backward)
+    finish = max(k for i in gone for k in known[i].uses)
+    stop = max(k for i in gone for k in known[i].uses if k in inside and i in ops[k].writes) if early_stop else end
+    again = [k for k in region.forward if k <= stop and k not in region.kept]
+    new = _clone(draft, again, made, gone, start)
+    _rename(draft, {i: new[i] for i in gone}, known)
+    for i in gone:  # first time: gone after its last use in the forward pass
+        last = max(k for k in known[i].uses if k in inside)
+        draft.free(last, i)
+        draft.storages[i] = replace(draft.storages[i], kind=Kind.TEMP, saved=False)
+        _free_before_sum(draft, known[i].freed, new[i])
+    needed = {i for k in again for i in ops[k].reads if i not in new} | kept
+    for i in needed - draft.trace.pinned:
+        if 0 <= known[i].freed < finish and (i in kept or known[i].freed < start):
+            later[i] = max(later.get(i, -1), finish)
+
+
+def _free_before_sum(draft: Draft, freed: int, storage: int) -> None:
+    """Autograd sums a gradient to its bias's shape with the node's tensors still saved; computed again, they are gone."""
+    if draft.ops[freed].name == "aten.sum.dim_IntList" and storage not in draft.ops[freed].reads:
+        draft.unfree(freed, storage)
+        draft.free(freed - 1, storage)
+
+
+def _clone(draft: Draft, again: Sequence[int], made: set[int], gone: set[int], start: int) -> dict[int, int]:
+    """Put copies of ops in front of backward op `start`; the storages that they make are new, those in `gone` stay."""
+    new: dict[int, int] = {}
+    clones: list[Op] = []
+    alive: dict[int, int] = {}  # storage of the forward pass -> the last clone that touches its copy
+    for k in again:
+        op = draft.trace.ops[k]
+        events = []
+        for event in op.events:
+            i = event.storage
+            if i in made and event.nbytes > 0:
+                new[i] = draft.add(replace(draft.trace.storages[i], kind=Kind.TEMP, saved=False))
+            if i < 0 or (i in new and (event.nbytes > 0 or i not in gone)):
+                events.append(event if i < 0 else event._replace(storage=new[i]))
+            if i in new and event.nbytes < 0:
+                alive.pop(i, None)
+        freed = {e.storage for e in op.events if e.nbytes < 0}
+        alive.update(dict.fromkeys((i for i in (*op.reads, *op.writes) if i in new and i not in freed), len(clones)))
+        reads, writes = (tuple(new.get(i, i) for i in ids) for ids in (op.reads, op.writes))
+        clones.append(replace(op, phase=Phase.BACKWARD, reads=reads, writes=writes, events=tuple(events)))
+    for i, at in alive.items():
+        nbytes = draft.trace.storages[i].nbytes
+        if i not in gone and nbytes:
+            clones[at] = replace(clones[at], events=(*clones[at].events, Event(-nbytes, 0, new[i])))
+    draft.before.setdefault(start, []).extend(clones)
+    return new
+
+
+def _rename(draft: Draft, new: dict[int, int], known: dict[int, Life]) -> None:
+    """Let backward ops use, and free, the copies."""
+    touched = {k for i in new for k in (*known[i].uses, known[i].freed)}
+    for k in touched:
+        op = draft.ops[k]
+        if op.phase is not Phase.FORWARD:
+            draft.ops[k] = replace(
+                op,
+                reads=tuple(new.get(i, i) for i in op.reads),
+                writes=tuple(new.get(i, i) for i in op.writes),
+                events=tuple(e._replace(storage=new.get(e.storage, e.storage)) for e in op.events),
+            )

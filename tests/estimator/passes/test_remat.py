@@ -1,0 +1,98 @@
+"""Full checkpointing is what a model with checkpoints records; the other policies do what they are named for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.passes.remat import PRODUCTS, apply, is_attention
+from dnnmem.estimator.plan import Plan, Remat
+from dnnmem.estimator.trace import Phase
+from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, passes_peak, reserved
+
+MODELS = pytest.mark.parametrize("arguments", [{}, LLAMA, WRITTEN], ids=["gpt", "llama", "written scores"])
+
+
+def remat(trace, policy, **options):
+    found = apply(trace, Plan(remat=Remat(policy=policy, **options)))
+    found.check()
+    return found
+
+
+def what(trace):
+    return Counter((op.name, op.module, op.phase, op.flops, op.moved_bytes) for op in trace.ops)
+
+
+def again(trace, found):
+    """Ops that run once more than recorded."""
+    names = Counter((op.name, op.module) for op in found.ops)
+    return names - Counter((op.name, op.module) for op in trace.ops)
+
+
+@MODELS
+def test_full_recomputation_is_what_checkpoints_record(arguments):
+    # GIVEN a model, and the same with its blocks under torch.utils.checkpoint
+    bare, checkpointed = (gpt(3, batch=16, checkpointing=on, **arguments) for on in (False, True))
+    # WHEN the pass rewrites the first
+    found = remat(bare, "full")
+    # THEN it runs the second's ops, and needs its memory
+    assert what(found) == what(checkpointed)
+    assert passes_peak(found) < 0.6 * passes_peak(bare)
+    assert passes_peak(found) == pytest.approx(passes_peak(checkpointed), rel=0.02)
+    assert reserved(found) == pytest.approx(reserved(checkpointed), rel=0.03)
+
+
+def test_every_second_block_is_computed_again():
+    found = again(gpt(4), remat(gpt(4), "every", every=2))
+    assert {module[1] for _, module in found} == {"1", "3"}
+
+
+def test_recomputation_that_does_not_stop_early_runs_blocks_whole():
+    trace = gpt(3)
+    forward = Counter(
+        (op.name, op.module) for op in trace.ops if op.phase is Phase.FORWARD and op.module[:1] == ("blocks",)
+    )
+    assert again(trace, remat(trace, "full", early_stop=False)) == forward
+
+
+@MODELS
+def test_selective_recomputation_keeps_attention_and_every_second_product(arguments):
+    # GIVEN a step with recomputation by op
+    trace = gpt(3, **arguments)
+    found = again(trace, remat(trace, "selective", early_stop=False))
+    # THEN half of the products of a block run again (the smaller half), and no fused attention
+    products = [
+        op for op in trace.ops if op.name in PRODUCTS and op.phase is Phase.FORWARD and op.module[0] == "blocks"
+    ]
+    assert sum(n for (name, _), n in found.items() if name in PRODUCTS) == 3 * (len(products) // 3 // 2)
+    assert not any("scaled_dot_product" in name for name, _ in found)
+
+
+@pytest.mark.parametrize("arguments", [{}, WRITTEN], ids=["fused", "written"])
+def test_attention_alone_is_computed_again(arguments):
+    # GIVEN attention by one kernel, or scores written out
+    trace = gpt(3, batch=16, **arguments)
+    found = remat(trace, "attention", early_stop=False)
+    modules = {module for _, module in again(trace, found)}
+    # THEN nothing outside of it runs twice
+    assert modules == {("blocks", str(i), "attention") for i in range(3)}
+    if arguments:  # the scores are what this saves
+        assert passes_peak(found) < passes_peak(trace)
+    else:
+        assert sum(is_attention(op) and op.phase is Phase.BACKWARD for op in found.ops) == 6
+
+
+@pytest.mark.parametrize("policy", ["full", "every", "selective", "attention"])
+def test_memory_never_rises_and_work_never_falls(policy):
+    trace = gpt(3, batch=16)
+    found = remat(trace, policy)
+    assert passes_peak(found) <= passes_peak(trace)
+    assert sum(op.flops for op in found.ops) > sum(op.flops for op in trace.ops)
+
+
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(UnsupportedError, match="finds nothing to compute again"):
+        remat(replace(gpt(3), modules=()), "full")
