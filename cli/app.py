@@ -35,6 +35,7 @@ from dnnmem.cli.commands.doctor import doctor
 from dnnmem.cli.commands.init import init
 from dnnmem.cli.commands.profile import profile
 from dnnmem.cli.commands.run import run as run_command
+from dnnmem.cli.commands.validate import validate
 from dnnmem.cli.commands.view import view
 from dnnmem.cli.console import wants_color
 from dnnmem.estimator.errors import DnnmemError, InternalError, UnsupportedError
@@ -61,6 +62,7 @@ app.command(context_settings=_CONTEXT)(profile)
 app.command("run", context_settings={**_CONTEXT, "allow_interspersed_args": False})(run_command)
 app.command(context_settings=_CONTEXT)(view)
 app.command(context_settings=_CONTEXT)(diff)
+app.command(context_settings=_CONTEXT)(validate)
 app.command(context_settings=_CONTEXT)(init)
 app.command(context_settings=_CONTEXT)(devices)
 app.command(context_settings=_CONTEXT)(doctor)
