@@ -5,7 +5,7 @@ The time model prices a kind, never an operator: one achieved share of a peak, o
     arithmetic   gemm, attention_forward, attention_backward, conv, grouped_conv, depthwise_conv
     traffic      stream      reads and writes whole blocks of one element type in order: copies, sums of two, foreach
                  eager       the same with broadcasting, a cast, a permutation: kernels that compute each address
-                 norm, softmax, reduction, index     several passes over rows, or rows picked by an index
+                 norm, batch_norm, softmax, reduction, index     several passes over rows, or rows picked by an index
     other        lane (communication and host copies, priced elsewhere), none (no kernel)
 
 >>> kind_of("aten.addmm.default").name, kind_of("aten.relu_.default").name, kind_of("mylib.scan.default").name
@@ -34,7 +34,8 @@ class OpClass(IntEnum):
     SOFTMAX = 10
     REDUCTION = 11
     INDEX = 12
-    LANE = 13
+    BATCH_NORM = 13
+    LANE = 14
 
     @property
     def label(self) -> str:
@@ -61,10 +62,13 @@ _NAMES: dict[OpClass, frozenset[str]] = {
         "_scaled_mm", "_grouped_mm", "_addmm_activation", "_int_mm", "linear", "linear_backward", "_foreach_mm",
     }),
     OpClass.NORM: frozenset({
-        "native_layer_norm", "native_layer_norm_backward", "native_batch_norm", "native_batch_norm_backward",
-        "_native_batch_norm_legit", "cudnn_batch_norm", "cudnn_batch_norm_backward", "batch_norm_backward",
-        "_batch_norm_with_update", "native_group_norm", "native_group_norm_backward", "_fused_rms_norm",
-        "_fused_rms_norm_backward", "miopen_batch_norm", "miopen_batch_norm_backward",
+        "native_layer_norm", "native_layer_norm_backward", "native_group_norm", "native_group_norm_backward",
+        "_fused_rms_norm", "_fused_rms_norm_backward",
+    }),
+    OpClass.BATCH_NORM: frozenset({
+        "native_batch_norm", "native_batch_norm_backward", "_native_batch_norm_legit", "cudnn_batch_norm",
+        "cudnn_batch_norm_backward", "batch_norm_backward", "_batch_norm_with_update", "miopen_batch_norm",
+        "miopen_batch_norm_backward",
     }),
     OpClass.SOFTMAX: frozenset({
         "_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data", "logsumexp",

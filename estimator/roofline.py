@@ -34,6 +34,10 @@ _SPLITS = (1, 2, 4, 8)
 """Pieces a product's sums may be cut into."""
 _LEAST_SPLIT = 256
 """Shortest piece of a sum."""
+_LONG_ROW_PASSES = 2.0
+"""Traffic of a softmax over rows too long for shared memory: three readings and a writing for one of each."""
+_WARP_ROW = 1024
+"""Longest row that a warp holds; longer ones take a block of threads each."""
 Rows = npt.NDArray[np.intp]
 
 
@@ -88,9 +92,34 @@ def _traffic_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
     for kind in OpClass:
         if kind not in ARITHMETIC or kind is OpClass.DEPTHWISE_CONV:
             shares[kind] = getattr(model, kind.label, model.stream)
-    bandwidth = shares[work.kind] * device.memory_bytes_per_s
-    cached = work.bytes < device.l2_bytes / 2
-    return work.bytes / (bandwidth * np.where(cached, model.l2_boost, 1.0))
+    moved = work.bytes.copy()
+    softmax = work.kind == OpClass.SOFTMAX
+    long = softmax & ~work.backward & (work.n * work.item_bytes > device.smem_per_sm_bytes / 2)
+    moved[long] *= _LONG_ROW_PASSES
+    seconds = moved / (shares[work.kind] * device.memory_bytes_per_s)
+    for kind, forward, backward in (
+        (OpClass.SOFTMAX, model.softmax, model.softmax_backward),
+        (OpClass.NORM, model.norm, model.norm_backward),
+    ):
+        seconds[(work.kind == kind) & work.backward] *= forward / backward
+    eager = work.kind == OpClass.EAGER
+    seconds[eager] = _addressed_seconds(work, device, model)[eager]
+    index = work.kind == OpClass.INDEX
+    picked = np.minimum(work.m, work.bytes / work.item_bytes)
+    seconds[index] += picked[index] * model.index_seconds / device.sm_count
+    seconds[work.bytes < device.l2_bytes / 2] /= model.l2_boost
+    rows = np.where(softmax & (work.n > _WARP_ROW), work.m / np.maximum(work.n, 1.0), 0.0)
+    return np.asarray(seconds + rows * model.row_seconds / device.sm_count, dtype=np.float64)
+
+
+def _addressed_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
+    """Seconds of kernels that compute each element's address: so much an element, beside the bytes.
+
+    `eager` is their share for a four-byte element read and written; two-byte elements reach less.
+    """
+    per_element = 8 * (1 / model.eager - 1 / model.stream)
+    elements = np.minimum(work.m, work.bytes)
+    return (work.bytes / model.stream + elements * per_element) / device.memory_bytes_per_s
 
 
 def _product_seconds(work: Work, rows: Rows, rate: Floats, device: Device, model: TimeModel) -> Floats:

@@ -49,13 +49,21 @@ class TimeModel:
     eager: float
     """Element-wise kernels that broadcast, cast or permute: share of memory bandwidth."""
     norm: float
-    """Layer, batch and group norms: share of memory bandwidth over the least bytes."""
+    """Layer, group and root-mean-square norms: share of memory bandwidth over the least bytes."""
+    norm_backward: float
+    """Their gradients: the same; those of the weights walk the columns once more."""
+    batch_norm: float
+    """Batch norms in training, forward and backward: the same."""
     softmax: float
-    """Softmax and its logarithm over long rows, forward and backward: the same."""
+    """Softmax and its logarithm: the same."""
+    softmax_backward: float
+    """Their gradients: the same."""
+    row_seconds: float
+    """One multiprocessor's time for a softmax row that takes a block of threads, while it moves nothing."""
     reduction: float
     """Sums, means, extrema: the same."""
-    index: float
-    """Rows picked or added by an index: the same."""
+    index_seconds: float
+    """One multiprocessor's time for an element picked or added by an index, beside its bytes."""
     l2_boost: float
     """How much faster than memory the cache gives what lies in it."""
     launch_seconds: float
@@ -90,16 +98,22 @@ class TimeModel:
 
 _SHARES = {"gemm": "gemm", "attention_forward": "flash", "stream": "stream", "eager": "eager"}
 """Shares that `Device.efficiency` knows, by its names."""
-_UNITS = {"share": ("", 1.0), "us": ("_seconds", 1e-6), "ms": ("_seconds", 1e-3), "w": ("_watts", 1.0)}
+_UNITS = {
+    "share": ("", 1.0),
+    "us": ("_seconds", 1e-6),
+    "ms": ("_seconds", 1e-3),
+    "ns": ("_seconds", 1e-9),
+    "w": ("_watts", 1.0),
+}
 
 
 def load(device: Device, rates: Path | None = None) -> TimeModel:
-    """The parameters for `device`: those of its architecture, else its own `efficiency`, else the defaults.
+    """The parameters for `device`: its family's (`rtx`), its architecture's, its own `efficiency`, the defaults.
 
     What the calibration file `rates` holds wins. Raises `UsageError` where that is none.
     """
     tables = _tables()
-    arch = tables.get(device.arch, {})
+    arch = {**tables.get(device.arch, {}), **tables.get(device.name.partition("-")[0], {})}
     own = {name: device.efficiency[key] for name, key in _SHARES.items() if key in device.efficiency}
     values = {"reference_power_watts": 0.0, **tables["fallback"], **tables["default"], **own, **arch}
     spread = {key.removeprefix("spread_"): value for key, value in values.items() if key.startswith("spread_")}

@@ -104,7 +104,7 @@ def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool) -> _Row:
     kind = kind_of(op.name) if op.lane is Lane.COMPUTE else OpClass.LANE
     if kind is OpClass.STREAM and not op.moved_bytes and not op.flops:
         kind = OpClass.NONE
-    out = _main(op.writes or op.reads, storages)
+    out = _main(op.reads if kind is OpClass.INDEX and is_backward(op.name) else op.writes or op.reads, storages)
     m, n, k, batch, align = 0.0, 0.0, 0.0, 1.0, 16
     if kind is OpClass.GEMM and op.flops:
         m, n, k, batch = _product(op, out)
