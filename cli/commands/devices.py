@@ -16,6 +16,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.table import Table
+
     from dnnmem.estimator.device import Device
     from dnnmem.estimator.node_file import Node
 
@@ -50,11 +52,10 @@ def devices(
         sys.stdout.write(to_json(gpus, nodes))
         return
     console = make_console(sys.stdout, no_color=no_color)
-    shown = (
-        facts((*gpus, *nodes)[0])
-        if name
-        else Group(device_table(gpus, width=console.width), "", node_table(nodes, width=console.width))
-    )
+    if name:
+        shown: Table | Group = facts(gpus[0] if gpus else nodes[0])
+    else:
+        shown = Group(device_table(gpus, width=console.width), "", node_table(nodes, width=console.width))
     if console.no_color:
         sys.stdout.write(plain(shown, width=console.width) + "\n")
     else:
