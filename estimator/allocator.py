@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dnnmem.estimator.adoption import chain_blocks, ranges
 from dnnmem.estimator.allocator_settings import (
     MIN_BLOCK_BYTES,
     SMALL_BYTES,
@@ -34,7 +35,7 @@ from dnnmem.estimator.allocator_settings import (
 )
 from dnnmem.estimator.allocator_stats import AllocatorStats
 from dnnmem.estimator.allocator_versions import AllocatorRules
-from dnnmem.estimator.blocks import Block, Pool, best_fit, free_blocks, insert_after, merge, put, split, take
+from dnnmem.estimator.blocks import Block, Pool, best_fit, free_blocks, merge, put, put_unmapped, split, take
 from dnnmem.estimator.driver_calls import DriverCalls
 from dnnmem.estimator.driver_memory import Driver
 from dnnmem.estimator.errors import InternalError
@@ -215,35 +216,30 @@ class CachingAllocator:
         return tuple(sorted((segment_at(head) for head in heads), key=lambda s: s.address))
 
     def adopt(self, segments: Iterable[Segment]) -> None:
-        """Continue from another allocator's state: take over its plain segments and their blocks, live and free."""
-        for segment in segments:
-            if segment.expandable:
-                raise InternalError(f"segment {segment.address:#x} is expandable and cannot be adopted")
-            pool = self._small if segment.small else self._large
-            last: Block | None = None
-            for info in segment.blocks:
-                block = Block(info.address, info.nbytes, segment.stream, pool, allocated=info.allocated)
-                if last is not None:
-                    insert_after(last, block)
-                last = block
-                self._adopt_block(block, info.requested_bytes, is_split=len(segment.blocks) > 1)
-            self.driver.used_bytes += segment.nbytes
-            self.stats.reserved_bytes += segment.nbytes
-            self.stats.segment += 1
+        """Continue from another allocator's state: take over its segments and their blocks, live and free."""
+        for range_ in ranges(segments, self.settings, self.device_bytes):
+            private = self.private.at(range_.pool) if range_.pool else None
+            small, large = (private.small, private.large) if private else (self._small, self._large)
+            for block in chain_blocks(range_, small if range_.small else large):
+                self._adopt_block(block)
+            self.driver.used_bytes += range_.nbytes
+            self.stats.reserved_bytes += range_.nbytes
+            self.stats.segment += not range_.expandable
         self.reset_peak()
 
-    def _adopt_block(self, block: Block, requested: int, *, is_split: bool) -> None:
-        if not block.allocated:
+    def _adopt_block(self, block: Block) -> None:
+        if not block.mapped:
+            put_unmapped(block)
+        elif not block.allocated:
             put(block)
-            if is_split:
+            if block.pages is None and not block.whole:
                 self.stats.change_split(1, block.size)
-            return
-        block.requested = requested
-        self._live[block.address] = block
-        self.stats.allocation += 1
-        self.stats.allocated_bytes += block.size
-        self.stats.requested_bytes += requested
-        self.stats.grow_active(block.size)
+        else:
+            self._live[block.address] = block
+            self.stats.allocation += 1
+            self.stats.allocated_bytes += block.size
+            self.stats.requested_bytes += block.requested
+            self.stats.grow_active(block.size)
 
     def _pool(self, size: int, stream: int) -> Pool:
         """`get_pool`."""

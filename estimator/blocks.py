@@ -76,6 +76,8 @@ class Pool:
 
     small: bool
     """Pool of blocks up to 1 MiB."""
+    owner: int = 0
+    """Number of the private pool it belongs to, 0 for the common one."""
     free: dict[int, list[Entry]] = field(default_factory=dict)
     """By stream: (size, address, block), sorted."""
     unmapped: dict[int, list[tuple[int, Block]]] = field(default_factory=dict)

@@ -63,6 +63,11 @@ def grow(
     return block
 
 
+def range_bytes(device_bytes: int, page_bytes: int) -> int:
+    """Addresses that an expandable segment reserves: those of 1 1/8 of the GPU's memory, in whole pages."""
+    return -(-(device_bytes + device_bytes // 8) // page_bytes) * page_bytes
+
+
 def unmap(driver: Driver, block: Block) -> tuple[int, int]:
     """Give back the whole pages inside a free block; returns their address and bytes (0 = there are none)."""
     pages = block.pages
@@ -125,7 +130,7 @@ def _lowest_room(pool: Pool, stream: int, size: int) -> Block | None:
 
 
 def _new_range(driver: Driver, pool: Pool, stream: int, page_bytes: int, device_bytes: int) -> Block:
-    nbytes = -(-(device_bytes + device_bytes // 8) // page_bytes) * page_bytes
+    nbytes = range_bytes(device_bytes, page_bytes)
     pages = Pages(driver.address(nbytes), nbytes, page_bytes)
     block = Block(pages.address, nbytes, stream, pool, pages=pages, mapped=False)
     put_unmapped(block)

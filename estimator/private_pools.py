@@ -28,9 +28,9 @@ from dnnmem.estimator.errors import InternalError
 class PrivatePool:
     """The blocks of one pool, and who still needs it."""
 
-    small: Pool = field(default_factory=lambda: Pool(small=True))
+    small: Pool
     """Blocks up to 1 MiB."""
-    large: Pool = field(default_factory=lambda: Pool(small=False))
+    large: Pool
     """All others."""
     users: int = 0
     """Graphs that were captured into it, and contexts that allocate from it."""
@@ -60,7 +60,13 @@ class PrivatePools:
 
     def hold(self, pool: int) -> None:
         """One more user, for which nothing is served yet."""
-        self.pools.setdefault(pool, PrivatePool()).users += 1
+        self.at(pool).users += 1
+
+    def at(self, pool: int) -> PrivatePool:
+        """That pool, made if there is none."""
+        if pool not in self.pools:
+            self.pools[pool] = PrivatePool(Pool(small=True, owner=pool), Pool(small=False, owner=pool))
+        return self.pools[pool]
 
     def end(self, pool: int) -> None:
         """No longer. Raises `InternalError` if it does not."""

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from dnnmem.estimator.allocator import CachingAllocator
 from dnnmem.estimator.allocator_settings import AllocatorSettings
+from dnnmem.estimator.allocator_versions import AllocatorRules, rules_of
 from dnnmem.estimator.errors import TraceError
 from dnnmem.estimator.out_of_memory import OutOfMemoryError
 from dnnmem.estimator.timeline import Timeline
@@ -76,7 +77,7 @@ def replay_trace(
     Pinned storages that the set-up does not allocate (a trace that a pass has made may have none) are allocated after
     it, in the order of their ids. Raises `TraceError` as `replay` does.
     """
-    allocator = CachingAllocator(settings, capacity_bytes)
+    allocator = CachingAllocator(settings, capacity_bytes, rules=_rules(trace))
     addresses: dict[int, int] = {}
     step = [event for _, event in trace.events()]
     try:
@@ -107,7 +108,7 @@ class Curve:
 
 def replay_curve(trace: Trace, settings: AllocatorSettings | None = None, steps: int = 2) -> Curve:
     """What the allocator holds after each event of the last of `steps` steps; raises `TraceError` as `replay` does."""
-    allocator = CachingAllocator(settings)
+    allocator = CachingAllocator(settings, rules=_rules(trace))
     addresses: dict[int, int] = {}
     _start(allocator, trace, addresses)
     step = [event for _, event in trace.events()]
@@ -125,6 +126,11 @@ def replay_curve(trace: Trace, settings: AllocatorSettings | None = None, steps:
 def with_reserved(trace: Trace, curve: Timeline) -> Timeline:
     """`curve`, which is that of `trace`, with what a caching allocator of default settings reserves."""
     return replace(curve, reserved=replay_curve(trace).reserved)
+
+
+def _rules(trace: Trace) -> AllocatorRules:
+    """Those of the release that the trace was made with."""
+    return rules_of(trace.origin.versions.get("torch"))
 
 
 def _start(allocator: CachingAllocator, trace: Trace, addresses: dict[int, int]) -> None:

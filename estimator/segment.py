@@ -58,6 +58,8 @@ class Segment:
     """True for a stretch of mapped pages of an expandable segment."""
     blocks: tuple[BlockInfo, ...]
     """Its blocks by address; they tile it."""
+    pool: int = 0
+    """Number of the private pool it belongs to, 0 for the common one."""
 
 
 def segment_at(head: Block) -> Segment:
@@ -74,4 +76,5 @@ def segment_at(head: Block) -> Segment:
         small=head.pool.small,
         expandable=head.pages is not None,
         blocks=tuple(blocks),
+        pool=head.pool.owner,
     )

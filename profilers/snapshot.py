@@ -1,10 +1,7 @@
 """What a file of `torch.cuda.memory._dump_snapshot` says: the segments at its end, and the history of calls before it.
 
-The file is a pickle, and a pickle can run code; this reader accepts numbers, texts and containers only. A history
-starts somewhere in a program's life, when recording was switched on or where its ring buffer begins. What was held at
-that moment follows from the end, by undoing the history: `starting_segments`.
-
-    segments then  --history-->  segments at the end          both are lists of `Segment`, as the simulated allocator's
+The file is a pickle, and a pickle can run code; this reader accepts numbers, texts and containers only. Releases of
+PyTorch since 2.0 write more and more into it; what an older one leaves out is empty here.
 
 >>> import io, pickle
 >>> read_pickle(io.BytesIO(pickle.dumps({"segments": [], "device_traces": [[]]})), "empty.pickle")
@@ -15,20 +12,13 @@ from __future__ import annotations
 
 import gc
 import pickle
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
-from dnnmem.estimator.allocator_settings import (
-    MIN_BLOCK_BYTES,
-    SMALL_BYTES,
-    SMALL_SEGMENT_BYTES,
-    AllocatorSettings,
-    block_bytes,
-)
+from dnnmem.estimator.allocator_versions import Release
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.segment import BlockInfo, Segment
 from dnnmem.estimator.units import format_bytes
@@ -70,6 +60,14 @@ class Snapshot:
     """Stack frames of each call of the history, innermost first, as the file has them."""
     block_frames: Mapping[int, Frames] = field(default_factory=dict)
     """Those of the blocks that live at the end, by address, where they were recorded."""
+    pools: tuple[int, ...] = ()
+    """Private pool of each call of the history, 0 for the common one; empty in files that do not say it."""
+    since: Release = (2, 0)
+    """The oldest release that writes such files, as far as the file tells."""
+    device: int = 0
+    """Number of the GPU."""
+    others: tuple[int, ...] = ()
+    """Numbers of the other GPUs of which the file tells something."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -122,15 +120,21 @@ def load_snapshot(path: Path, device: int | None = 0) -> Snapshot:
 
 def _busiest(data: Mapping[str, Any]) -> int:
     """The device with the longest history, then with the most memory."""
-    reserved: dict[int, int] = defaultdict(int)
-    for entry in data["segments"]:
-        reserved[entry["device"]] += entry["total_size"]
-    counts = {number: len(trace) for number, trace in enumerate(data["device_traces"])}
+    reserved = _reserved(data)
+    counts = {number: len(trace) for number, trace in enumerate(data.get("device_traces", ()))}
     return max({*reserved, *counts, 0}, key=lambda d: (counts.get(d, 0), reserved.get(d, 0), -d))
 
 
+def _reserved(data: Mapping[str, Any]) -> dict[int, int]:
+    """Bytes of segments by device."""
+    reserved: dict[int, int] = defaultdict(int)
+    for entry in data["segments"]:
+        reserved[entry["device"]] += entry["total_size"]
+    return reserved
+
+
 def _device(data: Mapping[str, Any], device: int) -> Snapshot:
-    traces = data["device_traces"]
+    traces = data.get("device_traces", ())
     entries = [e for e in (traces[device] if device < len(traces) else ()) if e["action"] != "snapshot"]
     segments = [entry for entry in data["segments"] if entry["device"] == device]
     return Snapshot(
@@ -140,6 +144,10 @@ def _device(data: Mapping[str, Any], device: int) -> Snapshot:
             for entry in entries
         ),
         settings=data.get("allocator_settings", {}),
+        pools=tuple(_pool(entry["pool_id"]) for entry in entries) if entries and "pool_id" in entries[0] else (),
+        since=_since(data, traces),
+        device=device,
+        others=tuple(sorted((_reserved(data).keys() | {d for d, trace in enumerate(traces) if trace}) - {device})),
         frames=tuple(entry.get("frames", ()) for entry in entries),
         block_frames=dict(_frames(segments)),
     )
@@ -156,79 +164,6 @@ def _frames(segments: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Frames
             at += block["size"]
 
 
-def held_before(snapshot: Snapshot) -> list[tuple[Call, Frames]]:
-    """What the program held before the first call of the history, as calls that allocate it, with frames if known.
-
-    Found by undoing the history from its end. What it cannot explain, since calls are missing, is left as it is.
-    """
-    streams = {s.address: s.stream for s in snapshot.segments}
-    live: dict[int, tuple[int, int, Frames]] = {}
-    for segment in snapshot.segments:
-        for block in segment.blocks:
-            if block.allocated:
-                frames = snapshot.block_frames.get(block.address, ())
-                live[block.address] = (block.requested_bytes, streams[segment.address], frames)
-    for call in reversed(snapshot.history):
-        if call.action == "alloc":
-            live.pop(call.address, None)
-        elif call.action in ("free_completed", "free") and call.address not in live:
-            live[call.address] = (call.nbytes, call.stream, ())
-    return [(Call("alloc", address, n, stream), frames) for address, (n, stream, frames) in sorted(live.items())]
-
-
-def starting_segments(snapshot: Snapshot) -> tuple[Segment, ...]:
-    """What the allocator held before the first call of the history, with the default settings and on plain segments.
-
-    A block of the large pool is longer than its rounded request by up to 1 MiB where the rest was not worth splitting;
-    no free block of that pool is so short, hence a gap of up to 1 MiB behind a live block belongs to it.
-
-    Raises `UsageError` if the history disagrees with the segments (calls are missing), or for other settings.
-    """
-    if any(segment.expandable for segment in snapshot.segments) or snapshot.settings.get("max_split_size", -1) != -1:
-        raise UsageError("the snapshot was taken with expandable segments or max_split_size_mb; its start is not known")
-    sizes = {segment.address: (segment.nbytes, segment.stream) for segment in snapshot.segments}
-    live = {b.address: b.requested_bytes for segment in snapshot.segments for b in segment.blocks if b.allocated}
-    for index in range(len(snapshot.history) - 1, -1, -1):
-        call = snapshot.history[index]
-        known: dict[int, Any] = sizes if call.action.startswith("segment") else live
-        if call.action in ("alloc", "segment_alloc"):
-            if known.pop(call.address, None) is None:
-                raise _gap(index, call, "is not there later on")
-        elif call.action in ("free_completed", "segment_free"):
-            if call.address in known:
-                raise _gap(index, call, "is there later on, though nothing allocated it again")
-            known[call.address] = (call.nbytes, call.stream) if known is sizes else call.nbytes
-    addresses = sorted(live)
-    return tuple(_tile(start, *sizes[start], addresses, live) for start in sorted(sizes))
-
-
-def _gap(index: int, call: Call, what: str) -> UsageError:
-    return UsageError(
-        f"the history has a gap: after call {index}, {call.action} of {call.address:#x}, the block {what}"
-    )
-
-
-def _tile(start: int, nbytes: int, stream: int, addresses: list[int], live: Mapping[int, int]) -> Segment:
-    """A segment with the blocks that its live ones imply; `addresses` are those of all live blocks, sorted."""
-    small = nbytes == SMALL_SEGMENT_BYTES
-    inside = addresses[bisect_left(addresses, start) : bisect_left(addresses, start + nbytes)]
-    blocks: list[BlockInfo] = []
-    at = start
-    for index, address in enumerate(inside):
-        end = inside[index + 1] if index + 1 < len(inside) else start + nbytes
-        if address > at:
-            blocks.append(BlockInfo(at, address - at, 0, allocated=False))
-        size = block_bytes(live[address], AllocatorSettings())
-        rest = end - address - size
-        if rest < MIN_BLOCK_BYTES if small else rest <= SMALL_BYTES:
-            size += rest
-        blocks.append(BlockInfo(address, size, live[address], allocated=True))
-        at = address + size
-    if at < start + nbytes:
-        blocks.append(BlockInfo(at, start + nbytes - at, 0, allocated=False))
-    return Segment(address=start, nbytes=nbytes, stream=stream, small=small, expandable=False, blocks=tuple(blocks))
-
-
 def _segment(entry: Mapping[str, Any]) -> Segment:
     return Segment(
         address=entry["address"],
@@ -237,7 +172,27 @@ def _segment(entry: Mapping[str, Any]) -> Segment:
         small=entry["segment_type"] == "small",
         expandable=entry.get("is_expandable", False),
         blocks=tuple(_blocks(entry["address"], entry["blocks"])),
+        pool=_pool(entry.get("segment_pool_id", (0, 0))),
     )
+
+
+def _pool(pair: Sequence[int]) -> int:
+    """A pool's two numbers, of which a graph's own has the second and one that a program made has the first, as one."""
+    first, second = pair
+    return int(first) << 32 | int(second)
+
+
+def _since(data: Mapping[str, Any], traces: Sequence[Sequence[Mapping[str, Any]]]) -> Release:
+    """The release that wrote the file names itself nowhere; later ones write more."""
+    entry = next((trace[0] for trace in traces if trace), {})
+    settings = data.get("allocator_settings", {})
+    if "pool_id" in entry or "host_segments" in data:
+        return (2, 14)
+    if "graph_capture_record_stream_reuse" in settings:
+        return (2, 9)
+    if "compile_context" in entry:
+        return (2, 8)
+    return (2, 1) if "allocator_settings" in data else (2, 0)
 
 
 def _blocks(start: int, entries: Iterable[Mapping[str, Any]]) -> Iterable[BlockInfo]:

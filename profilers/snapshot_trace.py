@@ -30,8 +30,10 @@ from dnnmem.estimator.build import WORKSPACE
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.timeline import Timeline, timeline
 from dnnmem.estimator.trace import Event, Kind, Module, Op, Origin, Phase, Storage, Trace
-from dnnmem.profilers.snapshot import Call, Frames, Snapshot, held_before
+from dnnmem.estimator.units import format_bytes
+from dnnmem.profilers.snapshot import Call, Frames, Snapshot
 from dnnmem.profilers.snapshot_places import Place, Places
+from dnnmem.profilers.snapshot_start import held_before
 
 BEFORE = "<before the history>"
 AFTER = "<after the history>"
@@ -254,5 +256,19 @@ def _notes(storages: Iterable[Storage], snapshot: Snapshot) -> Iterable[str]:
         yield "What is unknown was allocated before the recording began, and no frames tell what for."
     if snapshot.history and not any(snapshot.frames):
         yield "The file has no stack frames: record them with _record_memory_history(context='all')."
+    yield from _limits(snapshot)
     if not snapshot.history:
         yield "The file has no history, only what was held at its end: record one with _record_memory_history()."
+
+
+def _limits(snapshot: Snapshot) -> Iterable[str]:
+    """What of the program the file does not show, or shows beside this GPU's step."""
+    refused = [call.nbytes for call in snapshot.history if call.action == "oom"]
+    if refused:
+        times = "once" if len(refused) == 1 else f"{len(refused)} times"
+        yield f"The program ran out of memory {times}, the first time when it asked for {format_bytes(refused[0])}."
+    if snapshot.history and _reserved_before(snapshot):
+        yield "The history begins when memory was held already; a peak before that is not in the file."
+    if snapshot.others:
+        others = ", ".join(map(str, snapshot.others))
+        yield f"This is GPU {snapshot.device}; the file has GPU {others} too: --index N shows that."

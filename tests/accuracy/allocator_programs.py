@@ -61,7 +61,7 @@ def run(setting: str, count: int, seed: int, cache: Path | None = None) -> dict[
     base = {**os.environ, "PYTHONPATH": str(TWINS.parents[2]), **told}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(TWINS), setting, str(count), str(seed)],
-        env=prepare(device, base, cache=cache).environment, capture_output=True, text=True, check=False,
+        env=prepare(device, base, cache=cache, in_flight=0).environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stderr)

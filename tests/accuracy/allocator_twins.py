@@ -168,7 +168,12 @@ class Twins:
                 del graph
                 self._repeat(known)
                 return
-            self._repeat(known)
+            try:
+                self._repeat(known)
+            except BaseException:
+                with torch.cuda.stream(self.streams[which]):
+                    graph.capture_end()
+                raise
             self.graphs[which] = graph
             self.numbers[which] = next(self.counter)
             self.ours.private.begin(self.numbers[which], self.streams[which].cuda_stream, captures=True)

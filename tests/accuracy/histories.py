@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnnmem.estimator.segment import BlockInfo, Segment
-from dnnmem.profilers.snapshot import Call, load_snapshot, starting_segments
+from dnnmem.profilers.snapshot import Call, load_snapshot
+from dnnmem.profilers.snapshot_start import starting_segments
 
 ACTIONS = ("alloc", "free_completed", "segment_alloc", "segment_free")
 FOLDER = Path(__file__).parent / "data" / "histories"

@@ -264,8 +264,22 @@ def test_idle_segments_are_collected_above_the_threshold():
     assert [e.nbytes for e in allocator.segment_events if e.action == "segment_free"][:1] == [40 * MIB]
 
 
-def test_only_plain_segments_are_adopted():
-    allocator = CachingAllocator(AllocatorSettings(expandable_segments=True))
-    allocator.malloc(MIB)
-    with pytest.raises(InternalError, match="expandable"):
-        CachingAllocator().adopt(allocator.segments())
+@given(programs, programs, settings)
+def test_another_allocator_goes_on_where_one_stopped(before, after, setting):
+    # GIVEN an allocator in use, and a second one that takes its segments over
+    first = CachingAllocator(setting, 2**30)
+    with suppress(OutOfMemoryError):
+        for nbytes, stream, _ in before:
+            first.malloc(nbytes, stream)
+    live = [b.address for s in first.segments() for b in s.blocks if b.allocated]
+    for address in live[::2]:
+        first.free(address)
+    second = CachingAllocator(setting, driver=Driver(capacity_bytes=2**30, cursor=first.driver.cursor))
+    second.adopt(first.segments())
+    assert second.segments() == first.segments()
+    # WHEN both serve the same requests  THEN they give the same addresses and hold the same segments
+    with suppress(OutOfMemoryError):
+        for nbytes, stream, _ in after:
+            assert second.malloc(nbytes, stream) == first.malloc(nbytes, stream)
+    if not setting.garbage_collection_threshold:  # which goes by the age of a block, and a segment does not tell it
+        assert second.segments() == first.segments()

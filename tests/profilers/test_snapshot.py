@@ -7,7 +7,8 @@ import pytest
 from dnnmem.estimator.allocator import CachingAllocator
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.segment import BlockInfo, Segment
-from dnnmem.profilers.snapshot import Call, Snapshot, load_snapshot, starting_segments
+from dnnmem.profilers.snapshot import Call, Snapshot, load_snapshot
+from dnnmem.profilers.snapshot_start import starting_segments
 
 MIB = 2**20
 LARGE, SMALL = 2**40, 2**41
@@ -58,18 +59,10 @@ def test_a_file_becomes_segments_and_calls(tmp_path):
     assert snapshot.history[1] == Call("alloc", LARGE, 5 * MIB - 8, 0)
 
 
-def test_files_of_old_releases_have_no_addresses_of_blocks_and_no_settings(tmp_path):
-    data = _data()
-    for block in data["segments"][0]["blocks"]:
-        del block["address"]
-    del data["allocator_settings"], data["segments"][0]["is_expandable"]
-    assert load_snapshot(_write(tmp_path, data)).segments == load_snapshot(_write(tmp_path, _data())).segments
-
-
 def test_each_device_has_its_own_part(tmp_path):
     data = _data()
     assert load_snapshot(_write(tmp_path, data), device=1) == Snapshot(
-        segments=(), history=(), settings=data["allocator_settings"]
+        segments=(), history=(), settings=data["allocator_settings"], since=(2, 1), device=1, others=(0,)
     )
 
 
@@ -127,13 +120,6 @@ def test_a_history_with_gaps_is_refused(tmp_path, change, message):
     data = _data()
     change(data["device_traces"][0])
     with pytest.raises(UsageError, match=message):
-        starting_segments(load_snapshot(_write(tmp_path, data)))
-
-
-def test_other_settings_have_no_known_start(tmp_path):
-    data = _data()
-    data["allocator_settings"]["max_split_size"] = 128 * MIB
-    with pytest.raises(UsageError, match="its start is not known"):
         starting_segments(load_snapshot(_write(tmp_path, data)))
 
 
