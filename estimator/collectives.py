@@ -2,8 +2,8 @@
 
     ring     t = steps * hop + wire + ramp               wire = bytes through one GPU's link / rate
              all_reduce 2 (n-1) steps and 2 (n-1)/n of the bytes; all_gather, reduce_scatter half of each
-    tree     t = 2 (k-1 + log2 nodes) * hop + wire + ramp       all_reduce over nodes: 2 of the bytes (over 2 nodes: 1)
-    switch   t = 4 * hop + wire + ramp                   all_reduce where the switch adds up: 1 + 1/n of the bytes
+    tree     t = 2 (k-1 + log2 nodes) * hop + wire + ramp          all_reduce, k ranks in a node: 2 of the bytes in the
+             node (1 + 1/k and 4 hops where its switch adds up), 2 of them over the network (1 between two nodes)
     ramp     c * sqrt(hops * wire): a message flows in chunks; few chunks fill the ring late, many pay each hop
 
 NCCL takes the fastest (src/graph/tuning.cc of NVIDIA/nccl), and so does this. The rate is that of a GPU's link, or the
@@ -113,12 +113,11 @@ def _route(kind: str, nbytes: float, group: Group, cluster: Cluster, model: Time
         return _flow(steps, nbytes / rate)
     if kind != "all_reduce":
         return _flow(steps, nbytes * share / rate)
-    ways = [_flow(2 * steps, 2 * nbytes * share / rate)]
-    depth = 2 * ((k - 1) * hop + math.ceil(math.log2(nodes)) * far_hop)
-    ways.append(_flow(depth, max(2 * nbytes / near, min(2, nodes - 1) * nbytes / (k * far))))
-    if cluster.inside.reduces and nodes == 1:
-        ways.append(_flow(4 * hop, nbytes * (1 + 1 / n) / near))
-    return min(ways)
+    ring = _flow(2 * steps, 2 * nbytes * share / rate)
+    summed = cluster.inside.reduces and k > 1
+    depth = 2 * ((2 if summed else k - 1) * hop + math.ceil(math.log2(nodes)) * far_hop)
+    inside, across = nbytes * (1 + 1 / k if summed else 2) / near, nbytes * min(2, nodes - 1) / (k * far)
+    return min(ring, _flow(depth, max(inside, across)))
 
 
 def _flow(latency: float, wire: float) -> float:
