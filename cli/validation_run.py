@@ -15,11 +15,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import dnnmem
 from dnnmem.cli.cache import cache_folder
-from dnnmem.estimator.cluster import Cluster, find_cluster
 from dnnmem.estimator.errors import DnnmemError, UsageError
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.profile import Measurement
@@ -31,6 +30,9 @@ from dnnmem.estimator.validation.score import Prediction
 from dnnmem.estimator.validation.sources import cases
 from dnnmem.profilers.request import Request, parse_args
 from dnnmem.profilers.run_many import run_many
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.estimate import Estimate
 
 __all__ = ["Progress", "cases", "predict", "record", "traces"]
 
@@ -107,11 +109,9 @@ def _step(case: Case, recorded: Path | DnnmemError, last: _Step | None) -> _Step
 
 def _predict(case: Case, step: _Step) -> list[Prediction]:
     """Times and peaks are the estimate's; a peak of one GPU's plain step is the recorder's own."""
-    from dnnmem.estimator.estimate import price
-    from dnnmem.estimator.local_step import local_step
-    from dnnmem.estimator.time_model import load
-
     metrics = [metric for metric in METRICS if case.measured(metric) is not None]
+    if not metrics:
+        return _missed(case, "nothing that is compared was measured")
     plain = case.plan == Plan() and case.layers is None
     values: dict[str, float | None] = {
         "peak_reserved_bytes": step.measurement.reserved_bytes,
@@ -119,16 +119,11 @@ def _predict(case: Case, step: _Step) -> list[Prediction]:
     }
     interval: tuple[float, float] | None = None
     if not plain or "step_seconds" in metrics:
-        cluster: Cluster = find_cluster(case.cluster)
-        estimate = price(
-            local_step(step.trace, case.plan, cluster),
-            load(cluster.device),
-            memory=not plain and metrics != ["step_seconds"],
-        )
-        values["step_seconds"], interval = estimate.step_seconds, estimate.interval_seconds
+        found = estimated(case, step.trace, memory=not plain and metrics != ["step_seconds"])
+        values["step_seconds"], interval = found.step_seconds, found.interval_seconds
         if not plain:
-            values["peak_reserved_bytes"] = estimate.peak_reserved_bytes
-            values["peak_allocated_bytes"] = estimate.peak_allocated_bytes
+            values["peak_reserved_bytes"] = found.peak_reserved_bytes
+            values["peak_allocated_bytes"] = found.peak_allocated_bytes
     return [
         Prediction(
             case=case,
@@ -139,7 +134,18 @@ def _predict(case: Case, step: _Step) -> list[Prediction]:
             reason="" if values[metric] is not None else "the memory of this plan is not predicted yet",
         )
         for metric in metrics
-    ] or _missed(case, "nothing that is compared was measured")
+    ]
+
+
+def estimated(case: Case, trace: Trace, *, memory: bool) -> Estimate:
+    """The estimate of a case; without its bytes if `memory` is False. Raises a `DnnmemError` for what has none."""
+    from dnnmem.estimator.cluster import find_cluster
+    from dnnmem.estimator.estimate import price
+    from dnnmem.estimator.local_step import local_step
+    from dnnmem.estimator.time_model import load
+
+    cluster = find_cluster(case.cluster)
+    return price(local_step(trace, case.plan, cluster), load(cluster.device), memory=memory)
 
 
 def _missed(case: Case, reason: str) -> list[Prediction]:

@@ -88,8 +88,9 @@ def to_json(found: Sequence[Prediction]) -> str:
 
 def json_schema() -> str:
     """The JSON Schema of the format, as published."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **ValidateJson.model_json_schema()}
-    return json.dumps(schema, indent=2) + "\n"
+    schema: dict[str, Any] = ValidateJson.model_json_schema(by_alias=True)
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": SCHEMA}
+    return json.dumps(dialect, indent=2) + "\n"
 
 
 def _row(prediction: Prediction) -> RowJson:
