@@ -5,6 +5,7 @@ snapshot.pickle or step.trace.json.gz -> Trace, Measurement -> the report of `dn
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,20 @@ SnapshotFile = Annotated[
 Perfetto = Annotated[
     Path | None, typer.Option("--perfetto", metavar="FILE", help="Write a trace, for ui.perfetto.dev.")
 ]
+
+_SCHEMA_WITHIN = 4096
+"""A file of ours says in its first bytes what it is."""
+_SHOWN = "view shows what torch.cuda.memory._dump_snapshot wrote (*.pickle), or what --save did (*.trace.json.gz)"
+_INSTEAD = {
+    b"profile": "a profile is compared with another one by dnnmem diff A B; its step is viewed if --save wrote it",
+    b"diff": f"a comparison is printed by dnnmem diff A B, of the two files that it was made from; {_SHOWN}",
+    b"run": "a run is printed by dnnmem run; its memory is viewed if the script dumps a snapshot",
+    b"estimate": "a plan is priced again by dnnmem estimate",
+    b"plan": "a plan is priced by dnnmem estimate",
+    b"validate": "published measurements are compared again by dnnmem validate",
+    b"devices": "GPUs are listed by dnnmem devices",
+}
+"""What to do with another file of ours, by the name in its `schema`."""
 
 
 def view(
@@ -97,10 +112,16 @@ def load_step(path: Path, index: int | None = None) -> tuple[Trace, Measurement,
 
     try:
         with path.open("rb") as file:
-            gzipped = file.read(2) == b"\x1f\x8b"
+            start = file.read(_SCHEMA_WITHIN)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    if not gzipped:
+    if start.lstrip()[:1] == b"{":
+        schema = re.search(rb'"schema": ?"dnnmem\.(\w+)/', start)
+        raise UsageError(
+            f"{path} is JSON, and no memory snapshot or saved step",
+            hint=_INSTEAD.get(schema[1] if schema else b"", _SHOWN),
+        )
+    if start[:2] != b"\x1f\x8b":
         from dnnmem.profilers.snapshot import load_snapshot
         from dnnmem.profilers.snapshot_trace import snapshot_trace
 

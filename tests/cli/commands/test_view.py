@@ -104,6 +104,27 @@ def test_a_file_of_two_gigabytes_is_refused_before_it_is_read(tmp_path):
     assert "has 2.00 GiB; at most 1.00 GiB are read" in told
 
 
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ({"schema": "dnnmem.profile/1"}, "by dnnmem diff A B"),
+        ({"schema": "dnnmem.diff/1"}, "by dnnmem diff A B"),
+        ({"schema": "dnnmem.run/1"}, "by dnnmem run"),
+        ({"traceEvents": []}, "_dump_snapshot"),
+    ],
+)
+def test_a_file_of_another_command_is_told_from_a_snapshot(data, hint, tmp_path):
+    # GIVEN JSON that something else wrote
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(data, indent=2))
+    # WHEN
+    code, told = _run("view", path)
+    # THEN
+    assert code == 2
+    assert "is JSON, and no memory snapshot or saved step" in told
+    assert hint in " ".join(told.split())
+
+
 def test_a_missing_file_and_an_index_in_vain(tmp_path):
     path = tmp_path / "step.trace.json.gz"
     assert _run("view", path)[0] == 2
