@@ -13,8 +13,8 @@ storages.
 >>> gather = Op(name="dnnmem.all_gather.dp_shard", lane=Lane.COMM, writes=(1,))
 >>> ops = (gather, Op(name="aten.mm", writes=(2,)), Op(name="aten.mm", reads=(1, 2)))
 >>> timing = simulate(ops, [3.0, 2.0, 1.0], [0.0, 0.0, 0.0])
->>> timing.seconds, timing.start.tolist(), timing.exposed["comm"]
-(4.0, [0.0, 0.0, 3.0], 1.0)
+>>> timing.seconds, timing.start.tolist(), timing.exposed["comm"], timing.bound
+(4.0, [0.0, 0.0, 3.0], 1.0, 'compute')
 """
 
 from __future__ import annotations
@@ -53,6 +53,12 @@ class Timing:
     """Seconds that the host works."""
     exposed: Mapping[str, float]
     """Seconds that the compute lane stands still, by cause (`CAUSES`); with its work they add up to `seconds`."""
+
+    @property
+    def bound(self) -> str:
+        """The lane that works longest, or `host`: without a change of its ops the step cannot be shorter than that."""
+        work = {**{lane.value: seconds for lane, seconds in self.busy.items()}, HOST: self.host_seconds}
+        return max(work, key=lambda name: work[name])
 
 
 def simulate(ops: Sequence[Op], seconds: Any, host_seconds: Any) -> Timing:  # noqa: ANN401  (array or list)

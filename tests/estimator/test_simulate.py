@@ -76,6 +76,13 @@ def test_the_end_of_the_step_waits_for_every_lane():
     assert (timing.seconds, timing.exposed["comm"]) == (4, 3)
 
 
+@pytest.mark.parametrize(
+    ("compute", "comm", "host", "bound"), [(3.0, 1.0, 0.1, "compute"), (1.0, 3.0, 0.1, "comm"), (1.0, 1.0, 2.0, HOST)]
+)
+def test_what_works_longest_bounds_the_step(compute, comm, host, bound):
+    assert _run((_op(MM), compute), (_op(COMM), comm), host=host).bound == bound
+
+
 def test_no_op_takes_no_time():
     timing = simulate([], [], [])
     assert (timing.seconds, timing.start.size, set(timing.exposed)) == (0, 0, set(CAUSES))
