@@ -1,4 +1,4 @@
-"""`dnnmem validate` prints errors by source, GPU and strategy, writes its published JSON, and refuses the impossible."""
+"""`dnnmem validate` prints errors by source, GPU and strategy, writes its published JSON, and refuses what is wrong."""
 
 from __future__ import annotations
 
