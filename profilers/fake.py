@@ -46,6 +46,11 @@ from dnnmem.profilers.virtual_gpu.installed import find_torch
 
 _ON_A_CPU = "operators are those of a CPU: on a GPU, attention and dropout differ; --gpu NAME says which GPU"
 
+_BENCHMARK = (
+    "cudnn.benchmark is on: a GPU tries plans for convolutions with their workspaces and takes the fastest; here it is "
+    "the first that cuDNN proposes, and none is tried"
+)
+
 
 class DataDependentError(UnsupportedError):
     """A shape or a branch depends on values that a fake run does not have."""
@@ -163,7 +168,7 @@ def _workspaces(workspaces: Workspaces, gpu: Device) -> tuple[Facts, list[str]]:
         return {}, []
     if workspaces.address:
         facts = asked_facts(workspaces.unknown, workspaces.address)
-        return facts, cudnn_notes(facts)
+        return facts, [*cudnn_notes(facts), *([_BENCHMARK] if torch.backends.cudnn.benchmark else [])]
     why = "the process that knows them was not started, or died"
     try:
         find_cudnn(find_torch())

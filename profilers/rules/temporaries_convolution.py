@@ -114,7 +114,7 @@ def _made(tensor: Tensor) -> Operand:
 
 def _read(tensor: Tensor, wanted: torch.memory_format) -> Operand:
     """One that is read where it lies, if its layout allows: it may begin anywhere in its block."""
-    place = tensor.storage_offset() * tensor.element_size() if tensor.is_contiguous(memory_format=wanted) else 0
+    place = int(tensor.storage_offset()) * tensor.element_size() if tensor.is_contiguous(memory_format=wanted) else 0
     return Operand(sizes=tuple(tensor.shape), alignment=min(place & -place or 32, 32))
 
 
