@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.passes import remat
+from dnnmem.estimator.passes import remat, tensor
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dnnmem.estimator.trace import Trace
 
 PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
+    "tensor": tensor.apply,
     "remat": remat.apply,
 }
 """By field of a plan, in the order in which they are applied."""

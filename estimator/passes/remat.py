@@ -89,7 +89,7 @@ def _regions(trace: Trace, remat: Remat) -> list[_Region]:
 
 def is_attention(op: Op) -> bool:
     """True for a fused attention's op."""
-    return "_attention" in op.name and "scaled_dot_product" in op.name or "flash_attn" in op.name
+    return ("_attention" in op.name and "scaled_dot_product" in op.name) or "flash_attn" in op.name
 
 
 def _kept(ops: Sequence[Op], forward: Sequence[int]) -> set[int]:

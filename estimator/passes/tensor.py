@@ -1,0 +1,289 @@
+"""Tensor parallelism (Megatron-LM, DTensor): each rank holds a part of every matrix, and ranks sum or gather activations.
+
+    plain               x --[W1 / tp]-- h / tp --[W2 / tp]-- all_reduce(x)          backward: all_reduce(dx) before the norm
+    sequence parallel   x / tp -- all_gather -- [W1 / tp] ... [W2 / tp] -- reduce_scatter -- x / tp
+
+Sequence parallelism (Korthikanti et al. 2022) keeps the stream split along the sequence too, and gathers the saved part
+again for the gradients of the matrices. Collectives are COMM ops that the next reader waits for. Which matrices are
+split, and how, is *assumed* from the data flow (`tensor_layout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.passes.draft import Draft, lives, made_storage
+from dnnmem.estimator.passes.remat import PRODUCTS, is_attention
+from dnnmem.estimator.passes.tensor_layout import SPLIT, STREAM, Layout, find_layout
+from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.cluster import Cluster
+    from dnnmem.estimator.plan import Plan
+
+_SMALL = 64
+"""Bytes up to which a storage is a few scalars, such as a random state: never split."""
+
+
+def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
+    """One rank's part of `trace` under `plan.mesh.tp` ranks.
+
+    Raises `UnsupportedError` for a model without a pair of products to split, or whose sizes `tp` does not divide.
+    """
+    del cluster
+    tp = plan.mesh.tp
+    if tp == 1:
+        return trace
+    layout = find_layout(trace, gather_logits=not plan.tensor.loss_parallel)
+    if not layout.row:
+        raise UnsupportedError(
+            f"tp is {tp}, but {trace.origin.target or 'this step'} has no pair of linear layers to split: a product of "
+            "the stream, elementwise ops or attention, and a product back",
+            hint="--set mesh.tp=1",
+        )
+    _check(trace, layout, tp)
+    return _Splitter(trace, layout, plan).run()
+
+
+def _check(trace: Trace, layout: Layout, tp: int) -> None:
+    """Matrices divide evenly, tables and what shares them are padded; heads divide."""
+    for i in (layout.column | layout.row) - layout.tables:
+        shape = trace.storages[i].shape
+        size, what = (shape[1], "columns") if i in layout.row else (shape[0], "rows")
+        heads = any(trace.storages[i].module == trace.ops[k].module for k in layout.head)
+        if size % tp and not heads:
+            name = ".".join((*trace.storages[i].module, trace.storages[i].name))
+            raise UnsupportedError(f"{name} has {size} {what}; {size} % tp {tp} = {size % tp}, but it must be 0")
+    for op in trace.ops:
+        if op.phase is Phase.FORWARD and is_attention(op) and op.writes:
+            shape = trace.storages[op.writes[0]].shape
+            if len(shape) == 4 and shape[1] % tp:
+                raise UnsupportedError(
+                    f"{'.'.join(op.module)} has {shape[1]} heads; {shape[1]} % tp {tp} = {shape[1] % tp}"
+                )
+
+
+class _Splitter:
+    """One rewrite; its methods are the steps of `run`."""
+
+    def __init__(self, trace: Trace, layout: Layout, plan: Plan) -> None:
+        self.trace, self.layout, self.tp = trace, layout, plan.mesh.tp
+        self.sequence, self.loss = plan.tensor.sequence_parallel, plan.tensor.loss_parallel
+        self.draft = Draft(trace)
+        self.known = lives(trace.ops)
+        self.split: set[int] = set()
+        seq = trace.batch.get("seq_len")
+        self.seq = seq if isinstance(seq, int) else None
+
+    def run(self) -> Trace:
+        """The rank's trace."""
+        self._choose()
+        self._cost()
+        self.draft.resize({i: self._part(self.trace.storages[i]).nbytes for i in self.split})
+        for i in self.split:
+            self.draft.storages[i] = self._part(self.trace.storages[i])
+        for k in sorted(self.layout.summed):
+            for i in self.layout.summed[k]:
+                self._sum(k, i)
+        if self.sequence:
+            self._gathers()
+        self._logits()
+        if self.sequence:
+            self._replicated_gradients()
+        return self.draft.finish(
+            f"Tensor parallel over {self.tp} ranks: {len(self.layout.column)} storages are split by columns and "
+            f"{len(self.layout.row)} by rows, assumed from the data flow."
+        )
+
+    def _choose(self) -> None:
+        """Which storages a rank holds a part of."""
+        layout, storages = self.layout, self.trace.storages
+        matrices = layout.column | layout.row
+        names = {(storages[i].module, storages[i].name) for i in matrices}
+        self.split |= matrices
+        for i, s in storages.items():
+            if s.kind in {Kind.GRAD, Kind.OPTIMIZER} and (s.module, s.name.split(".")[0]) in names:
+                self.split.add(i)
+        kept = {SPLIT, STREAM} if self.sequence else {SPLIT}
+        for k, states in enumerate(layout.state):
+            self.split.update(i for i in self.trace.ops[k].writes if states.get(i) in kept)
+        self.split.update(i for ids in layout.summed.values() for i in ids if self.sequence)
+        for k, op in enumerate(self.trace.ops):
+            if k < len(layout.state):
+                self._fill(op)
+            elif (made := [i for i in op.writes if self.known[i].made == k]) and len(op.reads) % len(made) == 0:
+                self.split.update(w for w, r in zip(made, op.reads, strict=False) if r in self.split)
+        self.split -= {i for i in self.split if storages[i].kind is Kind.INPUT or storages[i].nbytes <= _SMALL}
+
+    def _fill(self, op: Op) -> None:
+        """An empty tensor that split results are put into is split."""
+        sizes = {self.trace.storages[i].nbytes for i in op.writes if i in self.split}
+        for i in op.reads:
+            made = self.known[i].made
+            if made >= 0 and not self.trace.ops[made].reads and self.trace.storages[i].nbytes in sizes:
+                self.split.add(i)
+
+    def _part(self, s: Storage) -> Storage:
+        """The rank's part: even, or padded up for a vocabulary."""
+        return replace(s, nbytes=-(-s.nbytes // self.tp), shape=self._shape(s))
+
+    def _shape(self, s: Storage) -> tuple[int, ...]:
+        shape, tp = list(s.shape), self.tp
+        order = list(range(len(shape) - 1, -1, -1))
+        if s.kind in {Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER} and len(shape) == 2:
+            row = any(
+                self.trace.storages[i].module == s.module and self.trace.storages[i].name == s.name.split(".")[0]
+                for i in self.layout.row
+            )
+            order = [1, 0] if row else [0, 1]
+        elif len(shape) >= 4:  # heads are in the middle
+            order = [*range(1, len(shape) - 1), 0, len(shape) - 1]
+        elif len(shape) == 3 and self.seq in shape[:2] and shape[1] == shape[2]:
+            order = [0, 1, 2]
+        for d in order:
+            if shape[d] % tp == 0:
+                shape[d] //= tp
+                return tuple(shape)
+        if shape:
+            shape[order[0]] = -(-shape[order[0]] // tp)
+        return tuple(shape)
+
+    def _cost(self) -> None:
+        """Work of the rank: what it makes is a part, so is its work."""
+        matrices, storages = self.layout.column | self.layout.row, self.trace.storages
+        for k, op in enumerate(self.trace.ops):
+            touched = (*op.reads, *op.writes)
+            if not any(i in self.split for i in touched):
+                continue
+            made = [i for i in op.writes if i in self.split]
+            part = bool(made) or (op.name in PRODUCTS and any(i in matrices for i in op.reads))
+            old = sum(storages[i].nbytes for i in touched)
+            new = sum(self._part(storages[i]).nbytes if i in self.split else storages[i].nbytes for i in touched)
+            events = op.events
+            if made and op.phase is not Phase.STEP:
+                events = tuple(
+                    e._replace(nbytes=e.nbytes // self.tp) if e.storage < 0 and e.nbytes % self.tp == 0 else e
+                    for e in events
+                )
+            self.draft.ops[k] = replace(
+                op,
+                flops=op.flops // self.tp if part else op.flops,
+                moved_bytes=op.moved_bytes * new // old if old else op.moved_bytes,
+                events=events,
+            )
+
+    def _comm(self, kind: str, nbytes: int, k: int, **what: tuple[int, ...] | tuple[Event, ...]) -> Op:
+        op = self.trace.ops[k]
+        return Op(
+            name=f"dnnmem.{kind}.tp",
+            module=op.module,
+            phase=op.phase,
+            lane=Lane.COMM,
+            moved_bytes=nbytes,
+            **what,  # type: ignore[arg-type]
+        )
+
+    def _temporary(self, i: int) -> int:
+        """A whole tensor in the place of a part."""
+        whole = self.trace.storages[i]
+        return self.draft.add(made_storage(whole.nbytes, Kind.COMM, whole.name, whole))
+
+    def _sum(self, k: int, i: int) -> None:
+        """Sum over the ranks after op `k`: in place, or with the parts of the sequence scattered."""
+        nbytes = self.trace.storages[i].nbytes
+        after = self.draft.after.setdefault(k, [])
+        if not self.sequence or i not in self.split:
+            after.append(self._comm("all_reduce", nbytes, k, reads=(i,), writes=(i,)))
+            return
+        whole = self._temporary(i)
+        for at in range(self.known[i].made, k + 1):
+            self._rename(at, i, whole)
+        part = self.draft.storages[i].nbytes
+        events = (Event(part, 0, i), Event(-nbytes, 0, whole))
+        after.append(self._comm("reduce_scatter", nbytes, k, reads=(whole,), writes=(i,), events=events))
+
+    def _rename(self, at: int, old: int, new: int) -> None:
+        op, size = self.draft.ops[at], self.draft.storages[new].nbytes
+        if old not in op.reads and old not in op.writes and all(e.storage != old for e in op.events):
+            return
+        self.draft.ops[at] = replace(
+            op,
+            reads=tuple(new if i == old else i for i in op.reads),
+            writes=tuple(new if i == old else i for i in op.writes),
+            events=tuple(
+                Event(size if e.nbytes > 0 else -size, e.stream, new) if e.storage == old else e for e in op.events
+            ),
+        )
+
+    def _gathers(self) -> None:
+        """Gather the sequence before the products that need all of it; one copy serves those that follow."""
+        groups: dict[tuple[int, int, Phase], list[int]] = {}
+        for k, i in sorted(self.layout.whole_for):
+            if i in self.split:
+                written = max((w for w in self.known[i].uses if w < k and i in self.trace.ops[w].writes), default=-1)
+                groups.setdefault((i, written, self.trace.ops[k].phase), []).append(k)
+        for (i, _, phase), readers in groups.items():
+            first, last = readers[0], readers[-1]
+            whole, nbytes = self._temporary(i), self.trace.storages[i].nbytes
+            for k in readers:
+                op = self.draft.ops[k]
+                self.draft.ops[k] = replace(op, reads=tuple(whole if r == i else r for r in op.reads))
+            self.draft.free(last, whole)
+            # a gather for a matrix's gradient runs beside the product before it
+            early = phase is Phase.BACKWARD and first and self.trace.ops[first - 1].name in PRODUCTS
+            at = first - 1 if early and i not in self.trace.ops[first - 1].writes else first
+            gather = self._comm(
+                "all_gather", nbytes, first, reads=(i,), writes=(whole,), events=(Event(nbytes, 0, whole),)
+            )
+            self.draft.before.setdefault(at, []).append(gather)
+
+    def _logits(self) -> None:
+        """Logits are gathered, or the sums of the loss are taken over the ranks (largest logit, sum, the target's)."""
+        for k in self.layout.head:
+            out = self.trace.ops[k].writes[0]
+            if not self.loss:
+                self._gather_logits(k, out)
+        if not self.loss or not self.layout.head:
+            return
+        for k, states in enumerate(self.layout.state):
+            op = self.trace.ops[k]
+            if op.phase is Phase.FORWARD and SPLIT in states.values() and "_log_softmax" in op.name:
+                out = self.trace.storages[op.writes[0]]
+                sums = 3 * 4 * (out.nbytes // max(1, out.shape[-1] if out.shape else 1) // 4)
+                self.draft.after.setdefault(k, []).append(
+                    self._comm("all_reduce", sums, k, reads=(op.writes[0],), writes=(op.writes[0],))
+                )
+
+    def _gather_logits(self, k: int, out: int) -> None:
+        whole = self.trace.storages[out]
+        part = self.draft.add(made_storage(self._part(whole).nbytes, Kind.COMM, whole.name, self._part(whole)))
+        self._rename(k, out, part)
+        op = self.draft.ops[k]
+        flops, moved = op.flops, op.moved_bytes
+        if not any(i in self.split for i in op.reads):
+            flops //= self.tp
+        self.draft.ops[k] = replace(op, flops=flops, moved_bytes=moved)
+        size = self.draft.storages[part].nbytes
+        events = (Event(whole.nbytes, 0, out), Event(-size, 0, part))
+        self.draft.after.setdefault(k, []).append(
+            self._comm("all_gather", whole.nbytes, k, reads=(part,), writes=(out,), events=events)
+        )
+
+    def _replicated_gradients(self) -> None:
+        """Gradients of what no rank holds a part of (norms) are sums over parts of the sequence."""
+        last = max((k for k, op in enumerate(self.trace.ops) if op.phase is Phase.BACKWARD), default=-1)
+        alive = [
+            i
+            for i, s in self.trace.storages.items()
+            if s.kind is Kind.GRAD and i in self.known and i not in self.split and 0 <= self.known[i].made <= last
+            and not 0 <= self.known[i].freed <= last
+        ]  # fmt: skip
+        if alive:
+            nbytes = sum(self.trace.storages[i].nbytes for i in alive)
+            reads: Sequence[int] = tuple(alive)
+            self.draft.after.setdefault(last, []).append(
+                self._comm("all_reduce", nbytes, last, reads=tuple(reads), writes=tuple(reads))
+            )

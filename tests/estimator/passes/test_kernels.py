@@ -1,0 +1,100 @@
+"""Fused kernels read and write what somebody outside has, and hold nothing else in memory."""
+
+from __future__ import annotations
+
+from dnnmem.estimator.passes.kernels import NAME, apply
+from dnnmem.estimator.plan import Kernels, Plan
+from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
+from dnnmem.estimator.work import GRAPHS
+
+FUSED = Plan(kernels=Kernels(fusion="pointwise"))
+
+
+def storage(i: int, *shape: int, kind: Kind = Kind.TEMP) -> Storage:
+    nbytes = 4
+    for side in shape:
+        nbytes *= side
+    return Storage(id=i, nbytes=nbytes, kind=kind, shape=shape, dtype="float32")
+
+
+def norm_like() -> Trace:
+    """x (pinned) -> mm a -> squared b -> mean c -> a * c = d -> mm e, with b and c used nowhere else."""
+    held = {0: storage(0, 8, 16), 1: storage(1, 8, 16), 2: storage(2, 8, 16), 3: storage(3, 8, 1), 4: storage(4, 8, 16)}
+    held[5] = storage(5, 8, 4)
+    new = {i: Event(s.nbytes, 0, i) for i, s in held.items()}
+    gone = {i: Event(-s.nbytes, 0, i) for i, s in held.items()}
+    ops = (
+        Op(name="aten.mm.default", reads=(0,), writes=(1,), events=(new[1],), flops=8, moved_bytes=9),
+        Op(name="aten.pow.Tensor_Scalar", reads=(1,), writes=(2,), events=(new[2],), moved_bytes=1024),
+        Op(name="aten.mean.dim", reads=(2,), writes=(3,), events=(new[3], gone[2]), moved_bytes=544),
+        Op(name="aten.mul.Tensor", reads=(1, 3), writes=(4,), events=(new[4], gone[3]), moved_bytes=1056),
+        Op(name="aten.mm.default", reads=(4,), writes=(5,), events=(new[5],), flops=8, moved_bytes=9),
+        Op(name="aten.relu_.default", reads=(5,), writes=(5,), events=(gone[1], gone[4], gone[5]), moved_bytes=256),
+    )
+    trace = Trace(ops=ops, storages=held, pinned=frozenset({0}))
+    trace.check()
+    return trace
+
+
+def test_neighbours_become_one_kernel_that_moves_what_goes_out_and_in() -> None:
+    """GIVEN a norm made of three ops WHEN fused THEN one kernel reads its input and writes its output once each."""
+    fused = apply(norm_like(), FUSED)
+    assert [op.name for op in fused.ops] == ["aten.mm.default", NAME, "aten.mm.default", "aten.relu_.default"]
+    kernel = fused.ops[1]
+    assert (kernel.reads, kernel.writes, kernel.moved_bytes) == ((1,), (4,), 512 + 512)
+
+
+def test_what_lives_inside_is_never_in_memory() -> None:
+    """GIVEN temporaries of fused ops WHEN fused THEN they are gone, the rules of a trace hold, and the peak is lower."""
+    trace = norm_like()
+    fused = apply(trace, FUSED)
+    fused.check()
+    assert {2, 3}.isdisjoint(fused.storages)
+    assert fused.peak_bytes() < trace.peak_bytes()
+
+
+def test_what_is_read_later_is_written() -> None:
+    """GIVEN an inner result that the backward pass reads WHEN fused THEN the kernel writes it too."""
+    trace = norm_like()
+    late = Op(name="aten.mm.default", phase=Phase.BACKWARD, reads=(3, 5), writes=(5,), flops=8, moved_bytes=9)
+    ops = list(trace.ops)
+    ops[3] = Op(name="aten.mul.Tensor", reads=(1, 3), writes=(4,), events=ops[3].events[:1], moved_bytes=1056)
+    last = ops.pop()
+    ops += [late, Op(name="aten.relu_.default", reads=(5,), writes=(5,), events=(*last.events, Event(-32, 0, 3)))]
+    kernel = apply(Trace(ops=tuple(ops), storages=trace.storages, pinned=trace.pinned), FUSED).ops[1]
+    assert kernel.writes == (3, 4)
+    assert kernel.moved_bytes == 512 + 512 + 32
+
+
+def test_strangers_and_sums_over_columns_stay_apart() -> None:
+    """GIVEN neighbours without a common storage, and a bias gradient WHEN fused THEN all stay as they are."""
+    held = {i: storage(i, 8, 16) for i in range(4)} | {4: storage(4, 16)}
+    ops = (
+        Op(name="aten.relu_.default", reads=(0,), writes=(0,), moved_bytes=1024),
+        Op(name="aten.relu_.default", reads=(1,), writes=(1,), moved_bytes=1024),
+        Op(name="aten.sum.dim_IntList", reads=(1,), writes=(4,), moved_bytes=576),
+    )
+    trace = Trace(ops=ops, storages=held, pinned=frozenset(held))
+    assert apply(trace, FUSED).ops == ops
+
+
+def test_passes_and_the_optimizer_end_a_kernel() -> None:
+    """GIVEN ops of three phases over one storage WHEN fused THEN none joins another phase, and updates stay apart."""
+    phases = (Phase.FORWARD, Phase.FORWARD, Phase.BACKWARD, Phase.STEP, Phase.STEP)
+    ops = tuple(Op(name="aten.relu_.default", phase=p, reads=(0,), writes=(0,), moved_bytes=1024) for p in phases)
+    trace = Trace(ops=ops, storages={0: storage(0, 8, 16)}, pinned=frozenset({0}))
+    found = apply(trace, FUSED)
+    assert [(op.phase, op.name == NAME) for op in found.ops] == [
+        (Phase.FORWARD, True), (Phase.BACKWARD, False), (Phase.STEP, False), (Phase.STEP, False),
+    ]  # fmt: skip
+
+
+def test_nothing_asked_changes_nothing() -> None:
+    """GIVEN the default plan WHEN applied THEN the trace is the same object."""
+    trace = norm_like()
+    assert apply(trace, Plan()) is trace
+
+
+def test_graphs_are_noted() -> None:
+    """GIVEN a plan with CUDA graphs WHEN applied THEN the trace says so where the time model reads it."""
+    assert GRAPHS in apply(norm_like(), Plan(kernels=Kernels(graphs=True))).origin.versions
