@@ -1,0 +1,144 @@
+"""What an op asks of the GPU is told from its name, its flops and the shapes of its storages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dnnmem.estimator.op_class import OpClass, kind_of
+from dnnmem.estimator.trace import Kind, Lane, Op, Origin, Storage, Trace
+from dnnmem.estimator.work import DTYPES, GRAPHS, Work, work_of
+
+
+def work(op: Op, *storages: Storage, origin: Origin | None = None) -> Work:
+    return work_of(Trace(ops=(op,), storages={s.id: s for s in storages}, origin=origin or Origin()))
+
+
+def tensor(i: int, *shape: int, dtype: str = "float16") -> Storage:
+    size = {"float16": 2, "bfloat16": 2, "float32": 4}[dtype]
+    return Storage(id=i, nbytes=size * int(np.prod(shape)), kind=Kind.TEMP, shape=shape, dtype=dtype)
+
+
+def row(found: Work) -> tuple[float, float, float, float]:
+    return float(found.m[0]), float(found.n[0]), float(found.k[0]), float(found.batch[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "flops", "expected"),
+    [
+        ("aten.mm.default", (64, 48), 2 * 64 * 48 * 32, (64, 48, 32, 1)),
+        ("aten.addmm.default", (64, 48), 2 * 64 * 48 * 32, (64, 48, 32, 1)),
+        ("aten.bmm.default", (6, 64, 48), 6 * 2 * 64 * 48 * 32, (64, 48, 32, 6)),
+        ("aten.mv.default", (64,), 2 * 64 * 32, (64, 1, 32, 1)),
+    ],
+)
+def test_a_product_has_its_output_s_sides_and_its_flops_give_the_third(
+    name: str, shape: tuple[int, ...], flops: int, expected: tuple[int, ...]
+) -> None:
+    """GIVEN a product WHEN its row is made THEN m and n are those of what it writes, and k fits the flops."""
+    found = work(Op(name=name, writes=(0,), flops=flops), tensor(0, *shape))
+    assert row(found) == expected
+
+
+def test_a_product_of_unknown_shape_keeps_its_flops() -> None:
+    """GIVEN a product into a storage that says nothing WHEN its row is made THEN 2 m n k are its flops all the same."""
+    found = work(Op(name="aten.mm.out", writes=(0,), flops=2 * 8**3), tensor(0, 1))
+    m, n, k, batch = row(found)
+    assert 2 * m * n * k * batch == pytest.approx(2 * 8**3)
+
+
+@pytest.mark.parametrize(
+    ("channels", "weight", "kind", "expected"),
+    [
+        (32, (64, 32, 3, 3), OpClass.CONV, (8 * 14 * 14, 64, 288, 1)),
+        (32, (64, 4, 3, 3), OpClass.GROUPED_CONV, (8 * 14 * 14, 8, 36, 8)),
+        (32, (32, 1, 3, 3), OpClass.DEPTHWISE_CONV, (8 * 14 * 14, 1, 9, 32)),
+    ],
+)
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_convolution_is_a_product_per_group(
+    *, channels: int, weight: tuple[int, ...], kind: OpClass, expected: tuple[int, ...], backward: bool
+) -> None:
+    """GIVEN a convolution, or its gradient WHEN its row is made THEN groups, places, channels and window are told."""
+    image, kernel, out = tensor(0, 8, channels, 28, 28), tensor(1, *weight), tensor(2, 8, weight[0], 14, 14)
+    if backward:
+        grads = tensor(3, 8, channels, 28, 28), tensor(4, *weight)
+        op = Op(name="aten.convolution_backward.default", reads=(2, 0, 1), writes=(3, 4), flops=4)
+        found = work(op, image, kernel, out, *grads)
+    else:
+        found = work(Op(name="aten.convolution.default", reads=(0, 1), writes=(2,), flops=2), image, kernel, out)
+    assert OpClass(found.kind[0]) is kind
+    assert row(found) == expected
+    assert found.kernels[0] == (2 if backward else 1)
+
+
+def test_what_a_causal_kernel_skips_is_not_work() -> None:
+    """GIVEN attention half of which is masked WHEN its row is made THEN only the other half is carried out."""
+    name = "aten._scaled_dot_product_flash_attention.default"
+    found = work(Op(name=name, writes=(0,), flops=100, masked_flops=48), tensor(0, 2, 4, 16, 64))
+    assert (found.flops[0], found.k[0]) == (52, 64)
+
+
+@pytest.mark.parametrize(
+    ("read", "written", "expected"),
+    [
+        (tensor(0, 64, 512), tensor(1, 64, 512), OpClass.STREAM),
+        (tensor(0, 64, 512, dtype="float32"), tensor(1, 64, 512), OpClass.EAGER),
+        (tensor(0, 1, 5120), tensor(1, 64, 5120), OpClass.EAGER),
+    ],
+)
+def test_casts_and_broadcasts_compute_addresses(read: Storage, written: Storage, expected: OpClass) -> None:
+    """GIVEN an element-wise op WHEN its tensors differ in type or size THEN it is eager, else it streams."""
+    found = work(Op(name="aten.mul.Tensor", reads=(0,), writes=(1,), moved_bytes=1), read, written)
+    assert OpClass(found.kind[0]) is expected
+
+
+def test_rows_tell_how_they_are_aligned() -> None:
+    """GIVEN a product with a vocabulary of odd size WHEN its row is made THEN its rows are aligned to nothing."""
+    odd = work(Op(name="aten.mm.default", writes=(0,), flops=2 * 16 * 50257 * 8), tensor(0, 16, 50257))
+    even = work(Op(name="aten.mm.default", writes=(0,), flops=2 * 16 * 50304 * 8), tensor(0, 16, 50304))
+    assert (odd.align[0], even.align[0]) == (1, 16)
+
+
+def test_a_step_of_cuda_graphs_dispatches_nothing() -> None:
+    """GIVEN a step that a graph replays WHEN its rows are made THEN the host has no part in them."""
+    op = Op(name="aten.mm.default", writes=(0,), flops=2)
+    graphs = Origin(versions={GRAPHS: "whole step"})
+    assert work(op, tensor(0, 1, 1)).host_ops[0] == 1
+    assert work(op, tensor(0, 1, 1), origin=graphs).host_ops[0] == 0
+
+
+def test_other_lanes_and_empty_ops_launch_nothing() -> None:
+    """GIVEN a message, and an op that only makes a tensor WHEN rows are made THEN neither has a kernel."""
+    message = work(Op(name="dnnmem.all_reduce.tp", lane=Lane.COMM, moved_bytes=4))
+    empty = work(Op(name="aten.empty_like.default", writes=(0,)), tensor(0, 4))
+    assert (OpClass(message.kind[0]), message.kernels[0]) == (OpClass.LANE, 0)
+    assert (OpClass(empty.kind[0]), empty.kernels[0]) == (OpClass.NONE, 0)
+
+
+def test_lists_of_tensors_take_several_launches() -> None:
+    """GIVEN a foreach op over many tensors WHEN its row is made THEN it launches once for some 36 of them."""
+    ids = tuple(range(600))
+    found = work(Op(name="aten._foreach_add_.List", reads=ids, writes=ids, moved_bytes=9), *(tensor(i, 8) for i in ids))
+    assert found.kernels[0] == 6
+
+
+def test_nothing_gives_an_empty_table() -> None:
+    """GIVEN no ops WHEN the table is made THEN it has no rows."""
+    assert work_of(Trace(ops=(), storages={})).kind.size == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_arithmetic_runs_in_the_output_s_type(dtype: str) -> None:
+    """GIVEN a product WHEN its row is made THEN its rate is that of what it writes."""
+    found = work(Op(name="aten.mm.default", writes=(0,), flops=2 * 64), tensor(0, 8, 8, dtype=dtype))
+    assert DTYPES[found.dtype[0]] == dtype
+
+
+def test_every_class_is_named_once() -> None:
+    """GIVEN operators of each class WHEN asked THEN backward and forward of attention differ, the unknown stream."""
+    assert kind_of("aten._flash_attention_backward.default") is OpClass.ATTENTION_BACKWARD
+    assert kind_of("aten._flash_attention_forward.default") is OpClass.ATTENTION_FORWARD
+    assert kind_of("dnnmem.begin") is OpClass.NONE
+    assert kind_of("dnnmem.fused") is OpClass.STREAM
+    assert kind_of("mine.never_heard_of.default") is OpClass.STREAM
