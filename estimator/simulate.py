@@ -68,9 +68,7 @@ def simulate(ops: Sequence[Op], seconds: Any, host_seconds: Any) -> Timing:  # n
     """
     durations, issues = _checked(ops, seconds), _checked(ops, host_seconds)
     start, end, exposed = _run(ops, durations, issues)
-    busy = dict.fromkeys(Lane, 0.0)
-    for op, duration in zip(ops, durations, strict=True):
-        busy[op.lane] += duration
+    busy = {lane: math.fsum(d for op, d in zip(ops, durations, strict=True) if op.lane is lane) for lane in Lane}
     host = math.fsum(issues)
     return Timing(
         start=np.array(start, dtype=np.float64),
@@ -99,39 +97,41 @@ def _run(  # noqa: C901  (one loop over all ops, written for speed)
 ) -> tuple[list[float], list[float], dict[str, float]]:
     """Start and end of each op, and the seconds that the compute lane waits, by cause."""
     compute = Lane.COMPUTE
-    free = dict.fromkeys(Lane, 0.0)  # second at which each lane is done
+    computed = 0.0  # second at which the compute lane is done
+    free = dict.fromkeys(Lane, 0.0)  # the same of the side lanes
     written: dict[int, float] = {}  # of each storage: end of its last writer
     used: dict[int, float] = {}  # of each storage: latest end of its writer and readers
-    side: dict[float, str] = {}  # lane that ends at this second, for side lanes
+    side: dict[float, str] = {}  # side lane that ends at this second
     start, end, exposed = [], [], dict.fromkeys(CAUSES, 0.0)
     issued = 0.0
     for op, duration, issue in zip(ops, seconds, issues, strict=True):
-        lane, reads, writes = op.lane, op.reads, op.writes
+        reads, writes = op.reads, op.writes
+        alone = op.lane is compute
         issued += issue
-        begin = last = free[lane]
-        if lane is not compute and free[compute] > begin:
-            begin = free[compute]
+        begin = computed if alone else max(computed, free[op.lane])
         for storage in reads:
             if storage in written and written[storage] > begin:
                 begin = written[storage]
         for storage in writes:
             if storage in used and used[storage] > begin:
                 begin = used[storage]
-        if lane is compute and (begin > last or issued > last):
-            _blame(exposed, last, begin, issued, side)
+        if alone and (begin > computed or issued > computed):
+            _blame(exposed, computed, begin, issued, side)
         begin = max(begin, issued)
         done = begin + duration
         for storage in reads:
-            if done > used.get(storage, 0.0):
+            if storage not in used or done > used[storage]:
                 used[storage] = done
         for storage in writes:
             written[storage] = used[storage] = done
-        free[lane] = done
-        if lane is not compute:
-            side[done] = lane.value
+        if alone:
+            computed = done
+        else:
+            free[op.lane] = done
+            side[done] = op.lane.value
         start.append(begin)
         end.append(done)
-    _blame(exposed, free[compute], max(free.values()), issued, side)
+    _blame(exposed, computed, max(computed, *free.values()), issued, side)
     return start, end, exposed
 
 
