@@ -27,6 +27,7 @@ EXPORT CUresult cuMemFree(CUdeviceptr address)
     vg_range range;
     if (!address)
         return CUDA_SUCCESS;
+    vg_finish(dr_current(), vg_last_put(dr_current())); /* it waits for all that may still use the memory */
     if (!vg_forget(address, &range))
         return CUDA_ERROR_INVALID_VALUE;
     if (range.kind == VG_MANAGED)

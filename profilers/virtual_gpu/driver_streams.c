@@ -1,6 +1,6 @@
-/* libcuda.so.1: streams and events. Nothing executes: all work is done at once, so that every wait is over before it
- * begins. What remains is who belongs to which capture: a stream that begins one, and each stream that waits for an
- * event of it. From cuda.h.
+/* libcuda.so.1: streams and events. Nothing executes, so that every wait is over before it begins; when an event counts
+ * as complete, queue.c says. What remains is who belongs to which capture: a stream that begins one, and each stream that
+ * waits for an event of it. From cuda.h.
  */
 #include "driver.h"
 #include "virtual_gpu.h"
@@ -10,6 +10,8 @@
 
 struct CUevent_st {
     double milliseconds;
+    int device;
+    unsigned long last; /* in that one's queue before it */
     capture *recorded_in;
 };
 
@@ -84,6 +86,22 @@ EXPORT CUresult cuStreamGetCtx(CUstream stream, CUcontext *context)
     return cuDevicePrimaryCtxRetain(context, dr_stream(stream)->device);
 }
 
+EXPORT CUresult cuStreamQuery(CUstream stream)
+{
+    int device = dr_stream(stream)->device;
+    return vg_is_complete(device, vg_last_put(device)) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+}
+
+static CUresult synchronize(int device)
+{
+    vg_finish(device, vg_last_put(device));
+    vg_waited();
+    return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuStreamSynchronize(CUstream stream) { return synchronize(dr_stream(stream)->device); }
+EXPORT CUresult cuCtxSynchronize(void) { return synchronize(dr_current()); }
+
 EXPORT CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags)
 {
     (void)flags;
@@ -131,6 +149,8 @@ EXPORT CUresult cuEventRecord(CUevent event, CUstream stream)
 {
     event->milliseconds = now_milliseconds();
     event->recorded_in = dr_active(dr_stream(stream)->capturing);
+    event->device = dr_stream(stream)->device;
+    event->last = event->recorded_in ? 0 : vg_last_put(event->device);
     return CUDA_SUCCESS;
 }
 
@@ -138,6 +158,18 @@ EXPORT CUresult cuEventRecordWithFlags(CUevent event, CUstream stream, unsigned 
 {
     (void)flags;
     return cuEventRecord(event, stream);
+}
+
+EXPORT CUresult cuEventQuery(CUevent event)
+{
+    return vg_is_complete(event->device, event->last) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+}
+
+EXPORT CUresult cuEventSynchronize(CUevent event)
+{
+    vg_finish(event->device, event->last);
+    vg_waited();
+    return CUDA_SUCCESS;
 }
 
 EXPORT CUresult cuEventDestroy(CUevent event)

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.device import Device
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.virtual_gpu.build import build, default_cache, find_compiler, read_targets
 from dnnmem.profilers.virtual_gpu.cudnn_service import VARIABLE, find_cudnn, running
@@ -23,6 +23,10 @@ from dnnmem.profilers.virtual_gpu.installed import WITHOUT, find_torch
 
 DEFAULT_GPU = "h100-sxm-80gb"
 """The GPU where nobody names one."""
+
+IN_FLIGHT = 1024
+"""Kernels and copies that a GPU's queue holds before the host has to wait: "about 1000" in measurements at
+forums.developer.nvidia.com/t/68937 and stackoverflow.com/questions/53970187, 1024 in cupy's issue 1294."""
 
 _MACHINES = ("x86_64", "aarch64")
 _TOOLS = Path(__file__).parent / "tools"
@@ -60,11 +64,13 @@ def prepare(
     count: int = 1,
     cache: Path | None = None,
     error_file: Path | None = None,
+    in_flight: int = IN_FLIGHT,
 ) -> Launch:
     """How to start a process on `count` GPUs called `gpu`, with the environment `base` besides; builds what is missing.
 
     `error_file`: where a call that the virtual GPU lacks is written as JSON before it ends the process; what the
-    process compiles goes beside it, and not into the user's own cache. Raises
+    process compiles goes beside it, and not into the user's own cache. `in_flight`: how far the host runs ahead of the
+    GPU, in kernels and copies; 0: the GPU is never behind (queue.c). Raises
     `UnsupportedError` if this machine cannot, `UsageError` if there is no such GPU.
     """
     if reason := unavailable():
@@ -75,6 +81,7 @@ def prepare(
     described = identity(device, count=count, targets=read_targets(folder))
     kept = {name: value for name, value in base.items() if name not in _REAL_GPUS and "DNNMEM_VGPU_" not in name}
     told = {"DNNMEM_VGPU_ERROR_FILE": str(error_file)} if error_file else {}
+    told |= {"DNNMEM_VGPU_QUEUE": str(in_flight)}
     told |= _workspaces(device, folder, cache or default_cache())
     told |= _compilers(error_file.parent if error_file else None, base, cache or default_cache())
     return Launch(environment={**kept, **described, **told, **_preload(folder, base)}, note=note)

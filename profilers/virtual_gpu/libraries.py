@@ -34,6 +34,7 @@ LIBRARIES = (
             "memory.c",
             "values.c",
             "waits.c",
+            "queue.c",
             "calls.c",
             "driver.c",
             "driver_memory.c",

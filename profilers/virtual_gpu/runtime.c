@@ -24,6 +24,7 @@ static const struct {
     {CUDA_ERROR_INVALID_DEVICE, cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",
      "part or all of the requested memory range is not mapped"},
+    {CUDA_ERROR_NOT_READY, cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
     {CUDA_ERROR_ILLEGAL_STATE, cudaErrorIllegalState, "cudaErrorIllegalState",
      "the operation cannot be performed in the present state"},
 };
@@ -109,8 +110,7 @@ EXPORT cudaError_t cudaRuntimeGetVersion(int *version)
 
 EXPORT cudaError_t cudaDeviceSynchronize(void)
 {
-    vg_waited();
-    return rt_result(rt_enter());
+    IN_CONTEXT(cuCtxSynchronize());
 }
 
 EXPORT cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int which)

@@ -20,9 +20,7 @@ EXPORT cudaError_t cudaStreamDestroy(cudaStream_t stream) { return rt_result(cuS
 
 EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
-    (void)stream;
-    vg_waited();
-    return cudaSuccess;
+    return rt_result(cuStreamSynchronize(stream));
 }
 
 EXPORT cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority)
@@ -59,10 +57,11 @@ EXPORT cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) { IN_
 
 EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
-    (void)event;
-    vg_waited();
-    return cudaSuccess;
+    return rt_result(cuEventSynchronize(event));
 }
+
+EXPORT cudaError_t cudaEventQuery(cudaEvent_t event) { return rt_result(cuEventQuery(event)); }
+EXPORT cudaError_t cudaStreamQuery(cudaStream_t stream) { IN_CONTEXT(cuStreamQuery(stream)); }
 
 EXPORT cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags)
 {

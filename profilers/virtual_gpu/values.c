@@ -59,7 +59,13 @@ static void give_expected(char *to, size_t nbytes)
     memcpy(to, &value, nbytes < sizeof value ? nbytes : sizeof value);
 }
 
-void vg_ran(void) { atomic_store(&stale, true); }
+static void forget(void) { atomic_store(&stale, true); }
+
+void vg_ran(void)
+{
+    vg_put();
+    forget();
+}
 
 /* `list`, with room for one more item. */
 static void *with_room(void *list, size_t used, size_t *room, size_t item_bytes)
@@ -162,7 +168,7 @@ static void copy(uintptr_t to, uintptr_t from, size_t nbytes, size_t most)
         if (to_device)
             note_written(to, nbytes);
     } else if (to_device) {
-        vg_ran();
+        forget();
     } else {
         memset((void *)to, 0, nbytes);
     }
@@ -171,6 +177,7 @@ static void copy(uintptr_t to, uintptr_t from, size_t nbytes, size_t most)
 
 void vg_copy(uintptr_t to, uintptr_t from, size_t nbytes)
 {
+    vg_put();
     if (expecting && nbytes && vg_device_of(to) < 0 && vg_device_of(from) >= 0)
         give_expected((char *)to, nbytes);
     else
@@ -184,13 +191,14 @@ void vg_fill(uintptr_t to, unsigned value, size_t width, size_t count)
     size_t nbytes = width * count;
     if (!nbytes)
         return;
+    vg_put();
     vg_touched(to, nbytes);
     pthread_mutex_lock(&lock);
     bool on_device = vg_device_of(to) >= 0;
     if (on_device && keep && !value) {
         drop(to, nbytes); /* what has no memory reads as 0 */
     } else if (on_device && (nbytes > small_bytes || !back(to, nbytes))) {
-        vg_ran();
+        forget();
     } else {
         settle();
         for (size_t i = 0; i < count; i++)

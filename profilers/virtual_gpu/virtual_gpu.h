@@ -73,6 +73,12 @@ EXPORT void vg_waited(void);                            /* the host waits for th
 EXPORT void vg_carry_any_size(bool any);                /* copies and payloads of this thread are all small */
 EXPORT bool vg_carries_any_size(void);
 
+/* ---- what a GPU has to do (queue.c): places in its queue count from 1 ---- */
+void vg_put(void); /* something more, for the current one */
+unsigned long vg_last_put(int device);
+void vg_finish(int device, unsigned long upto); /* the host has waited for it */
+bool vg_is_complete(int device, unsigned long which); /* 0: nothing to wait for */
+
 /* ---- calls ---- */
 EXPORT void vg_give_up(const char *message, const char *hint) __attribute__((noreturn));
 EXPORT int vg_unreviewed(const char *symbol); /* a call that nobody has reviewed: ends the process, or returns 0 */
