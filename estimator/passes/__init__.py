@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.passes import remat, tensor
+from dnnmem.estimator.passes import kernels, remat, tensor
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -15,5 +15,6 @@ if TYPE_CHECKING:
 PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
     "tensor": tensor.apply,
     "remat": remat.apply,
+    "kernels": kernels.apply,
 }
 """By field of a plan, in the order in which they are applied."""
