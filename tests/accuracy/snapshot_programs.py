@@ -6,18 +6,24 @@ python tests/accuracy/snapshot_programs.py NAME FILE      on a (virtual) GPU; wr
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+
+from dnnmem.estimator.devices import find_device
+from dnnmem.profilers.virtual_gpu.launch import prepare
 
 MIB = 2**20
 
 
 def churn(seed: int, count: int, device: str = "cuda", most: int = 24 * MIB, kept: int = 12) -> list[torch.Tensor]:
     """Allocate and free at random; returns what is left."""
-    chosen = random.Random(seed)
+    chosen = random.Random(seed)  # noqa: S311
     held: list[torch.Tensor] = []
     for _ in range(count):
         if held and chosen.random() < len(held) / (2 * kept):
@@ -68,7 +74,7 @@ def two_gpus() -> object:
 def streams() -> object:
     """Blocks that other streams use when they are freed."""
     others = [torch.cuda.Stream() for _ in range(3)]
-    chosen = random.Random(11)
+    chosen = random.Random(11)  # noqa: S311
     held: list[torch.Tensor] = []
     for _ in range(150):
         with torch.cuda.stream(chosen.choice([torch.cuda.default_stream(), *others])):
@@ -85,7 +91,7 @@ def full() -> object:
     for seed in range(12, 30):
         try:
             held.append(churn(seed, 30, most=90 * MIB, kept=8))
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError:  # noqa: PERF203
             del held[: len(held) // 2 + 1]
     return held
 
@@ -105,6 +111,20 @@ PROGRAMS = {
     "full": full,
     "fraction": fraction,
 }
+
+
+def record(name: str, path: Path, *, conf: str = "", entries: int = 10**6) -> Path:
+    """Write the snapshot of a program, and beside it the peaks that PyTorch counted, on virtual GPUs of 1 GiB."""
+    device = replace(find_device("a100-sxm-40gb"), memory_bytes=2**30, usable_bytes=2**30)
+    told = {"PYTORCH_ALLOC_CONF": conf, "PYTORCH_CUDA_ALLOC_CONF": conf} if conf else {}
+    base = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **told}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, name, str(path), str(entries)],
+        env=prepare(device, base, count=2 if name == "two_gpus" else 1).environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    return path
 
 
 def main(name: str, path: str, entries: int) -> None:
