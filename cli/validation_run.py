@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import dnnmem
 from dnnmem.cli.cache import cache_folder
+from dnnmem.estimator.build import build_profile
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import DnnmemError, UsageError
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.profile import Measurement
@@ -108,22 +110,21 @@ def _step(case: Case, recorded: Path | DnnmemError, last: _Step | None) -> _Step
 
 
 def _predict(case: Case, step: _Step) -> list[Prediction]:
-    """Times and peaks are the estimate's; a peak of one GPU's plain step is the recorder's own."""
+    """Times and peaks are the estimate's; the peak of one GPU's plain step is what `dnnmem profile` says."""
     metrics = [metric for metric in METRICS if case.measured(metric) is not None]
     if not metrics:
         return _missed(case, "nothing that is compared was measured")
     plain = case.plan == Plan() and case.layers is None
-    values: dict[str, float | None] = {
-        "peak_reserved_bytes": step.measurement.reserved_bytes,
-        "peak_allocated_bytes": step.measurement.allocated_bytes,
-    }
+    values: dict[str, float | None] = {}
     interval: tuple[float, float] | None = None
     if not plain or "step_seconds" in metrics:
         found = estimated(case, step.trace, memory=not plain and metrics != ["step_seconds"])
         values["step_seconds"], interval = found.step_seconds, found.interval_seconds
-        if not plain:
-            values["peak_reserved_bytes"] = found.peak_reserved_bytes
-            values["peak_allocated_bytes"] = found.peak_allocated_bytes
+        values["peak_reserved_bytes"] = found.peak_reserved_bytes
+        values["peak_allocated_bytes"] = found.peak_allocated_bytes
+    if plain and metrics != ["step_seconds"]:
+        peak = build_profile(step.trace, step.measurement, find_device(case.gpu)).peak
+        values["peak_reserved_bytes"], values["peak_allocated_bytes"] = peak.reserved_bytes, peak.allocated_bytes
     return [
         Prediction(
             case=case,

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from dnnmem.estimator.plan import to_json as plan_json
 from dnnmem.estimator.validation.score import Prediction, scores
 
-SCHEMA = "dnnmem.validate/1"
+SCHEMA: Literal["dnnmem.validate/1"] = "dnnmem.validate/1"
+"""Name and version of the format."""
 
 Metric = Literal["step_seconds", "peak_reserved_bytes", "peak_allocated_bytes"]
 

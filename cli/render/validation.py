@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -36,7 +36,7 @@ def print_validation(found: Sequence[Prediction], console: Console) -> None:
             table.add_column(head, justify="right" if head in _HEADS[1:] else "left", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        parts = [*([Text()] if number else []), table]
+        parts: tuple[RenderableType, ...] = (Text(), table) if number else (table,)
         for part in parts:
             if console.no_color:
                 console.print(plain(part, width=console.width), soft_wrap=True)

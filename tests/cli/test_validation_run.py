@@ -35,7 +35,8 @@ def asked(monkeypatch, tmp_path):
         for i, request in enumerate(requests):
             seen.append(request)
             path = folder / f"{i}.trace.json.gz"
-            save_trace(Trace(ops=(), storages={}), Measurement(reserved_bytes=request.batch_size), path)
+            measured = Measurement(allocated_bytes=0, reserved_bytes=request.batch_size)
+            save_trace(Trace(ops=(), storages={}), measured, path)
             yield i, ModelError("it broke") if request.target == "timm:bad" else path
 
     monkeypatch.setenv("DNNMEM_CACHE", str(tmp_path / "cache"))
