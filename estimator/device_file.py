@@ -76,17 +76,25 @@ _KEYS: dict[str, Key] = {
     "efficiency_gemm_kind": Key("gemm_kind", text, "book"),
     "note": Key("note", text, ""),
 }
+_ONLY_ON_A_GPU = (
+    "smem_per_sm_kib", "smem_per_block_kib", "registers_per_sm", "threads_per_sm", "blocks_per_sm", "compute_capability",
+)  # fmt: skip
+_CPU_KEYS = {
+    key: entry._replace(default="" if entry.read is text else 0) if key in _ONLY_ON_A_GPU else entry
+    for key, entry in _KEYS.items()
+}
+"""A CPU is a device too: `dnnmem calibrate` writes one. Its threads are `sm_count`, its last cache `l2_mib`."""
 
 
 def parse_devices(toml: str, where: str) -> dict[str, Device]:
     """Devices of a TOML text by name. Raises `UsageError`, beginning with `where`, for a faulty form, key or value."""
-    return {name: _device(name, table, where) for name, table in parse_tables(toml, where).items()}
+    return {name: _device(name, table, where) for name, table in parse_tables(toml, where, "devices").items()}
 
 
 def _device(name: str, table: object, where: str) -> Device:
     if not isinstance(table, dict):
         raise UsageError(f"{where}: {name} is no table", hint="put the facts of a GPU under its name: [my-gpu]")
-    values = read_table(table, _KEYS, f"{where}: [{name}]")
+    values = read_table(table, _CPU_KEYS if table.get("vendor") == "cpu" else _KEYS, f"{where}: [{name}]")
     rates = {dtype: values.pop(dtype) for dtype in _RATES.values()}
     if values["usable_bytes"] > values["memory_bytes"]:
         raise UsageError(f"{where}: [{name}] usable_gib is above memory_gib; a driver offers less than the card holds")

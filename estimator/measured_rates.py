@@ -52,6 +52,22 @@ def with_curves(work: Work, model: TimeModel, seconds: Floats) -> Floats:
     return seconds
 
 
+def curve_of(work: Work, index: int) -> tuple[str, float, float]:
+    """Name of the most special curve that prices an op, its size on it, and how many of that size the op is."""
+    rows = np.array([index], np.intp)
+    labels = _keys(work.names[index], work.kind[index], work.backward[index], work.batch[index], 0)
+    size, side, many = (float(part[0]) for part in _place(work, rows))
+    dtype = DTYPES[work.dtype[index]]
+    kind = OpClass(work.kind[index])
+    plain = kind not in ARITHMETIC
+    name = labels[len(labels) // 2] if plain or not _has_sides(kind) else f"{labels[len(labels) // 2]}-{side:g}"
+    return (name if plain or dtype == "float32" else f"{dtype}-{name}"), size, many
+
+
+def _has_sides(kind: OpClass) -> bool:
+    return kind in ARITHMETIC and kind is not OpClass.DEPTHWISE_CONV
+
+
 def _keys(name: str, kind: int, backward: bool, batch: float, dtype: int) -> tuple[str, ...]:  # noqa: FBT001
     """Names under which the curve of an op may stand, the most special first; none for what has no kernel."""
     kind_ = OpClass(kind)
@@ -64,14 +80,22 @@ def _keys(name: str, kind: int, backward: bool, batch: float, dtype: int) -> tup
     return (*(f"{DTYPES[dtype]}-{text}" for text in labels), *labels)
 
 
-def _priced(work: Work, rows: npt.NDArray[np.intp], curves: Mapping[float, Curve], model: TimeModel) -> Floats:
+def _place(work: Work, rows: npt.NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
+    """Sizes on the curves of ops of one kind, their sides, and how many of that size each is."""
     kind = OpClass(work.kind[rows[0]])
-    share = getattr(model, kind.label, model.stream)
+    one = np.ones(len(rows))
     if kind not in ARITHMETIC:
-        return between(curves, work.bytes[rows], np.ones(len(rows))) / share
-    many = work.batch[rows] if kind is OpClass.GEMM else np.ones(len(rows))
+        return work.bytes[rows], one, one
+    many = work.batch[rows] if kind is OpClass.GEMM else one
     least = np.minimum(work.n[rows], work.k[rows])
-    side = work.k[rows] if kind in (OpClass.ATTENTION_FORWARD, OpClass.ATTENTION_BACKWARD) else least
-    if kind is OpClass.GEMM:
-        side = np.minimum(least, work.m[rows])
-    return between(curves, work.flops[rows] / many, side) * many / share
+    if kind in (OpClass.ATTENTION_FORWARD, OpClass.ATTENTION_BACKWARD):
+        least = work.k[rows]
+    elif kind is OpClass.GEMM:
+        least = np.minimum(least, work.m[rows])
+    return work.flops[rows] / many, least, many
+
+
+def _priced(work: Work, rows: npt.NDArray[np.intp], curves: Mapping[float, Curve], model: TimeModel) -> Floats:
+    size, side, many = _place(work, rows)
+    share = getattr(model, OpClass(work.kind[rows[0]]).label, model.stream)
+    return between(curves, size, side) * many / share

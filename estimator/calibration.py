@@ -1,0 +1,203 @@
+"""A site's own rates from a few of its own steps: the most likely parameters, given what was measured and the priors.
+
+    minimise   sum over steps       (ln measured - ln predicted)^2 / noise^2
+             + sum over parameters  (ln p - ln p0)^2 / spread^2
+
+Each parameter begins at the packaged value with the spread of its kind of work, so one step moves the parameters that
+it depends on, each as far as it is unsure, and no other. Gauss-Newton on logarithms; the inverse of the last normal
+matrix says how sure the parameters are afterwards, and narrows the interval of a prediction.
+
+>>> [parameter for parameter, kind in PARAMETERS.items() if kind == "host"]
+['host_seconds', 'iteration_seconds']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from dnnmem.estimator.errors import UsageError
+from dnnmem.estimator.local_step import LocalStep
+from dnnmem.estimator.step_time import time_step
+from dnnmem.estimator.time_model import TimeModel
+
+PARAMETERS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("gemm", "attention_forward", "attention_backward", "conv", "grouped_conv", "depthwise_conv"), "arithmetic"
+    ),
+    **dict.fromkeys(
+        ("stream", "eager", "norm", "softmax", "reduction", "index", "launch_seconds", "fault_seconds_per_byte"),
+        "traffic",
+    ),
+    **dict.fromkeys(("host_seconds", "iteration_seconds"), "host"),
+    **dict.fromkeys(
+        (
+            "nvlink", "nvlink_latency_seconds", "pcie", "pcie_latency_seconds", "network", "network_latency_seconds",
+        ),
+        "communication",
+    ),
+}  # fmt: skip
+"""What is fitted, and whose spread is its prior's. One that is 0 stays 0."""
+NOISE = 0.04
+"""Standard deviation of ln(step) that no parameter explains: repeated runs of one step differ by that much."""
+_FURTHEST = 3.0
+"""Most spreads that a parameter may go: what asks for more is not a matter of rates."""
+_STEP = 0.02
+"""Of a logarithm, for derivatives."""
+_ROUNDS = 12
+_CLOSE = 1e-4
+Floats = npt.NDArray[np.float64]
+Predict = Callable[[Floats], Floats]
+"""Logarithms of the steps' seconds from those of the parameters' changes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """One parameter that the steps moved, or could have."""
+
+    name: str
+    """Field of `TimeModel`."""
+    before: float
+    """Packaged."""
+    after: float
+    """Most likely."""
+    spread_before: float
+    """Prior standard deviation of its logarithm."""
+    spread_after: float
+    """Posterior one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What a calibration found."""
+
+    model: TimeModel
+    """With the fitted parameters, and spreads as narrow as the steps allow."""
+    parameters: tuple[Fitted, ...]
+    """Those that the steps depend on, the surest gain first."""
+    measured: tuple[float, ...]
+    """Seconds of the steps."""
+    before: tuple[float, ...]
+    """Seconds predicted with the packaged parameters."""
+    after: tuple[float, ...]
+    """And with the fitted ones."""
+
+
+def fit(
+    prepared: Sequence[LocalStep],
+    measured_seconds: Sequence[float],
+    model: TimeModel,
+    priors: Mapping[str, float] | None = None,
+) -> Calibration:
+    """Fit `model` to measured steps.
+
+    Args: `prepared`: steps made ready by `local_step`; `priors`: spreads by parameter, where they are not those of
+    `model.spread` by kind of work.
+
+    Raises `UsageError` for no step, or a time that is none.
+    """
+    if not prepared or len(prepared) != len(measured_seconds):
+        raise UsageError(f"{len(prepared)} steps and {len(measured_seconds)} times; a calibration needs one of each")
+    if not all(0 < seconds < float("inf") for seconds in measured_seconds):
+        raise UsageError(f"a step took {min(measured_seconds)} s; a time is above 0", hint="give seconds per step")
+    spreads = {name: (priors or {}).get(name, model.spread[kind]) for name, kind in PARAMETERS.items()}
+    names = [name for name, spread in spreads.items() if getattr(model, name) > 0 and spread > 0]
+    target = np.log(np.array(measured_seconds))
+
+    def predict(logs: Floats) -> Floats:
+        moved = _moved(model, names, logs)
+        return np.log([max(time_step(step, moved).seconds, 1e-12) for step in prepared])
+
+    sd = np.array([spreads[name] for name in names])
+    first = predict(np.zeros(len(names)))
+    logs, slope = _minimum(predict, first, target, sd)
+    after = predict(logs)
+    covariance = np.linalg.inv(slope.T @ slope / NOISE**2 + np.diag(1 / sd**2))
+    fitted = _moved(model, names, logs)
+    narrowed = _narrowed(model, names, slope, sd, covariance)
+    posterior = np.sqrt(np.diag(covariance))
+    moves = [
+        Fitted(
+            name=name,
+            before=getattr(model, name),
+            after=getattr(fitted, name),
+            spread_before=float(sd[i]),
+            spread_after=float(posterior[i]),
+        )
+        for i, name in sorted(enumerate(names), key=lambda pair: posterior[pair[0]] / sd[pair[0]])
+        if np.any(slope[:, i])
+    ]
+    return Calibration(
+        model=replace(fitted, spread=narrowed),
+        parameters=tuple(moves),
+        measured=tuple(measured_seconds),
+        before=tuple(np.exp(first).tolist()),
+        after=tuple(np.exp(after).tolist()),
+    )
+
+
+def _moved(model: TimeModel, names: Sequence[str], logs: Floats) -> TimeModel:
+    values = {name: getattr(model, name) * float(np.exp(log)) for name, log in zip(names, logs, strict=True)}
+    return replace(model, **values)  # type: ignore[arg-type]
+
+
+def _minimum(predict: Predict, first: Floats, target: Floats, sd: Floats) -> tuple[Floats, Floats]:
+    """Most likely logarithms, and the slope of the steps' there: one row a step, one column a parameter."""
+    logs, now = np.zeros(len(sd)), first
+    slope = _slope(predict, logs, now, np.arange(len(sd)))
+    felt = np.flatnonzero(np.abs(slope).max(axis=0) > 0)
+
+    def cost(now: Floats, logs: Floats) -> float:
+        return float((((target - now) / NOISE) ** 2).sum() + ((logs / sd) ** 2).sum())
+
+    for _ in range(_ROUNDS):
+        j, p = slope[:, felt], sd[felt]
+        normal = j.T @ j / NOISE**2 + np.diag(1 / p**2)
+        wanted = np.linalg.solve(normal, j.T @ (target - now + j @ logs[felt]) / NOISE**2)
+        step = np.zeros(len(sd))
+        step[felt] = np.clip(wanted, -_FURTHEST * p, _FURTHEST * p) - logs[felt]
+        logs, now = _descend(predict, logs, step, cost)
+        slope = _slope(predict, logs, now, felt)
+        if np.abs(step).max(initial=0.0) < _CLOSE:
+            break
+    return logs, slope
+
+
+def _descend(
+    predict: Predict, logs: Floats, step: Floats, cost: Callable[[Floats, Floats], float]
+) -> tuple[Floats, Floats]:
+    """Go along `step` as far as the sum of squares falls: whole, half, a quarter, ..."""
+    now = predict(logs)
+    start = cost(now, logs)
+    for scale in (1.0, 0.5, 0.25, 0.125):
+        there = predict(logs + scale * step)
+        if cost(there, logs + scale * step) <= start:
+            return logs + scale * step, there
+    return logs, now
+
+
+def _slope(predict: Predict, logs: Floats, now: Floats, columns: npt.NDArray[np.intp]) -> Floats:
+    slope = np.zeros((len(now), len(logs)))
+    for i in columns:
+        there = logs.copy()
+        there[i] += _STEP
+        slope[:, i] = (predict(there) - now) / _STEP
+    return slope
+
+
+def _narrowed(
+    model: TimeModel, names: Sequence[str], slope: Floats, sd: Floats, covariance: Floats
+) -> dict[str, float]:
+    """Spread by kind of work: as the steps' own spread by parameters of that kind fell, never below the noise."""
+    spread = dict(model.spread)
+    for kind, packaged in model.spread.items():
+        mine = [i for i, name in enumerate(names) if PARAMETERS[name] == kind]
+        j = slope[:, mine]
+        before = float(((j * sd[mine]) ** 2).sum())
+        after = float(np.einsum("ri,ij,rj->", j, covariance[np.ix_(mine, mine)], j))
+        if before > 0:
+            spread[kind] = min(packaged, max(packaged * (after / before) ** 0.5, NOISE))
+    return spread

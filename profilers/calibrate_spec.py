@@ -1,0 +1,153 @@
+"""From measured times to the file that `--cluster`, `--gpu` and `--rates` read: curves, shares, costs and facts.
+
+    cpu     the machine itself as a device: its peaks are the best that was measured, its shares are 1, curves say the rest
+    cuda    the packaged GPU of that name: products and attention as shares of its peaks, since tiles and waves are
+            modelled; convolutions and traffic as curves; links as shares of theirs
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dnnmem.estimator.calibration_file import write_calibration
+from dnnmem.estimator.curve import Curve
+from dnnmem.estimator.device import Device
+
+Points = Sequence[Sequence[float]]
+_ARITHMETIC = ("gemm", "attention_forward", "attention_backward")
+_SHARES = (
+    "gemm", "attention_forward", "attention_backward", "conv", "grouped_conv", "depthwise_conv", "stream", "eager",
+    "norm", "softmax", "reduction", "index",
+)  # fmt: skip
+_LEAST_SHARE = 0.02
+"""Of a case's time, what is at least its own: the rest is the cost of any operator."""
+_NEAR = 1.05
+"""Points whose sizes differ by less are one."""
+
+
+def spec_text(found: Mapping[str, Any], device: Device | None, comments: Sequence[str]) -> str:
+    """The text of a file for what `measure` found; `device` is the packaged GPU, None for a CPU."""
+    curves = curves_of(found["curves"], found["floor_seconds"])
+    if device is None:
+        name = name_of(found["machine"])
+        return write_calibration(
+            {name: _cpu(found)},
+            {name: _node(name, found["memory_bytes_per_s"])},
+            {
+                **dict.fromkeys(_SHARES, 1.0),
+                "l2_boost": 1.0,
+                "launch_seconds": found["launch_seconds"],
+                "host_seconds": 0.0,
+                "iteration_seconds": 0.0,
+                "fault_seconds_per_byte": found["fault_seconds_per_byte"],
+            },
+            curves,
+            comments,
+        )
+    kept = {name: curve for name, curve in curves.items() if not any(label in name for label in _ARITHMETIC)}
+    rates = {
+        **_reached(found["curves"], device),
+        "launch_seconds": found["launch_seconds"],
+        "host_seconds": found["host_seconds"],
+        **{name: 1.0 for name in _SHARES if name not in (*_ARITHMETIC, "stream", "eager")},
+        **_links(found, device),
+    }
+    return write_calibration({}, {}, rates, kept, comments)
+
+
+def name_of(machine: Mapping[str, Any]) -> str:
+    """Name of a CPU's tables: `amd-epyc-2-threads`."""
+    words = re.findall(r"[a-z0-9]+", str(machine["name"]).lower().partition("@")[0])
+    units = machine["units"]
+    return "-".join([*(word for word in words if word not in ("r", "tm", "cpu")), str(units), "thread" + "s" * (units > 1)])
+
+
+def curves_of(points: Mapping[str, Points], floor_seconds: float) -> dict[str, Curve]:
+    """Curves from points: what any operator costs taken off, points of nearly one size put together (geometric mean)."""
+    found = {}
+    for name, raw in points.items():
+        groups: list[list[tuple[float, float]]] = []
+        for size, seconds in sorted((size, seconds) for size, seconds in raw if size > 0):
+            if not groups or size > groups[-1][0][0] * _NEAR:
+                groups.append([])
+            groups[-1].append((size, max(seconds - floor_seconds, seconds * _LEAST_SHARE)))
+        if groups:
+            sizes, seconds_ = zip(*map(_middle, groups), strict=True)
+            found[name] = Curve(sizes=sizes, seconds=seconds_)
+    return found
+
+
+def _middle(group: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    product = 1.0
+    for _, seconds in group:
+        product *= seconds ** (1 / len(group))
+    return group[0][0], product
+
+
+def _cpu(found: Mapping[str, Any]) -> dict[str, Any]:
+    machine, gib = found["machine"], 2**30
+    peak = found["float32_flops_per_s"] / 1e12
+    return {
+        "vendor": "cpu",
+        "arch": "cpu",
+        "sm_count": machine["units"],
+        "fp32_tflops": round(peak, 5),
+        **dict.fromkeys(("tf32_tflops", "fp16_tflops", "fp8_tflops"), 0.0),
+        "bf16_tflops": round(found.get("bfloat16_flops_per_s", 0.0) / 1e12, 5),
+        "memory_gib": round(machine["memory_bytes"] / gib, 3),
+        "usable_gib": round(machine["memory_bytes"] / gib, 3),
+        "memory_gb_s": round(found["memory_bytes_per_s"] / 1e9, 2),
+        "l2_mib": machine["cache_bytes"] / 2**20,
+        "link": "none",
+        "link_gb_s": 0.0,
+        "pcie_generation": 1,
+        "pcie_gb_s": round(found["memory_bytes_per_s"] / 1e9, 2),
+        "power_w": 1,
+        "source": "dnnmem calibrate: best product and largest plain traffic measured; power is not known",
+        "context_mib": 1,
+        "context_source": "none: a CPU has no context",
+    }
+
+
+def _node(name: str, bytes_per_s: float) -> dict[str, Any]:
+    return {
+        "device": name,
+        "gpus": 1,
+        "link": "memory",
+        "link_gb_s": round(bytes_per_s / 1e9, 2),
+        "source": "dnnmem calibrate",
+    }
+
+
+def _reached(points: Mapping[str, Points], device: Device) -> dict[str, float]:
+    """Shares of the GPU's peaks at the largest sizes."""
+    found: dict[str, float] = {}
+    for name, raw in points.items():
+        dtype, _, label = name.rpartition("gemm-") if "gemm-" in name else ("", "", name)
+        kind = next((kind for kind in _ARITHMETIC if kind in name), None)
+        dtype = next((known for known in device.flops_per_s if name.startswith(known)), "float32")
+        if kind and "batched" not in name and label:
+            size, seconds = max(map(tuple, raw))
+            found[kind] = max(found.get(kind, 0.0), size / seconds / device.flops_per_s[dtype])
+    for kind in ("stream", "eager"):
+        size, seconds = max(map(tuple, points[kind]))
+        found[kind] = size / seconds / device.memory_bytes_per_s
+    return found
+
+
+def _links(found: Mapping[str, Any], device: Device) -> dict[str, float]:
+    """Share of the bus, and of the links between GPUs where ranks measured them (the ring's formula)."""
+    rates: dict[str, float] = {}
+    if found["copies"]:
+        slowest = max(max(map(tuple, points)) for points in found["copies"].values())
+        least = min(seconds for points in found["copies"].values() for _, seconds in points)
+        rates = {"pcie": slowest[0] / slowest[1] / device.pcie_bytes_per_s, "pcie_latency_seconds": least}
+    reduced = found.get("collectives", {}).get("all_reduce")
+    if reduced and device.link_bytes_per_s:
+        ranks = found["ranks"]
+        size, seconds = max(map(tuple, reduced))
+        least = min(seconds for _, seconds in reduced)
+        rates["nvlink"] = 2 * (ranks - 1) / ranks * size / max(seconds - least, 1e-9) / device.link_bytes_per_s
+    return rates
