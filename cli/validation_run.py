@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import dnnmem
 from dnnmem.cli.cache import cache_folder
-from dnnmem.estimator.build import build_profile
+from dnnmem.estimator.device import Device
 from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import DnnmemError, UsageError
 from dnnmem.estimator.plan import Plan
-from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.repeat import repeat
+from dnnmem.estimator.replay import ReplayResult, replay_trace
 from dnnmem.estimator.trace import Trace
 from dnnmem.estimator.trace_file import load_trace
 from dnnmem.estimator.validation.case import METRICS, Case, Key
@@ -49,7 +49,6 @@ class _Step(NamedTuple):
     key: Key
     layers: int | None
     trace: Trace
-    measurement: Measurement
 
 
 def traces(found: Iterable[Case], progress: Progress = lambda *_: None) -> dict[Key, Trace]:
@@ -90,9 +89,11 @@ def predict(
     for done, i in enumerate(order, 1):
         case = found[i]
         try:
-            if not case.reason:
+            if case.reason:
+                results[i] = _missed(case, case.reason)
+            else:
                 last = _step(case, recorded[case.key], last)
-            results[i] = _missed(case, case.reason) if case.reason or last is None else _predict(case, last)
+                results[i] = _predict(case, last.trace)
         except DnnmemError as error:
             results[i] = _missed(case, error.message)
         progress("predicting", done, len(order))
@@ -104,13 +105,12 @@ def _step(case: Case, recorded: Path | DnnmemError, last: _Step | None) -> _Step
         return last
     if isinstance(recorded, DnnmemError):
         raise recorded
-    trace, measurement = load_trace(recorded)
-    repeated = repeat(trace, case.layers) if case.layers else trace
-    return _Step(case.key, case.layers, repeated, measurement)
+    trace = load_trace(recorded)[0]
+    return _Step(case.key, case.layers, repeat(trace, case.layers) if case.layers else trace)
 
 
-def _predict(case: Case, step: _Step) -> list[Prediction]:
-    """Times and peaks are the estimate's; the peak of one GPU's plain step is what `dnnmem profile` says."""
+def _predict(case: Case, trace: Trace) -> list[Prediction]:
+    """Times and peaks are the estimate's; the peak of one GPU's plain step is replayed within what that GPU offers."""
     metrics = [metric for metric in METRICS if case.measured(metric) is not None]
     if not metrics:
         return _missed(case, "nothing that is compared was measured")
@@ -118,13 +118,14 @@ def _predict(case: Case, step: _Step) -> list[Prediction]:
     values: dict[str, float | None] = {}
     interval: tuple[float, float] | None = None
     if not plain or "step_seconds" in metrics:
-        found = estimated(case, step.trace, memory=not plain and metrics != ["step_seconds"])
+        found = estimated(case, trace, memory=not plain and metrics != ["step_seconds"])
         values["step_seconds"], interval = found.step_seconds, found.interval_seconds
         values["peak_reserved_bytes"] = found.peak_reserved_bytes
         values["peak_allocated_bytes"] = found.peak_allocated_bytes
     if plain and metrics != ["step_seconds"]:
-        peak = build_profile(step.trace, step.measurement, find_device(case.gpu)).peak
-        values["peak_reserved_bytes"], values["peak_allocated_bytes"] = peak.reserved_bytes, peak.allocated_bytes
+        held = _held(trace, find_device(case.gpu))
+        values["peak_reserved_bytes"] = held.peak_reserved_bytes
+        values["peak_allocated_bytes"] = held.peak_allocated_bytes
     return [
         Prediction(
             case=case,
@@ -136,6 +137,15 @@ def _predict(case: Case, step: _Step) -> list[Prediction]:
         )
         for metric in metrics
     ]
+
+
+def _held(trace: Trace, device: Device) -> ReplayResult:
+    """What the allocator holds on a GPU: near its end it gives cached segments back, as the measured run had to.
+
+    Where the step does not fit even so, what it would hold on a larger one.
+    """
+    held = replay_trace(trace, capacity_bytes=device.usable_bytes - (device.context_bytes or 0))
+    return replay_trace(trace) if held.out_of_memory else held
 
 
 def estimated(case: Case, trace: Trace, *, memory: bool) -> Estimate:

@@ -19,7 +19,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 def make_model(name: str = "resnet50", *, image: int = 224, channels_last: bool = False) -> nn.Module:
     """The model of timm called `name`; `image` is the side of its input, for models that are built for one."""
-    model = timm.create_model(name, exportable=False)
+    model = timm.create_model(name)
     if image != model.default_cfg["input_size"][-1] and hasattr(model, "set_input_size"):
         model.set_input_size((image, image))
     if channels_last:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from dnnmem.cli import validation_run
 from dnnmem.cli.validation_run import predict, record, traces
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import ModelError, UnsupportedError
 from dnnmem.estimator.plan import Mesh, Plan, Sharding
 from dnnmem.estimator.profile import Measurement
-from dnnmem.estimator.trace import Trace
+from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
 from dnnmem.estimator.trace_file import save_trace
 from dnnmem.estimator.validation.case import Case
 
@@ -28,15 +29,16 @@ class Estimate:
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
-    """Requests that were run: a target called `bad` fails, the others need as many bytes as their batch."""
+    """Requests that were run: a target called `bad` fails, the others hold a segment of 2 MiB."""
     seen = []
 
     def run_many(requests, folder, **_):
         for i, request in enumerate(requests):
             seen.append(request)
             path = folder / f"{i}.trace.json.gz"
-            measured = Measurement(allocated_bytes=0, reserved_bytes=request.batch_size)
-            save_trace(Trace(ops=(), storages={}), measured, path)
+            small = Storage(id=0, nbytes=request.batch_size, kind=Kind.PARAM)
+            trace = Trace(ops=(), storages={0: small}, setup=(Event(small.nbytes, 0, 0),), pinned=frozenset({0}))
+            save_trace(trace, Measurement(), path)
             yield i, ModelError("it broke") if request.target == "timm:bad" else path
 
     monkeypatch.setenv("DNNMEM_CACHE", str(tmp_path / "cache"))
@@ -73,13 +75,13 @@ def test_what_is_asked_for_is_the_case(asked):
 
 
 @pytest.mark.usefixtures("asked")
-def test_a_plain_step_needs_what_its_recording_says_and_a_plan_what_is_estimated():
+def test_a_plain_step_holds_what_its_replay_does_and_a_plan_what_is_estimated():
     found = [
-        case(measured_reserved_bytes=500),
+        case(measured_reserved_bytes=2**22),
         case(measured_reserved_bytes=500, measured_seconds=4.0, plan=PLAN),
     ]
     plain, seconds, reserved = predict(found, record(found))
-    assert (plain.predicted, plain.error, plain.interval) == (400, pytest.approx(-0.2), None)
+    assert (plain.predicted, plain.error, plain.interval) == (2**21, -0.5, None)
     assert (seconds.predicted, seconds.error, seconds.interval) == (2.0, -0.5, (1.5, 2.5))
     assert (reserved.predicted, reserved.error) == (600, pytest.approx(0.2))
 
@@ -112,3 +114,19 @@ def test_a_sample_model_that_is_nowhere_is_told(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     found = [case(target="sample_models/none.py", measured_seconds=1.0)]
     assert "neither here nor beside" in predict(found, record(found))[0].reason
+
+
+def test_near_the_end_of_a_gpu_cached_segments_are_given_back_and_a_step_too_large_keeps_its_size():
+    # GIVEN a step that frees two blocks of 5 GiB one after the other, both cached  WHEN the GPU offers 8 GiB, or 4
+    first, second = (Storage(id=i, nbytes=(5 + i) * 2**30, kind=Kind.TEMP) for i in (0, 1))
+    ops = [
+        Op(name="op", writes=(s.id,), events=(Event(s.nbytes, 0, s.id), Event(-s.nbytes, 0, s.id)))
+        for s in (first, second)
+    ]
+    trace = Trace(ops=tuple(ops), storages={0: first, 1: second})
+    device = find_device("a100-sxm-80gb")
+    held = [
+        validation_run._held(trace, replace(device, usable_bytes=gib * 2**30, context_bytes=None)).peak_reserved_bytes
+        for gib in (80, 8, 4)
+    ]
+    assert [round(nbytes / 2**30) for nbytes in held] == [11, 6, 11]
