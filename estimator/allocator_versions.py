@@ -39,7 +39,7 @@ class Change(NamedTuple):
     """Field of `AllocatorRules`."""
     since: Release
     """First tested release that behaves as `AllocatorRules()` does."""
-    before: object
+    before: bool
     """The field's value in earlier releases."""
     what: str
     """In words: what it was, what it is."""
@@ -49,7 +49,7 @@ class Change(NamedTuple):
 
 CHANGES: tuple[Change, ...] = (
     Change(
-        "pools_defer", (2, 14), True,
+        "pools_defer", (2, 14), True,  # noqa: FBT003
         "while any private pool serves requests, blocks that other streams used stay in use, and a refused request is "
         "not retried after emptying the cache; since: only while the requesting stream is captured into a graph",
         "`malloc` of c10/cuda/CUDACachingAllocator.cpp: `captures_underway.empty()`",

@@ -57,6 +57,8 @@ WATCHED = tuple(
     )
     for which in ("current", "peak")
 )  # fmt: skip
+SPLIT_PEAKS = {"inactive_split.all.peak", "inactive_split_bytes.all.peak"}
+"""Depend on the order in which PyTorch asks several streams' events: that of a hash table of their addresses."""
 COUNTED = ("num_alloc_retries", "num_ooms")
 RANDOM_STATE_BYTES = 8
 DRIVER = {"segment_alloc", "segment_free", "segment_map", "segment_unmap"}
@@ -72,6 +74,7 @@ class Twins:
         self.pools: list[torch.cuda.MemPool] = [torch.cuda.MemPool() for _ in range(3)]
         self.users = [0, 0, 0]
         self.capturing: int | None = None
+        self.orderless = False
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.numbers: dict[int, int] = {}
         self.counter = count(len(self.pools))
@@ -96,6 +99,7 @@ class Twins:
         """Do one step twice; raises AssertionError where the two differ."""
         action, value, which = step
         self.told[action] += 1
+        self.orderless |= len(self.ours._waiting) > 1  # noqa: SLF001
         getattr(self, action)(value, which)
         self._compare(step)
 
@@ -173,6 +177,7 @@ class Twins:
             except BaseException:
                 with torch.cuda.stream(self.streams[which]):
                     graph.capture_end()
+                del graph  # what the exception holds would outlive this program
                 raise
             self.graphs[which] = graph
             self.numbers[which] = next(self.counter)
@@ -257,6 +262,8 @@ class Twins:
         theirs = torch.cuda.memory_stats()
         mine = self.ours.stats.as_dict()
         for name in WATCHED:
+            if self.orderless and name in SPLIT_PEAKS:
+                continue
             assert mine[name] == theirs[name], f"after {step}: {name} {mine[name]} and {theirs[name]}"
         for name in COUNTED:
             counted = theirs[name] - self.before[name]
