@@ -51,7 +51,7 @@ TARGETS = (
 )
 UNSEEN = (
     "torchvision:vgg11", "torchvision:inception_v3", "timm:efficientformer_l1", "timm:rexnet_100", "hf:albert",
-    "hf:segformer",
+    "hf:convbert",
 )  # fmt: skip
 """Of other families; first run when the rules of `fake` had been written."""
 SMALL = {"num_hidden_layers": "2"}
