@@ -19,11 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dnnmem.estimator import passes
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.collectives import Group, group_of
 from dnnmem.estimator.errors import UnsupportedError, UsageError
-from dnnmem.estimator.passes.pipeline import split
+from dnnmem.estimator.passes import PASSES
 from dnnmem.estimator.plan import Plan, check
 from dnnmem.estimator.trace import Lane, Op, Phase, Trace
 from dnnmem.estimator.work import Work, work_of
@@ -93,8 +92,10 @@ def local_step(trace: Trace, plan: Plan, cluster: Cluster) -> LocalStep:
     """
     check(plan)
     _check_fits(plan, cluster)
-    local = passes.apply(trace, plan, cluster)
-    parts = split(local, plan) if plan.mesh.pp > 1 else [local]
+    local = trace
+    for rewrite in PASSES.values():
+        local = rewrite(local, plan, cluster)
+    parts = _split(local, plan) if plan.mesh.pp > 1 else [local]
     chunks = tuple(_chunk(part, plan, cluster) for part in parts)
     return LocalStep(plan=plan, cluster=cluster, recorded=trace, local=local, chunks=chunks)
 
@@ -136,3 +137,8 @@ def _message(index: int, op: Op, plan: Plan, cluster: Cluster) -> Message | None
     _, kind, axis = op.name.split(".", 2)
     group = group_of(plan.mesh, axis, cluster)
     return Message(index=index, kind=kind, axis=axis, nbytes=op.moved_bytes, group=group)
+
+
+def _split(t,p):
+    from dnnmem.estimator.passes.pipeline import split
+    return split(t,p)

@@ -15,6 +15,7 @@ import typer
 from dnnmem.cli.commands import options as o
 
 if TYPE_CHECKING:
+    from dnnmem.cli.commands.outputs import Output
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.estimate import Estimate
     from dnnmem.estimator.plan import Plan
@@ -74,8 +75,6 @@ def estimate(
     """
     from dnnmem.cli.commands.deliver import tell_written
     from dnnmem.cli.commands.outputs import check_outputs, choose, plan_outputs
-    from dnnmem.cli.export.estimate_json import to_json
-    from dnnmem.cli.export.files import write_atomic
     from dnnmem.estimator.cluster import find_cluster
 
     if format_ is not None:
@@ -85,7 +84,26 @@ def estimate(
     where, chosen = find_cluster(cluster), load_plan(plan, set_ or ())
     typed = {"batch": batch, "seq": seq, "optimizer": optimizer, "seed": seed, "timeout": timeout}
     trace = _record(target, typed, where, inputs=input_, args=arg, save=save, quiet=quiet, no_color=no_color)
-    found, layers = _estimate(trace, chosen, where, rates)
+    found, layers = _estimate(trace, chosen, where, rates or own_rates(cluster))
+    _write(trace, found, layers, outputs, top=top, no_color=no_color)
+    sys.stdout.flush()
+    if not quiet:
+        tell_written(() if save is None else (save,), outputs)
+
+
+def _write(
+    trace: Trace,
+    found: Estimate,
+    layers: tuple[LayerTime, ...],
+    outputs: tuple[Output, ...],
+    *,
+    top: int,
+    no_color: bool,
+) -> None:
+    """Files first, so that a closed pipe loses none."""
+    from dnnmem.cli.export.estimate_json import to_json
+    from dnnmem.cli.export.files import write_atomic
+
     for form, path in sorted(outputs, key=lambda output: output.path is None):
         if path is not None:
             write_atomic(path, to_json(found, layers))
@@ -96,9 +114,6 @@ def estimate(
             from dnnmem.cli.render.estimate import print_estimate
 
             print_estimate(trace, found, layers, make_console(sys.stdout, no_color=no_color), top=top)
-    sys.stdout.flush()
-    if not quiet:
-        tell_written(() if save is None else (save,), outputs)
 
 
 def load_plan(path: Path | None, settings: list[str] | tuple[str, ...]) -> Plan:
@@ -119,6 +134,14 @@ def load_plan(path: Path | None, settings: list[str] | tuple[str, ...]) -> Plan:
     return change(from_json(data, str(path)), settings)
 
 
+def own_rates(cluster: str) -> Path | None:
+    """The file in `my.toml[:name]` if `dnnmem calibrate` wrote it: its rates go with its machine."""
+    from dnnmem.estimator.calibration_file import is_calibration
+
+    path, dot, _ = cluster.partition(".toml")
+    return Path(path + dot) if dot and is_calibration(path + dot) else None
+
+
 def _record(
     target: str,
     typed: dict[str, int | float | str | None],
@@ -136,7 +159,8 @@ def _record(
     from dnnmem.estimator.trace_file import save_trace
 
     saved = target.endswith(SAVED)
-    options = typed if saved else {**typed, "device": "fake", "gpu": cluster.device.name}
+    gpu = {} if cluster.device.vendor == "cpu" else {"gpu": cluster.device.name}
+    options = typed if saved else {**typed, "device": "fake", **gpu}
     job = prepare(target, options, os.environ, folder=Path.cwd(), inputs=inputs or (), args=args or (), save=save)
     trace, measurement = record(job, quiet=quiet, no_color=no_color)
     if save is not None:
