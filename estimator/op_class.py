@@ -51,6 +51,8 @@ ARITHMETIC = frozenset(
 )  # fmt: skip
 """Kinds whose flops count."""
 
+CONVOLUTIONS = frozenset({OpClass.CONV, OpClass.GROUPED_CONV, OpClass.DEPTHWISE_CONV})
+"""Kinds that cuDNN runs."""
 # fmt: off
 _NAMES: dict[OpClass, frozenset[str]] = {
     OpClass.NONE: frozenset({

@@ -34,6 +34,8 @@ _SPLITS = (1, 2, 4, 8)
 """Pieces a product's sums may be cut into."""
 _LEAST_SPLIT = 256
 """Shortest piece of a sum."""
+_GROUP_WIDTHS = (4, 8, 16, 32, 64)
+"""Channels of a group that cuDNN has kernels for; their groups come by eights."""
 _LONG_ROW_PASSES = 2.0
 """Traffic of a softmax over rows too long for shared memory: three readings and a writing for one of each."""
 _WARP_ROW = 1024
@@ -55,6 +57,8 @@ def op_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
         rows = np.flatnonzero((work.kind == kind) & (work.flops > 0))
         if rows.size:
             seconds[rows] = np.maximum(seconds[rows], price(work, rows, rate[rows], device, model))
+    turned = work.turned & (work.kind != OpClass.GROUPED_CONV)
+    seconds[turned] += 2 * work.bytes[turned] / (model.eager * device.memory_bytes_per_s)  # in order and back
     seconds = with_curves(work, model, seconds) + work.fresh_bytes * model.fault_seconds_per_byte
     seconds += work.kernels * model.launch_seconds
     seconds[work.kind == OpClass.NONE] = 0.0
@@ -146,7 +150,10 @@ def _aligned(work: Work, rows: Rows) -> Floats:
 
 
 def _convolution_seconds(work: Work, rows: Rows, rate: Floats, _device: Device, model: TimeModel) -> Floats:
-    share = np.where(work.kind[rows] == OpClass.GROUPED_CONV, model.grouped_conv, model.conv)
+    n, groups = work.n[rows], work.batch[rows]
+    grouped = np.where(np.isin(n, _GROUP_WIDTHS) & (groups % 8 == 0), model.grouped_conv, model.odd_grouped_conv)
+    grouped = np.where(work.turned[rows], model.turned_grouped_conv, grouped)
+    share = np.where(work.kind[rows] == OpClass.GROUPED_CONV, grouped, model.conv)
     padded = np.ceil(work.n[rows] / 8) * 8 / work.n[rows]
     return work.flops[rows] * padded / (share * rate)
 

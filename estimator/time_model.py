@@ -41,7 +41,11 @@ class TimeModel:
     conv: float
     """Dense convolutions: share of the dtype's peak over padded channels."""
     grouped_conv: float
-    """Grouped convolutions: the same."""
+    """Grouped convolutions with 4, 8, 16, 32 or 64 channels in each of 8, 16, .. groups: the same."""
+    odd_grouped_conv: float
+    """Other grouped convolutions over images with channels last: the same."""
+    turned_grouped_conv: float
+    """Grouped convolutions in half precision over images whose channels lie apart: the same."""
     depthwise_conv: float
     """Depthwise convolutions: share of memory bandwidth."""
     stream: float

@@ -91,6 +91,8 @@ class Storage:
     """Path of the module that owns it (parameters and their gradients and optimizer states) or that made it."""
     name: str = ""
     """Name within its owner: `weight`, `weight.exp_avg`; empty for what ops make."""
+    channels_last: bool = False
+    """True if that tensor is an image whose channels lie next to each other in memory (NHWC)."""
     saved: bool = False
     """True if autograd keeps it from the forward pass for the backward pass."""
 

@@ -159,6 +159,7 @@ def _encode_storages(storages: Collection[Storage], table: Table) -> dict[str, o
         "dtype": [table.string(s.dtype) for s in storages],
         "module": [table.path(s.module) for s in storages],
         "name": [table.string(s.name) for s in storages],
+        "channels_last": [s.channels_last for s in storages],
         "saved": [s.saved for s in storages],
     }
 
@@ -289,6 +290,7 @@ def _decode_storages(reader: Reader, strings: Sequence[str], paths: Sequence[tup
         "dtype": reader.refs("dtype", strings, n),
         "module": reader.refs("module", paths, n),
         "name": reader.refs("name", strings, n),
+        "channels_last": reader.column("channels_last", (bool,), n) if reader.has("channels_last") else [False] * n,
         "saved": reader.column("saved", (bool,), n),
     }
     return tuple(Storage(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))

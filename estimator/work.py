@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dnnmem.estimator.fresh_pages import fresh_bytes
-from dnnmem.estimator.op_class import ARITHMETIC, OpClass, is_backward, kind_of
+from dnnmem.estimator.op_class import ARITHMETIC, CONVOLUTIONS, OpClass, is_backward, kind_of
 from dnnmem.estimator.trace import Lane, Op, Storage, Trace
 
 DTYPES = ("float32", "tf32", "float16", "bfloat16", "float8")
@@ -59,6 +59,8 @@ class Work:
     """Bytes of an element of its output."""
     align: Floats
     """Elements that all its matrices' rows are a multiple of, at most 16."""
+    turned: npt.NDArray[np.bool_]
+    """A convolution for tensor cores over images whose channels lie apart: cuDNN copies them into order and back."""
     backward: npt.NDArray[np.bool_]
     """It computes gradients by itself: of its input, its weights, or both."""
     kernels: Floats
@@ -74,10 +76,11 @@ class Work:
 
 
 _COLUMNS = (
-    "kind", "m", "n", "k", "batch", "flops", "bytes", "dtype", "item_bytes", "align", "backward", "kernels", "host_ops",
+    "kind", "m", "n", "k", "batch", "flops", "bytes", "dtype", "item_bytes", "align", "turned",
+    "backward", "kernels", "host_ops",
     "measured",
 )  # fmt: skip
-_TYPES = {"kind": np.int8, "dtype": np.int8, "backward": np.bool_}
+_TYPES = {"kind": np.int8, "dtype": np.int8, "turned": np.bool_, "backward": np.bool_}
 _RATES = {"float32": 0, "float64": 0, "tf32": 1, "float16": 2, "bfloat16": 3, "complex64": 0}
 _ITEM_BYTES = {
     "float64": 8, "int64": 8, "complex64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2,
@@ -121,7 +124,8 @@ def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool) -> _Row:
     dtype = out.dtype if out is not None else "float32"
     return (
         kind, m, n, k, batch, max(op.flops - op.masked_flops, 0), op.moved_bytes, _rate(dtype),
-        _ITEM_BYTES.get(dtype, 1), align, is_backward(op.name), _kernels(op, kind, storages),
+        _ITEM_BYTES.get(dtype, 1), align,
+        kind in CONVOLUTIONS and _is_turned(op, storages), is_backward(op.name), _kernels(op, kind, storages),
         0 if graphs or (kind is OpClass.NONE and not op.reads and not op.writes) else 1,
         np.nan if op.seconds is None else op.seconds,
     )  # fmt: skip
@@ -171,6 +175,12 @@ def _convolution(op: Op, storages: Mapping[int, Storage]) -> tuple[OpClass, floa
     return kind, float(places), float(max(channels, 1)), float(length), float(groups)
 
 
+def _is_turned(op: Op, storages: Mapping[int, Storage]) -> bool:
+    images = [storages[i] for i in (*op.reads[: 1 + is_backward(op.name)], *op.writes[:1]) if i in storages]
+    half = any(s.dtype in {"float16", "bfloat16"} for s in images)
+    return half and not any(s.channels_last for s in images)
+
+
 def _traffic(op: Op, storages: Mapping[int, Storage]) -> OpClass:
     """`STREAM` if all large tensors have one size and type, else `EAGER`."""
     if "_foreach" in op.name or "_fused" in op.name or op.name.startswith("dnnmem."):
@@ -189,6 +199,6 @@ def _kernels(op: Op, kind: OpClass, storages: Mapping[int, Storage]) -> int:
         lists = 5 if "_fused" in op.name else 3
         elements = sum(map(prod, tensors)) / lists
         return max(ceil(elements / (320 * 65536)), ceil(len(tensors) / lists / 36), 1)
-    if kind in (OpClass.CONV, OpClass.GROUPED_CONV, OpClass.DEPTHWISE_CONV) and is_backward(op.name):
+    if kind in CONVOLUTIONS and is_backward(op.name):
         return max(sum(1 for i in op.writes if i in storages and len(storages[i].shape) > 2), 1)
     return 1

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dnnmem.estimator.trace import Kind
 from dnnmem.profilers.flops import masked_flops, op_cost
 from dnnmem.profilers.modules import ModuleTracker, Place
-from dnnmem.profilers.tensors import tensors_in
+from dnnmem.profilers.tensors import is_channels_last, tensors_in
 from dnnmem.profilers.unwatched import FILLS, LONG_WAYS, Fill, call_site, fills_in, is_accumulation, is_formula
 
 _ALIASES = frozenset({"aten::detach", "aten::_unsafe_view", "aten::alias", "aten::lift_fresh", "aten::detach_"})
@@ -69,6 +69,8 @@ class Block:
     """Dispatch count at which it was first seen."""
     address: int = 0
     """Where it lies, 0 without a device."""
+    channels_last: bool = False
+    """True if that tensor's channels lie next to each other."""
 
 
 @dataclass(slots=True)
@@ -307,12 +309,10 @@ class Recorder(TorchDispatchMode):
         number = len(self.log.blocks)
         index, place = self._current
         dtype = str(tensor.dtype).removeprefix("torch.")
-        node = place.node if place is not None else None
-        module = place.module if place is not None else None
-        address = storage.data_ptr() if self._label is not None else 0
-        self.log.blocks[number] = Block(
-            nbytes, tuple(tensor.shape), dtype, index, node, module=module, seen=self._tick, address=address
-        )
+        node, module = (place.node, place.module) if place is not None else (None, None)
+        block = Block(nbytes, tuple(tensor.shape), dtype, index, node, module=module, seen=self._tick)
+        block.address, block.channels_last = storage.data_ptr() if self._label else 0, is_channels_last(tensor)
+        self.log.blocks[number] = block
         self.log.events.append((nbytes, number))
         self._live[key] = number
         self._refs[number] = weakref.ref(storage, partial(self._finalized, number, key))

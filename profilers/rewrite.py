@@ -254,6 +254,7 @@ def _storages(
             kind=kind,
             shape=block.shape,
             dtype=block.dtype,
+            channels_last=block.channels_last,
             module=block.module or (),
             name=block.name or (log.entries[block.entry].name if block.entry >= 0 else ""),
             saved=saved,

@@ -38,3 +38,14 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
         for name, item in vars(value).items():
             object.__setattr__(changed, name, map_tensors(item, change))
     return changed
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """True for an image (batch, channels, ..) whose channels lie next to each other in memory.
+
+    >>> import torch
+    >>> image = torch.empty(2, 3, 4, 4, device="meta")
+    >>> is_channels_last(image), is_channels_last(image.to(memory_format=torch.channels_last))
+    (False, True)
+    """
+    return tensor.dim() in (4, 5) and tensor.shape[1] > 1 and tensor.stride(1) == 1 and tensor.stride(-1) > 1
