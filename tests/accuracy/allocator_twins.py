@@ -99,7 +99,7 @@ class Twins:
         """Do one step twice; raises AssertionError where the two differ."""
         action, value, which = step
         self.told[action] += 1
-        self.orderless |= len(self.ours._waiting) > 1  # noqa: SLF001
+        self.orderless |= len(self.ours._waiting) > 1
         getattr(self, action)(value, which)
         self._compare(step)
 
