@@ -14,7 +14,7 @@ matrix says how sure the parameters are afterwards, and narrows the interval of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,22 +24,24 @@ from dnnmem.estimator.local_step import LocalStep
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import TimeModel
 
-PARAMETERS: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("gemm", "attention_forward", "attention_backward", "conv", "grouped_conv", "depthwise_conv"), "arithmetic"
-    ),
-    **dict.fromkeys(
-        ("stream", "eager", "norm", "softmax", "reduction", "index", "launch_seconds", "fault_seconds_per_byte"),
-        "traffic",
-    ),
-    **dict.fromkeys(("host_seconds", "iteration_seconds"), "host"),
-    **dict.fromkeys(
-        (
-            "nvlink", "nvlink_latency_seconds", "pcie", "pcie_latency_seconds", "network", "network_latency_seconds",
-        ),
-        "communication",
-    ),
-}  # fmt: skip
+_ARITHMETIC = ("gemm", "attention", "conv")
+_KINDS = {
+    "nvlink": "communication",
+    "pcie": "communication",
+    "network": "communication",
+    "host": "host",
+    "iteration": "host",
+}
+_FIXED = ("power_exponent", "reference_power_watts", "l2_boost", "spread", "curves")
+
+
+def _kind(name: str) -> str:
+    if any(word in name for word in _ARITHMETIC):
+        return "arithmetic"
+    return _KINDS.get(name.partition("_")[0], "traffic")
+
+
+PARAMETERS: Mapping[str, str] = {f.name: _kind(f.name) for f in fields(TimeModel) if f.name not in _FIXED}
 """What is fitted, and whose spread is its prior's. One that is 0 stays 0."""
 NOISE = 0.04
 """Standard deviation of ln(step) that no parameter explains: repeated runs of one step differ by that much."""

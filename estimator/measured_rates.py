@@ -1,7 +1,7 @@
 """Which measured curve prices an op: where a calibration has one, it stands in the place of share times peak.
 
     product         gemm-SIDE, batched_gemm-SIDE for many     by flops, between curves of neighbouring shortest sides
-    convolution     conv-SIDE, conv_backward-SIDE, grouped_conv-SIDE, ...        by flops; SIDE of the product it is
+    convolution     conv-SIDE, wide_conv_backward-SIDE, grouped_conv-SIDE, ...   by flops; wide: a window above 1x1
     attention       attention_forward-SIDE, attention_backward-SIDE              by flops; SIDE: the head's width
     traffic         gelu, native_layer_norm, ...: the operator's own; else its class: norm, stream, ...     by bytes
 
@@ -21,11 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dnnmem.estimator.curve import Curve, Floats, between
-from dnnmem.estimator.op_class import ARITHMETIC, OpClass
+from dnnmem.estimator.op_class import ARITHMETIC, CONVOLUTIONS, OpClass
 from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.work import DTYPES, Work
 
-_CONVOLUTIONS = (OpClass.CONV, OpClass.GROUPED_CONV, OpClass.DEPTHWISE_CONV)
 T = TypeVar("T")
 
 
@@ -41,7 +40,7 @@ def with_curves(work: Work, model: TimeModel, seconds: Floats) -> Floats:
     """`seconds` of the ops of `work`, those that have a curve priced by it; fixed costs are added elsewhere."""
     if not model.curves:
         return seconds
-    keys = [_keys(*row) for row in zip(work.names, work.kind, work.backward, work.batch, work.dtype, strict=True)]
+    keys = [_keys(work, index, int(dtype)) for index, dtype in enumerate(work.dtype)]
     found: dict[tuple[str, ...], dict[float, Curve]] = {}
     for key in set(keys):
         found[key] = next((held for label in key if (held := sides(model.curves, label))), {})
@@ -55,7 +54,7 @@ def with_curves(work: Work, model: TimeModel, seconds: Floats) -> Floats:
 def curve_of(work: Work, index: int) -> tuple[str, float, float]:
     """Name of the most special curve that prices an op, its size on it, and how many of that size the op is."""
     rows = np.array([index], np.intp)
-    labels = _keys(work.names[index], work.kind[index], work.backward[index], work.batch[index], 0)
+    labels = _keys(work, index, 0)
     size, side, many = (float(part[0]) for part in _place(work, rows))
     dtype = DTYPES[work.dtype[index]]
     kind = OpClass(work.kind[index])
@@ -68,14 +67,17 @@ def _has_sides(kind: OpClass) -> bool:
     return kind in ARITHMETIC and kind is not OpClass.DEPTHWISE_CONV
 
 
-def _keys(name: str, kind: int, backward: bool, batch: float, dtype: int) -> tuple[str, ...]:  # noqa: FBT001
+def _keys(work: Work, index: int, dtype: int) -> tuple[str, ...]:
     """Names under which the curve of an op may stand, the most special first; none for what has no kernel."""
-    kind_ = OpClass(kind)
-    if kind_ in (OpClass.NONE, OpClass.LANE):
+    kind = OpClass(work.kind[index])
+    if kind in (OpClass.NONE, OpClass.LANE):
         return ()
-    label = kind_.label + ("_backward" if kind_ in _CONVOLUTIONS and backward else "")
-    labels = [name, label] if kind_ not in ARITHMETIC else [label]
-    if kind_ is OpClass.GEMM and batch > 1:
+    labels = [kind.label] if kind in ARITHMETIC else [work.names[index], kind.label]
+    if kind in CONVOLUTIONS:
+        labels = [kind.label + ("_backward" if work.backward[index] else "")]
+        if kind is OpClass.CONV and work.window[index] > 1:
+            labels.insert(0, f"wide_{labels[0]}")
+    if kind is OpClass.GEMM and work.batch[index] > 1:
         labels.insert(0, "batched_gemm")
     return (*(f"{DTYPES[dtype]}-{text}" for text in labels), *labels)
 
@@ -90,7 +92,7 @@ def _place(work: Work, rows: npt.NDArray[np.intp]) -> tuple[Floats, Floats, Floa
     least = np.minimum(work.n[rows], work.k[rows])
     if kind in (OpClass.ATTENTION_FORWARD, OpClass.ATTENTION_BACKWARD):
         least = work.k[rows]
-    elif kind is OpClass.GEMM:
+    elif kind in (OpClass.GEMM, OpClass.CONV):
         least = np.minimum(least, work.m[rows])
     return work.flops[rows] / many, least, many
 

@@ -1,6 +1,6 @@
 """Measures a machine for the time model, in a child process: an abort or a hang of it becomes a message.
 
-    this process    order -> child (torch, CUDA) -> measured.json -> calibrate_spec -> text of a file
+this process    order -> child (torch, CUDA) -> measured.json -> calibrate_spec -> text of a file
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def convolutions(new: Callable[..., Tensor], *, most_flops: float) -> Iterator[M
         *((c, c, window, 1, c) for window in (3, 5) for c in (32, 96, 384)),
     ]  # fmt: skip
     for shape in shapes:
-        for batch, image in ((1, 14), (8, 14), (8, 28), (32, 56)):
+        for batch, image in ((1, 4), (4, 8), (1, 14), (8, 14), (8, 28), (32, 56)):
             channels, out, window, stride, groups = shape
             flops = 2 * batch * (image // stride) ** 2 * out * channels // groups * window**2
             if flops * 3 <= most_flops and prod((batch, channels, image, image)) < 2e7:

@@ -3,6 +3,7 @@
     cuda               CUDA events around calls that wait behind a sleeping kernel, so that the host's pace is hidden
     cpu, one thread    the process's CPU time: another process that takes the core away does not count
     cpu, more threads  wall time, since threads that wait for each other burn CPU time
+                       both with caches emptied before each call: a step touches more between two uses than they hold
 
 The least of several blocks of calls counts: whatever disturbs a block only adds to it.
 """
@@ -42,18 +43,23 @@ class Clock(Protocol):
 class CpuClock:
     """CPU time of one thread, or wall time of several."""
 
-    most_calls = _MOST_CALLS
+    most_calls = 1
 
-    def __init__(self, threads: int) -> None:
-        """`threads`: those that torch's operators use."""
+    def __init__(self, threads: int, *, cold_bytes: int = 0) -> None:
+        """`threads`: those that torch's operators use; `cold_bytes` are written before each call."""
         self._now = time.process_time if threads == 1 else time.perf_counter
+        self._evict = torch.zeros(cold_bytes // 4) if cold_bytes else None
 
     def seconds(self, run: Callable[[], object], calls: int) -> float:
         """As the module says."""
-        before = self._now()
+        total = 0.0
         for _ in range(calls):
+            if self._evict is not None:
+                self._evict.add_(1)
+            before = self._now()
             run()
-        return self._now() - before
+            total += self._now() - before
+        return total
 
 
 class CudaClock:

@@ -31,6 +31,7 @@ def describe(device: str) -> dict[str, Any]:
             "vendor": "nvidia" if torch.version.cuda else "amd",
             "compute_capability": f"{p.major}.{p.minor}",
             "units": p.multi_processor_count,
+            "count": torch.cuda.device_count(),
             "memory_bytes": p.total_memory,
             "cache_bytes": p.L2_cache_size,
         }

@@ -1,8 +1,8 @@
 """From measured times to the file that `--cluster`, `--gpu` and `--rates` read: curves, shares, costs and facts.
 
-    cpu     the machine itself as a device: its peaks are the best that was measured, its shares are 1, curves say the rest
-    cuda    the packaged GPU of that name: products and attention as shares of its peaks, since tiles and waves are
-            modelled; convolutions and traffic as curves; links as shares of theirs
+cpu     the machine itself as a device: its peaks are the best that was measured, its shares are 1, curves say the rest
+cuda    the packaged GPU of that name: products and attention as shares of its peaks, since tiles and waves are
+        modelled; convolutions and traffic as curves; links as shares of theirs
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dnnmem.estimator.calibration import PARAMETERS
 from dnnmem.estimator.calibration_file import write_calibration
 from dnnmem.estimator.curve import Curve
 from dnnmem.estimator.device import Device
 
 Points = Sequence[Sequence[float]]
 _ARITHMETIC = ("gemm", "attention_forward", "attention_backward")
-_SHARES = (
-    "gemm", "attention_forward", "attention_backward", "conv", "grouped_conv", "depthwise_conv", "stream", "eager",
-    "norm", "softmax", "reduction", "index",
-)  # fmt: skip
+_SHARES = tuple(
+    name for name, kind in PARAMETERS.items() if kind in ("arithmetic", "traffic") and "_seconds" not in name
+)
 _LEAST_SHARE = 0.02
 """Of a case's time, what is at least its own: the rest is the cost of any operator."""
 _NEAR = 1.05
@@ -34,7 +34,7 @@ def spec_text(found: Mapping[str, Any], device: Device | None, comments: Sequenc
         name = name_of(found["machine"])
         return write_calibration(
             {name: _cpu(found)},
-            {name: _node(name, found["memory_bytes_per_s"])},
+            {},
             {
                 **dict.fromkeys(_SHARES, 1.0),
                 "l2_boost": 1.0,
@@ -54,14 +54,16 @@ def spec_text(found: Mapping[str, Any], device: Device | None, comments: Sequenc
         **{name: 1.0 for name in _SHARES if name not in (*_ARITHMETIC, "stream", "eager")},
         **_links(found, device),
     }
-    return write_calibration({}, {}, rates, kept, comments)
+    return write_calibration({}, {f"{device.name}-here": _node(found, device)}, rates, kept, comments)
 
 
 def name_of(machine: Mapping[str, Any]) -> str:
     """Name of a CPU's tables: `amd-epyc-2-threads`."""
     words = re.findall(r"[a-z0-9]+", str(machine["name"]).lower().partition("@")[0])
     units = machine["units"]
-    return "-".join([*(word for word in words if word not in ("r", "tm", "cpu")), str(units), "thread" + "s" * (units > 1)])
+    return "-".join(
+        [*(word for word in words if word not in ("r", "tm", "cpu")), str(units), "thread" + "s" * (units > 1)]
+    )
 
 
 def curves_of(points: Mapping[str, Points], floor_seconds: float) -> dict[str, Curve]:
@@ -111,13 +113,14 @@ def _cpu(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _node(name: str, bytes_per_s: float) -> dict[str, Any]:
+def _node(found: Mapping[str, Any], device: Device) -> dict[str, Any]:
+    linked = device.link_bytes_per_s > 0
     return {
-        "device": name,
-        "gpus": 1,
-        "link": "memory",
-        "link_gb_s": round(bytes_per_s / 1e9, 2),
-        "source": "dnnmem calibrate",
+        "device": device.name,
+        "gpus": found["machine"]["count"],
+        "link": device.link if linked else f"pcie{device.pcie_generation}",
+        "link_gb_s": (device.link_bytes_per_s if linked else device.pcie_bytes_per_s) / 1e9,
+        "source": f"dnnmem calibrate; links as the facts of {device.name} have them, their shares under [rates]",
     }
 
 

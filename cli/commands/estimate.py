@@ -83,7 +83,7 @@ def estimate(
     check_outputs(outputs, save)
     where, chosen = find_cluster(cluster), load_plan(plan, set_ or ())
     typed = {"batch": batch, "seq": seq, "optimizer": optimizer, "seed": seed, "timeout": timeout}
-    trace = _record(target, typed, where, inputs=input_, args=arg, save=save, quiet=quiet, no_color=no_color)
+    trace = record_on(target, typed, where, inputs=input_, args=arg, save=save, quiet=quiet, no_color=no_color)
     found, layers = _estimate(trace, chosen, where, rates or own_rates(cluster))
     _write(trace, found, layers, outputs, top=top, no_color=no_color)
     sys.stdout.flush()
@@ -142,7 +142,7 @@ def own_rates(cluster: str) -> Path | None:
     return Path(path + dot) if dot and is_calibration(path + dot) else None
 
 
-def _record(
+def record_on(
     target: str,
     typed: dict[str, int | float | str | None],
     cluster: Cluster,
