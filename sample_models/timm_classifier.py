@@ -35,7 +35,7 @@ def make_batch(batch_size: int = 256, image: int = 224, classes: int = 1000, *, 
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], lr: float = 1e-4) -> torch.optim.Optimizer:
-    """SGD with momentum, parameter by parameter: torch did not update lists of them when the benchmark was published."""
+    """SGD with momentum, parameter by parameter: torch did not update lists of them when that benchmark was made."""
     return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, foreach=False)
 
 
