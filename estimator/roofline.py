@@ -101,11 +101,11 @@ def _traffic_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
     long = softmax & ~work.backward & (work.n * work.item_bytes > device.smem_per_sm_bytes / 2)
     moved[long] *= _LONG_ROW_PASSES
     seconds = moved / (shares[work.kind] * device.memory_bytes_per_s)
-    for kind, forward, backward in (
-        (OpClass.SOFTMAX, model.softmax, model.softmax_backward),
-        (OpClass.NORM, model.norm, model.norm_backward),
+    for kind, forward, backward, shortest in (
+        (OpClass.SOFTMAX, model.softmax, model.softmax_backward, _WARP_ROW),
+        (OpClass.NORM, model.norm, model.norm_backward, 0),
     ):
-        seconds[(work.kind == kind) & work.backward] *= forward / backward
+        seconds[(work.kind == kind) & work.backward & (work.n > shortest)] *= forward / backward
     eager = work.kind == OpClass.EAGER
     seconds[eager] = _addressed_seconds(work, device, model)[eager]
     index = work.kind == OpClass.INDEX
@@ -158,6 +158,9 @@ def _convolution_seconds(work: Work, rows: Rows, rate: Floats, _device: Device, 
     return work.flops[rows] * padded / (share * rate)
 
 
-def _attention_seconds(work: Work, rows: Rows, rate: Floats, _device: Device, model: TimeModel) -> Floats:
+def _attention_seconds(work: Work, rows: Rows, rate: Floats, device: Device, model: TimeModel) -> Floats:
+    # float32 goes through tensor cores as three products of tf32 parts
+    parts = device.flops_per_s.get("tf32", 0.0) / 3 * _power(device, model)
+    rate = np.where(work.dtype[rows] == 0, np.maximum(rate, parts), rate)
     forward = work.kind[rows] == OpClass.ATTENTION_FORWARD
     return work.flops[rows] / (np.where(forward, model.attention_forward, model.attention_backward) * rate)

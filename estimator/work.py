@@ -59,6 +59,8 @@ class Work:
     """Bytes of an element of its output."""
     align: Floats
     """Elements that all its matrices' rows are a multiple of, at most 16."""
+    window: Floats
+    """Elements of a convolution's window: 9 for 3x3; else 1."""
     turned: npt.NDArray[np.bool_]
     """A convolution for tensor cores over images whose channels lie apart: cuDNN copies them into order and back."""
     backward: npt.NDArray[np.bool_]
@@ -76,7 +78,7 @@ class Work:
 
 
 _COLUMNS = (
-    "kind", "m", "n", "k", "batch", "flops", "bytes", "dtype", "item_bytes", "align", "turned",
+    "kind", "m", "n", "k", "batch", "flops", "bytes", "dtype", "item_bytes", "align", "window", "turned",
     "backward", "kernels", "host_ops",
     "measured",
 )  # fmt: skip
@@ -85,6 +87,8 @@ _RATES = {"float32": 0, "float64": 0, "tf32": 1, "float16": 2, "bfloat16": 3, "c
 _ITEM_BYTES = {
     "float64": 8, "int64": 8, "complex64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2,
 }  # fmt: skip
+_SORT_KERNELS = 20
+"""Of an embedding's gradient, which sorts 64-bit tokens by eight digits before it adds their rows up."""
 _Row = tuple[float, ...]
 
 
@@ -123,15 +127,17 @@ def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool) -> _Row:
         k = float(out.shape[-1] if out.shape else 1)
     dtype = out.dtype if out is not None else "float32"
     return (
-        kind, m, n, k, batch, max(op.flops - op.masked_flops, 0), op.moved_bytes, _rate(dtype),
-        _ITEM_BYTES.get(dtype, 1), align,
+        kind, m, n, k, batch, max(op.flops - op.masked_flops, 0), op.moved_bytes, _rate(dtype, kind),
+        _ITEM_BYTES.get(dtype, 1), align, _window(op, storages) if kind in CONVOLUTIONS else 1.0,
         kind in CONVOLUTIONS and _is_turned(op, storages), is_backward(op.name), _kernels(op, kind, storages),
         0 if graphs or (kind is OpClass.NONE and not op.reads and not op.writes) else 1,
         np.nan if op.seconds is None else op.seconds,
     )  # fmt: skip
 
 
-def _rate(dtype: str) -> int:
+def _rate(dtype: str, kind: OpClass) -> int:
+    if dtype == "float32" and kind in CONVOLUTIONS:
+        return 1  # torch.backends.cudnn.allow_tf32 is true unless changed; that of matrix products is not
     return 4 if dtype.startswith("float8") else _RATES.get(dtype, 0)
 
 
@@ -175,6 +181,12 @@ def _convolution(op: Op, storages: Mapping[int, Storage]) -> tuple[OpClass, floa
     return kind, float(places), float(max(channels, 1)), float(length), float(groups)
 
 
+def _window(op: Op, storages: Mapping[int, Storage]) -> float:
+    shapes = [storages[i].shape for i in op.reads if i in storages]
+    weight = shapes[1 + is_backward(op.name)] if len(shapes) > 1 + is_backward(op.name) else ()
+    return float(max(prod(weight[2:]), 1))
+
+
 def _is_turned(op: Op, storages: Mapping[int, Storage]) -> bool:
     images = [storages[i] for i in (*op.reads[: 1 + is_backward(op.name)], *op.writes[:1]) if i in storages]
     half = any(s.dtype in {"float16", "bfloat16"} for s in images)
@@ -193,6 +205,8 @@ def _traffic(op: Op, storages: Mapping[int, Storage]) -> OpClass:
 def _kernels(op: Op, kind: OpClass, storages: Mapping[int, Storage]) -> int:
     if kind in (OpClass.NONE, OpClass.LANE):
         return 0
+    if "embedding_dense_backward" in op.name:
+        return _SORT_KERNELS
     if "_foreach" in op.name or "_fused_adam" in op.name or "_fused_sgd" in op.name:
         # multi_tensor_apply: at most 320 chunks of 65,536 elements, and 30 to 110 tensors, a launch
         tensors = [storages[i].shape for i in op.reads if i in storages]

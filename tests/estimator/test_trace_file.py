@@ -288,3 +288,18 @@ def test_a_large_step_is_saved_and_loaded_quickly(tmp_path, record_property):
     assert again == trace
     assert max(saved - start, loaded - saved) < 5
     assert path.stat().st_size < 2**20
+
+
+def test_columns_of_later_writers_may_be_missing(written, tmp_path):
+    # GIVEN a file from before masks and layouts were told  WHEN loaded  THEN nothing is masked and no image turned
+    document = copy.deepcopy(written[1])
+    del document["ops"]["masked_flops"], document["storages"]["channels_last"]
+    assert load_trace(_write(tmp_path / "older.gz", document)) == (step_trace(8), MEASUREMENT)
+
+
+def test_masks_and_layouts_come_back(tmp_path):
+    image = Storage(id=0, nbytes=8, kind=Kind.INPUT, shape=(1, 2, 2, 2), dtype="int8", channels_last=True)
+    op = Op(name="aten._flash_attention_forward.default", reads=(0,), flops=8, masked_flops=3)
+    trace = Trace(ops=(op,), storages={0: image}, pinned=frozenset({0}))
+    save_trace(trace, MEASUREMENT, tmp_path / "step.gz")
+    assert load_trace(tmp_path / "step.gz")[0] == trace

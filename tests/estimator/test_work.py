@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -142,3 +144,22 @@ def test_every_class_is_named_once() -> None:
     assert kind_of("dnnmem.begin") is OpClass.NONE
     assert kind_of("dnnmem.fused") is OpClass.STREAM
     assert kind_of("mine.never_heard_of.default") is OpClass.STREAM
+
+
+def test_convolutions_in_single_precision_run_as_tf32() -> None:
+    """GIVEN a convolution and a product in float32 WHEN rows are made THEN torch's defaults let the one round."""
+    image, kernel, out = (tensor(i, 4, 8, 8, 8, dtype="float32") for i in range(3))
+    conv = work(Op(name="aten.convolution.default", reads=(0, 1), writes=(2,), flops=2), image, kernel, out)
+    product = work(Op(name="aten.mm.default", writes=(0,), flops=2 * 64), tensor(0, 8, 8, dtype="float32"))
+    assert (DTYPES[conv.dtype[0]], DTYPES[product.dtype[0]]) == ("tf32", "float32")
+
+
+def test_images_in_half_precision_are_turned_unless_their_channels_come_last() -> None:
+    """GIVEN one convolution over images of either layout WHEN rows are made THEN cuDNN copies the one."""
+
+    def turned(last: bool, dtype: str = "float16") -> bool:  # noqa: FBT001  (a short helper)
+        image, kernel, out = (replace(tensor(i, 4, 8, 8, 8, dtype=dtype), channels_last=last) for i in range(3))
+        op = Op(name="aten.convolution.default", reads=(0, 1), writes=(2,), flops=2)
+        return bool(work(op, image, kernel, out).turned[0])
+
+    assert (turned(False), turned(True), turned(False, "float32")) == (True, False, False)

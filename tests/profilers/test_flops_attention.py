@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from dnnmem.profilers.flops import op_cost
+from dnnmem.profilers.flops import masked_flops, op_cost
 from tests.profilers.costs import aten, forward_and_backward, meta
 
 SIZE = st.integers(1, 6)
@@ -105,3 +105,24 @@ def test_attention_below_sdpa_counts_the_same_packed_or_not():
         (efficient_backward, (packed_q[None], packed_q[None], packed_k[None], packed_k[None], None, q, *packed)),
     ):
         assert op_cost(func, args, {}, None)[0] == BACKWARD
+
+
+@pytest.mark.parametrize(("s", "t", "hidden"), [(16, 16, 120), (16, 32, 376), (32, 16, 120)])
+def test_a_causal_kernel_skips_what_lies_above_the_diagonal(s, t, hidden):
+    # GIVEN causal attention of S queries over T keys, forward and backward  WHEN asked  THEN those scores are masked
+    q, k = meta(B, H, s, D), meta(B, H, t, D)
+    flash, backward = (
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_flash_attention_backward.default,
+    )
+    none = (None,) * 4
+    assert masked_flops(flash, (q, k, k, 0.0, True), {}, s * t) == hidden
+    assert masked_flops(flash, (q, k, k), {"is_causal": True}, s * t) == hidden
+    assert masked_flops(backward, (q, q, k, k, q, *none[:3], s, t, 0.0, True), {}, s * t) == hidden
+    assert masked_flops(flash, (q, k, k, 0.0, False), {}, s * t) == 0
+
+
+def test_no_other_op_skips():
+    # GIVEN a product, and attention spelled out  WHEN asked  THEN a mask saves nothing
+    x = meta(8, 8)
+    assert masked_flops(aten.mm.default, (x, x), {}, 1024) == 0
