@@ -167,4 +167,5 @@ _WITHOUT_EFFECT = frozenset({
     "pinned_reserve_segment_size_mb", "pinned_use_background_threads", "pinned_use_cuda_host_register",
     "release_lock_on_cudamalloc", "throw_on_cudamalloc_oom",
 })  # fmt: skip
-"""Settings of the host allocator and of locking: they change no device block."""
+"""Settings of the host allocator and of locking, which change no device block; and one for captures that reuse what
+other streams used, off by default, which is not simulated."""
