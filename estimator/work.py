@@ -175,7 +175,7 @@ def _convolution(op: Op, storages: Mapping[int, Storage]) -> tuple[OpClass, floa
     if len(weight) < 3 or len(result) < 3 or len(image) < 3:
         side = (op.flops / 2) ** (1 / 3)
         return OpClass.CONV, side, side, side, 1.0
-    groups = max(image[1] // max(weight[1], 1), 1)
+    groups = max(round(_channels(op, storages) / max(weight[1], 1)), 1)
     places, channels, length = prod(result) // result[1], result[1] // groups, prod(weight[1:])
     kind = OpClass.CONV if groups == 1 else OpClass.DEPTHWISE_CONV if weight[1] == 1 else OpClass.GROUPED_CONV
     return kind, float(places), float(max(channels, 1)), float(length), float(groups)
@@ -185,6 +185,21 @@ def _window(op: Op, storages: Mapping[int, Storage]) -> float:
     shapes = [storages[i].shape for i in op.reads if i in storages]
     weight = shapes[1 + is_backward(op.name)] if len(shapes) > 1 + is_backward(op.name) else ()
     return float(max(prod(weight[2:]), 1))
+
+
+def _channels(op: Op, storages: Mapping[int, Storage]) -> float:
+    """Channels that a convolution reads: those of its input's gradient, or the share of the input that its bytes tell.
+
+    An input that is a part of something larger has that one's shape here.
+    """
+    if is_backward(op.name):
+        image, weight = storages[op.reads[1]].shape, storages[op.reads[2]].shape
+        made = next((storages[i].shape for i in op.writes if i in storages and storages[i].shape != weight), ())
+        return made[1] if made[2:] == image[2:] and len(made) > 2 else image[1]
+    image_storage = storages[op.reads[0]]
+    others = sum(storages[i].nbytes for i in {*op.reads[1:], *op.writes} - {op.reads[0]} if i in storages)
+    read = op.moved_bytes - others
+    return image_storage.shape[1] * (min(read / image_storage.nbytes, 1.0) if read > 0 else 1.0)
 
 
 def _is_turned(op: Op, storages: Mapping[int, Storage]) -> bool:

@@ -157,9 +157,24 @@ def test_convolutions_in_single_precision_run_as_tf32() -> None:
 def test_images_in_half_precision_are_turned_unless_their_channels_come_last() -> None:
     """GIVEN one convolution over images of either layout WHEN rows are made THEN cuDNN copies the one."""
 
-    def turned(last: bool, dtype: str = "float16") -> bool:  # noqa: FBT001  (a short helper)
+    def turned(*, last: bool, dtype: str = "float16") -> bool:
         image, kernel, out = (replace(tensor(i, 4, 8, 8, 8, dtype=dtype), channels_last=last) for i in range(3))
         op = Op(name="aten.convolution.default", reads=(0, 1), writes=(2,), flops=2)
         return bool(work(op, image, kernel, out).turned[0])
 
-    assert (turned(False), turned(True), turned(False, "float32")) == (True, False, False)
+    assert (turned(last=False), turned(last=True), turned(last=False, dtype="float32")) == (True, False, False)
+
+
+def test_a_part_of_an_image_is_no_group() -> None:
+    """GIVEN a dense convolution over a quarter of the channels WHEN priced THEN bytes or its gradient tell."""
+    image, kernel, out, grad = (
+        tensor(0, 2, 32, 8, 8),
+        tensor(1, 8, 8, 3, 3),
+        tensor(2, 2, 8, 8, 8),
+        tensor(3, 2, 8, 8, 8),
+    )
+    moved = image.nbytes // 4 + kernel.nbytes + out.nbytes
+    forward = Op(name="aten.convolution.default", reads=(0, 1), writes=(2,), flops=2, moved_bytes=moved)
+    backward = Op(name="aten.convolution_backward.default", reads=(2, 0, 1), writes=(3, 1), flops=4, moved_bytes=moved)
+    for op in (forward, backward):
+        assert OpClass(work(op, image, kernel, out, grad).kind[0]) is OpClass.CONV
