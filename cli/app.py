@@ -29,9 +29,11 @@ from typing import Annotated, TextIO
 import typer
 
 from dnnmem import __version__
+from dnnmem.cli.commands.calibrate import calibrate
 from dnnmem.cli.commands.devices import devices
 from dnnmem.cli.commands.diff import diff
 from dnnmem.cli.commands.doctor import doctor
+from dnnmem.cli.commands.estimate import estimate
 from dnnmem.cli.commands.init import init
 from dnnmem.cli.commands.profile import profile
 from dnnmem.cli.commands.run import run as run_command
@@ -62,6 +64,8 @@ app.command(context_settings=_CONTEXT)(profile)
 app.command("run", context_settings={**_CONTEXT, "allow_interspersed_args": False})(run_command)
 app.command(context_settings=_CONTEXT)(view)
 app.command(context_settings=_CONTEXT)(diff)
+app.command(context_settings=_CONTEXT)(estimate)
+app.command(context_settings=_CONTEXT)(calibrate)
 app.command(context_settings=_CONTEXT)(validate)
 app.command(context_settings=_CONTEXT)(init)
 app.command(context_settings=_CONTEXT)(devices)

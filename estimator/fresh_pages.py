@@ -3,13 +3,15 @@
 glibc's malloc keeps what is freed, with two exceptions (malloc/malloc.c: `sysmalloc`, `systrim`):
 
     a block above 32 MiB         is mapped for itself, and given back when it is freed
-    the heap's free end          is given back when it is above twice the largest block that stays in the heap
+    the heap's free end          is given back when it is above 64 MiB
 
-so that large temporaries, and the rise and fall of activations, fault in each step. PyTorch's CPU allocator passes each
-block on to malloc. A GPU's allocator gives nothing back: nothing is fresh there.
+so that large temporaries fault in each step, and activations in so far as they lie at the heap's end. PyTorch's CPU
+allocator passes each block on to malloc. A GPU's allocator gives nothing back: nothing is fresh there.
 """
 
 from __future__ import annotations
+
+from bisect import bisect_left, insort
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +20,12 @@ from dnnmem.estimator.trace import Event, Trace
 
 MAP_BYTES = 32 * 2**20
 """Largest block of the heap: DEFAULT_MMAP_THRESHOLD_MAX on 64 bits."""
-LEAST_MAP_BYTES = 128 * 2**10
-"""Largest block of the heap before a larger one is freed: DEFAULT_MMAP_THRESHOLD."""
-ROUNDS = 2
-"""The state at the end of the first pass over a step is that in which the next begins."""
+TRIM_BYTES = 2 * MAP_BYTES
+"""Free end of the heap that malloc keeps: twice the threshold for mapping, which has grown to its maximum by then."""
+ROUNDS = 5
+"""Steps until the heap's holes repeat; the last one counts."""
+_HEADER = 80
+"""Bytes that a block takes beside its own: malloc's header, and what alignment to 64 costs."""
 
 
 def fresh_bytes(trace: Trace) -> npt.NDArray[np.float64]:
@@ -29,8 +33,7 @@ def fresh_bytes(trace: Trace) -> npt.NDArray[np.float64]:
     found = np.zeros(len(trace.ops))
     if trace.origin.gpu is not None or trace.origin.device not in ("cpu", "fake"):
         return found
-    sizes = [e.nbytes for op in trace.ops for e in op.events if LEAST_MAP_BYTES < e.nbytes <= MAP_BYTES]
-    heap = _Heap(trim_bytes=2 * max(sizes, default=LEAST_MAP_BYTES))
+    heap = _Heap()
     for event in trace.setup:
         heap.take(event)
     for _ in range(ROUNDS):
@@ -40,19 +43,60 @@ def fresh_bytes(trace: Trace) -> npt.NDArray[np.float64]:
 
 
 class _Heap:
-    """Bytes in use and bytes mapped; what is freed is taken to lie at the end, as activations are freed in reverse."""
+    """Best fit with holes that grow together, the end of the heap being the last resort."""
 
-    def __init__(self, trim_bytes: int) -> None:
-        self.used = self.mapped = 0
-        self.trim_bytes = trim_bytes
+    def __init__(self) -> None:
+        self.end = self.mapped = 0
+        self.where: dict[int, int] = {}
+        self.starts: dict[int, int] = {}
+        self.ends: dict[int, int] = {}
+        self.holes: list[tuple[int, int]] = []
 
     def take(self, event: Event) -> int:
         """Bytes that are mapped anew for it."""
         if abs(event.nbytes) > MAP_BYTES:
             return max(event.nbytes, 0)
-        self.used += event.nbytes
-        fresh = max(self.used - self.mapped, 0)
+        size = abs(event.nbytes) + _HEADER
+        if event.nbytes < 0:
+            self._free(self.where.pop(event.storage, None), size)
+            return 0
+        at = bisect_left(self.holes, (size, 0))
+        if at < len(self.holes):
+            room, start = self.holes[at]
+            self._drop(start, room)
+            if room - size > _HEADER:
+                self._add(start + size, room - size)
+        else:
+            start, self.end = self.end, self.end + size
+        self.where[event.storage] = start
+        fresh = max(self.end - self.mapped, 0)
         self.mapped += fresh
-        if self.mapped - self.used > self.trim_bytes:
-            self.mapped = self.used
         return fresh
+
+    def _free(self, start: int | None, size: int) -> None:
+        if start is None:
+            return
+        if start + size in self.starts:
+            room = self.starts[start + size]
+            self._drop(start + size, room)
+            size += room
+        if start in self.ends:
+            before = self.ends[start]
+            size += self.starts[before]
+            self._drop(before, self.starts[before])
+            start = before
+        if start + size < self.end:
+            self._add(start, size)
+            return
+        self.end = start
+        if self.mapped - self.end > TRIM_BYTES:
+            self.mapped = self.end
+
+    def _add(self, start: int, size: int) -> None:
+        self.starts[start] = size
+        self.ends[start + size] = start
+        insort(self.holes, (size, start))
+
+    def _drop(self, start: int, size: int) -> None:
+        del self.starts[start], self.ends[start + size]
+        del self.holes[bisect_left(self.holes, (size, start))]

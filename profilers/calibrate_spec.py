@@ -8,6 +8,7 @@ cuda    the packaged GPU of that name: products and attention as shares of its p
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ _NEAR = 1.05
 
 def spec_text(found: Mapping[str, Any], device: Device | None, comments: Sequence[str]) -> str:
     """The text of a file for what `measure` found; `device` is the packaged GPU, None for a CPU."""
-    curves = curves_of(found["curves"], found["floor_seconds"])
+    curves = curves_of(found["curves"])
     if device is None:
         name = name_of(found["machine"])
         return write_calibration(
@@ -66,18 +67,39 @@ def name_of(machine: Mapping[str, Any]) -> str:
     )
 
 
-def curves_of(points: Mapping[str, Points], floor_seconds: float) -> dict[str, Curve]:
-    """Curves from points: what any operator costs taken off, points of nearly one size put together (geometric mean)."""
+def curves_of(points: Mapping[str, Points]) -> dict[str, Curve]:
+    """Curves from points: times made to rise with size, and what any operator costs taken off.
+
+    A fixed cost is that of an operator's own smallest case; arithmetic, whose smallest case is work already, has the
+    middle one of the others. It comes back as `launch_seconds`, told from whole steps.
+    """
+    merged = {name: _rising(raw) for name, raw in points.items() if any(size > 0 for size, _ in raw)}
+    smallest = [curve[0][1] for name, curve in merged.items() if not _is_arithmetic(name)]
+    middle = statistics.median(smallest) if smallest else 0.0
     found = {}
-    for name, raw in points.items():
-        groups: list[list[tuple[float, float]]] = []
-        for size, seconds in sorted((size, seconds) for size, seconds in raw if size > 0):
-            if not groups or size > groups[-1][0][0] * _NEAR:
-                groups.append([])
-            groups[-1].append((size, max(seconds - floor_seconds, seconds * _LEAST_SHARE)))
-        if groups:
-            sizes, seconds_ = zip(*map(_middle, groups), strict=True)
-            found[name] = Curve(sizes=sizes, seconds=seconds_)
+    for name, curve in merged.items():
+        floor = middle if _is_arithmetic(name) else curve[0][1]
+        net = [max(seconds - floor, seconds * _LEAST_SHARE) for _, seconds in curve]
+        found[name] = Curve(sizes=tuple(size for size, _ in curve), seconds=tuple(net))
+    return found
+
+
+def _is_arithmetic(name: str) -> bool:
+    return any(word in name for word in ("gemm", "conv", "attention"))
+
+
+def _rising(raw: Points) -> list[tuple[float, float]]:
+    """Points of nearly one size put together (geometric mean), none slower than a larger one: noise only adds."""
+    groups: list[list[tuple[float, float]]] = []
+    for size, seconds in sorted((size, seconds) for size, seconds in raw if size > 0):
+        if not groups or size > groups[-1][0][0] * _NEAR:
+            groups.append([])
+        groups[-1].append((size, seconds))
+    found = [_middle(group) for group in groups]
+    least = float("inf")
+    for index in reversed(range(len(found))):
+        least = min(least, found[index][1])
+        found[index] = (found[index][0], least)
     return found
 
 

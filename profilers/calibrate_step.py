@@ -1,6 +1,6 @@
 """What an operator costs beside its arithmetic and traffic: its dispatch, told from whole steps of a tiny model.
 
-    cpu     fixed = (step - sum of what its ops take) / ops            the CPU issues the ops that it runs
+    cpu     launch = step / ops                                        the CPU issues the ops that it runs
     cuda    host = step / ops, where the GPU waits for each op;  launch = a tiny kernel in a full queue
 
 Whole steps, because modules, autograd and the optimizer's Python cost as much as the operators.
@@ -8,7 +8,7 @@ Whole steps, because modules, autograd and the optimizer's Python cost as much a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -19,25 +19,21 @@ from dnnmem.profilers.calibrate_keys import watch
 _WIDTH = 16
 
 
-def costs_of_an_op(
-    device: str, curves: Mapping[str, Sequence[tuple[float, float]]], *, rehearse: bool
-) -> dict[str, float]:
-    """`host_seconds` and `launch_seconds` of one operator, and `floor_seconds`, what the smallest cases took."""
-    floor = min(seconds for points in curves.values() for _, seconds in points)
+def costs_of_an_op(device: str, *, rehearse: bool) -> dict[str, float]:
+    """`host_seconds` and `launch_seconds` of one operator."""
     step = tiny_step(device)
     step()
     count = watch(step).host_ops.sum()
     if rehearse:
-        return {"host_seconds": 1.0, "launch_seconds": 1.0, "floor_seconds": 1.0}
+        return {"host_seconds": 1.0, "launch_seconds": 1.0}
     if device == "cpu":
         each = seconds_of(step, CpuClock(torch.get_num_threads())) / count
-        return {"host_seconds": 0.0, "launch_seconds": each, "floor_seconds": floor}
+        return {"host_seconds": 0.0, "launch_seconds": each}
     x = torch.zeros(1, device=device)
     launch = seconds_of(lambda: x.add_(1), CudaClock())
     return {
         "host_seconds": seconds_of(step, WallClock(device)) / count,
         "launch_seconds": launch,
-        "floor_seconds": launch,
     }
 
 

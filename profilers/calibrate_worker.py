@@ -74,7 +74,7 @@ def measure(order: dict[str, Any], say: Say) -> dict[str, Any]:
         keep_memory()
     curves = _curves(list(_cases(device, quick=rehearse or order["quick"])), time, say)
     found |= best_rates(curves)
-    found |= costs_of_an_op(device, curves, rehearse=rehearse)
+    found |= costs_of_an_op(device, rehearse=rehearse)
     found["curves"] = {name: sorted(points) for name, points in curves.items()}
     found["copies"] = copies(device, rehearse=rehearse)
     if order["ranks"] > 1:
