@@ -95,7 +95,7 @@ def _are_blocks(inside: Sequence[Module], used: set[Path]) -> bool:
     depth = len(inside[0].path)
     running = {path[:depth] for path in used}
     # a run of equal leaves (three Linears, five ReLUs) is no list of blocks: each is one op
-    return all(m.path in running for m in inside) and any(
+    return any(m.path in running for m in inside) and any(
         len(path) > depth and path[:depth] == inside[0].path for path in used
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.passes import kernels, remat, tensor
+from dnnmem.estimator.passes import batch, kernels, pipeline, precision, remat, sharding, tensor
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -13,8 +13,29 @@ if TYPE_CHECKING:
     from dnnmem.estimator.trace import Trace
 
 PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
+    "batch": batch.apply,
+    "precision": precision.apply,
     "tensor": tensor.apply,
     "remat": remat.apply,
+    "sharding": sharding.apply,
+    "pipeline": pipeline.apply,
     "kernels": kernels.apply,
 }
-"""By field of a plan, in the order in which they are applied."""
+"""By field of a plan, in the order of its fields. Each leaves a trace equal where the plan has its default."""
+
+_BEFORE_SPLIT = ("precision", "tensor", "remat")
+_AFTER_SPLIT = ("batch", "sharding", "kernels")
+
+
+def rewrite(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> list[Trace]:
+    """The traces of one rank under `plan`: one, or one for each chunk of a pipeline, in the order of the model.
+
+    A chunk's gradients stay, and are sent, within it, so that batch and sharding come after the split.
+    Raises what the passes raise.
+    """
+    for field in _BEFORE_SPLIT:
+        trace = PASSES[field](trace, plan, cluster)
+    chunks = pipeline.split(trace, plan)
+    for field in _AFTER_SPLIT:
+        chunks = [PASSES[field](chunk, plan, cluster) for chunk in chunks]
+    return chunks

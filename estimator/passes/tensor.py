@@ -10,7 +10,6 @@ split, and how, is *assumed* from the data flow (`tensor_layout`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -283,7 +282,6 @@ class _Splitter:
         ]  # fmt: skip
         if alive:
             nbytes = sum(self.trace.storages[i].nbytes for i in alive)
-            reads: Sequence[int] = tuple(alive)
-            self.draft.after.setdefault(last, []).append(
-                self._comm("all_reduce", nbytes, last, reads=tuple(reads), writes=tuple(reads))
-            )
+            op = self._comm("all_reduce", nbytes, last, reads=tuple(alive), writes=tuple(alive))
+            # once a step, however many micro-batches it has
+            self.draft.after.setdefault(last, []).append(replace(op, phase=Phase.STEP, module=("<optimizer>",)))

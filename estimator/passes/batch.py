@@ -1,0 +1,72 @@
+"""Micro-batches and accumulation: with several micro-batches a step, gradients stay between them and are added to.
+
+    one micro-batch     backward makes g                              update   free g
+    several             backward makes t, g += t, free t (g pinned)   update
+
+The trace stays one micro-batch: whoever prices the step counts its forward and backward pass `accumulation` times.
+Where ranks keep parts of gradients only (zero2, zero3), whole ones do not outlive their sum, and only the parts stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.passes.draft import Draft, lives
+from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.cluster import Cluster
+    from dnnmem.estimator.plan import Plan
+
+
+def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
+    """One of `plan.batch.accumulation` micro-batches. Raises `UnsupportedError` for another size than recorded."""
+    del cluster
+    wanted, recorded = plan.batch.micro_batch, trace.batch.get("batch_size")
+    if wanted is not None and wanted != recorded:
+        raise UnsupportedError(
+            f"batch.micro_batch is {wanted}, but the step was recorded with {recorded}; sizes are those of the record",
+            hint=f"profile with --batch {wanted}",
+        )
+    if plan.batch.accumulation == 1:
+        return trace
+    draft, known = Draft(trace), lives(trace.ops)
+    parts = plan.sharding.strategy in {"zero2", "zero3"} and plan.mesh.data_ranks > 1
+    for i, s in trace.storages.items():
+        if s.kind is not Kind.GRAD or i in trace.pinned or i not in known or not s.nbytes:
+            continue
+        life = known[i]
+        backward = [k for k in life.uses if trace.ops[k].phase is Phase.BACKWARD]
+        if life.made < 0 or not backward or trace.ops[life.made].phase is not Phase.BACKWARD:
+            continue
+        if any(0 <= life.freed <= k for k in backward):
+            continue  # gone before the update: a term of the real one
+        draft.unfree(life.freed, i)
+        draft.pinned.add(i)
+        if parts:
+            op = draft.ops[life.made]
+            draft.ops[life.made] = replace(op, events=tuple(e for e in op.events if e.storage != i))
+        else:
+            _add(draft, i, backward)
+    return draft.finish()
+
+
+def _add(draft: Draft, grad: int, backward: list[int]) -> None:
+    """Let backward ops make a term, and add it."""
+    term = draft.add(replace(draft.trace.storages[grad], kind=Kind.TEMP, name=""))
+    for k in backward:
+        op = draft.ops[k]
+        draft.ops[k] = replace(
+            op,
+            reads=tuple(term if i == grad else i for i in op.reads),
+            writes=tuple(term if i == grad else i for i in op.writes),
+            events=tuple(e._replace(storage=term) if e.storage == grad else e for e in op.events),
+        )
+    last, nbytes = backward[-1], draft.trace.storages[grad].nbytes
+    add = Op(
+        name="aten.add_.Tensor", module=draft.trace.ops[last].module, phase=Phase.BACKWARD, reads=(grad, term),
+        writes=(grad,), events=(Event(-nbytes, 0, term),), moved_bytes=3 * nbytes,
+    )  # fmt: skip
+    draft.after.setdefault(last, []).append(add)

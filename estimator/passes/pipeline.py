@@ -1,0 +1,298 @@
+"""Pipeline stages: one step becomes one trace for each chunk of blocks, with what the chunks send each other.
+
+    chunk 0                   chunk 1                   last chunk
+    embeddings, blocks ...    recv x, blocks ...        recv x, blocks ..., norm, head, loss
+                   send x                    send x
+    recv dx, backward, update recv dx ...               backward, send dx, update
+
+Blocks are dealt in runs, as even as can be. A chunk's trace is a micro-batch like any other: passes may follow (gradients
+should be reduced within a chunk, so split before sharding). A tied embedding lives in the first and the last chunk,
+and its gradients are added between them once a step. What all blocks share (masks, rotations) each chunk has for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from dnnmem.estimator.block_list import blocks_of_ops, main_list
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.passes.draft import Life, lives
+from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.cluster import Cluster
+    from dnnmem.estimator.plan import Plan
+
+SEND, RECEIVE = "dnnmem.send.pp", "dnnmem.recv.pp"
+"""A send costs its bytes; the receiving op only makes the storages."""
+
+
+def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
+    """`trace` unchanged: one trace is one chunk. `split` makes those of a pipeline."""
+    del plan, cluster
+    return trace
+
+
+def split(trace: Trace, plan: Plan) -> list[Trace]:
+    """The traces of `plan.mesh.pp * plan.pipeline.chunks` chunks, in the order of the model.
+
+    Raises `UnsupportedError` where there are fewer blocks than chunks.
+    """
+    count = plan.mesh.pp * plan.pipeline.chunks
+    if count == 1:
+        return [trace]
+    blocks = main_list(trace)
+    if blocks is None or blocks.count < count:
+        raise UnsupportedError(
+            f"pp {plan.mesh.pp} * chunks {plan.pipeline.chunks} = {count} chunks, but the model has "
+            f"{blocks.count if blocks else 0} equal blocks; each chunk needs one",
+            hint="--set mesh.pp=1",
+        )
+    of_block = [b * count // blocks.count for b in range(blocks.count)]
+    inside = blocks_of_ops(trace.ops, blocks)
+    owners = _owners(trace.ops, inside, of_block, count)
+    trace, owners, tied = _untie(trace, owners)
+    stages = _Stages(trace=trace, owners=owners, count=count, known=lives(trace.ops), tied=tied)
+    for k, owner in enumerate(owners):
+        for i in (*trace.ops[k].reads, *trace.ops[k].writes):
+            stages.used.setdefault(i, set()).add(owner)
+    for i, s in trace.storages.items():
+        block = blocks.index(s.module)
+        if i in trace.pinned and s.kind is Kind.PARAM and not stages.used.get(i, set()) - {-1}:
+            stages.used.setdefault(i, set()).add(0 if block is None else of_block[block])
+    return [_chunk(stages, c) for c in range(count)]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Stages:
+    trace: Trace
+    owners: list[int]
+    """Chunk of each op; -1 in the update."""
+    count: int
+    known: Mapping[int, Life]
+    tied: Mapping[int, Mapping[int, int]]
+    """Chunk -> gradient of a weight it shares with an earlier chunk -> its own term of it."""
+    used: dict[int, set[int]] = field(default_factory=dict)
+    """Storage -> chunks that touch it."""
+
+
+def _owners(ops: Sequence[Op], inside: Sequence[int | None], of_block: Sequence[int], count: int) -> list[int]:
+    """Before the first block is the first chunk's, after the last the last one's; the backward pass the other way."""
+    found = [-1] * len(ops)
+    for phase, before, after in ((Phase.FORWARD, 0, count - 1), (Phase.BACKWARD, count - 1, 0)):
+        mine = [k for k, op in enumerate(ops) if op.phase is phase]
+        last = max((k for k in mine if inside[k] is not None), default=-1)
+        at = before
+        for k in mine:
+            block = inside[k]
+            at = of_block[block] if block is not None else after if k > last else at
+            found[k] = at
+    return found
+
+
+def _untie(trace: Trace, owners: list[int]) -> tuple[Trace, list[int], dict[int, dict[int, int]]]:
+    """Leave each chunk its own term of a tied weight's gradient: for chunks, the gradient that stands for another."""
+    known = lives(trace.ops)
+    ops, storages = list(trace.ops), dict(trace.storages)
+    aliases: dict[int, dict[int, int]] = {}
+    drop: set[int] = set()
+    for k, op in enumerate(trace.ops):
+        grads = [i for i in op.writes if storages[i].kind is Kind.GRAD]
+        if owners[k] < 0 or len(grads) != 1 or len(op.reads) != 2 or not op.name.startswith("aten.add."):
+            continue
+        grad = grads[0]
+        makers = {i: known[i].made for i in op.reads}
+        if any(made < 0 or storages[i].nbytes != storages[grad].nbytes for i, made in makers.items()):
+            continue
+        far = [i for i, made in makers.items() if owners[made] != owners[k]]
+        near = [i for i in op.reads if i not in far]
+        if len(far) != 1 or len(near) != 1:
+            continue
+        drop.add(k)
+        storages[far[0]] = replace(storages[grad], id=far[0])
+        aliases.setdefault(owners[makers[far[0]]], {})[grad] = far[0]
+        for at in known[near[0]].uses:
+            if at != k:
+                ops[at] = _renamed(ops[at], {near[0]: grad})
+    kept = [k for k in range(len(ops)) if k not in drop]
+    return replace(trace, ops=tuple(ops[k] for k in kept), storages=storages), [owners[k] for k in kept], aliases
+
+
+def _renamed(op: Op, new: Mapping[int, int]) -> Op:
+    return replace(
+        op,
+        reads=tuple(new.get(i, i) for i in op.reads),
+        writes=tuple(new.get(i, i) for i in op.writes),
+        events=tuple(e._replace(storage=new.get(e.storage, e.storage)) for e in op.events),
+    )
+
+
+def _chunk(stages: _Stages, c: int) -> Trace:
+    """The trace of one chunk."""
+    trace = stages.trace
+    mine = {i for i, chunks in stages.used.items() if c in chunks}
+    pinned = _pinned(stages, c, mine)
+    body = [op for op, owner in zip(trace.ops, stages.owners, strict=True) if owner == c]
+    live: set[int] = set(pinned)
+    received: dict[Phase, list[int]] = {Phase.FORWARD: [], Phase.BACKWARD: []}
+    ops: list[Op] = []
+    for op in body:
+        touched = [i for i in dict.fromkeys((*op.reads, *op.writes)) if trace.storages[i].nbytes]
+        made = {e.storage for e in op.events if e.nbytes > 0}
+        for i in touched:
+            if i not in live and i not in made:
+                received[op.phase].append(i)
+                live.add(i)
+        events = []
+        for e in op.events:
+            if e.storage >= 0 and e.nbytes < 0 and e.storage not in live and e.storage not in made:
+                continue  # lives in another chunk only
+            events.append(e)
+            if e.storage >= 0:
+                (live.add if e.nbytes > 0 else live.discard)(e.storage)
+        ops.append(op if len(events) == len(op.events) else replace(op, events=tuple(events)))
+    ops = _with_messages(stages, c, ops, received)
+    ops += _update(stages, c, mine | pinned)
+    ops = _closed(trace, ops, pinned)
+    storages = _storages(trace, ops, pinned, {i for ids in received.values() for i in ids})
+    setup = tuple(Event(storages[i].nbytes, 0, i) for i in _in_order(trace, pinned) if storages[i].nbytes)
+    note = f"Chunk {c} of {stages.count} of a pipeline."
+    origin = replace(trace.origin, notes=(*trace.origin.notes, note))
+    return replace(trace, ops=tuple(ops), storages=storages, setup=setup, pinned=frozenset(pinned), origin=origin)
+
+
+def _pinned(stages: _Stages, c: int, mine: set[int]) -> set[int]:
+    """What of the pinned is this chunk's: what it touches, and states and gradients of its parameters."""
+    storages, pinned = stages.trace.storages, stages.trace.pinned
+    owned = {(storages[i].module, storages[i].name) for i in mine if storages[i].kind is Kind.PARAM}
+    found = set()
+    for i in pinned:
+        s = storages[i]
+        states = s.kind in {Kind.OPTIMIZER, Kind.GRAD} and (s.module, s.name.split(".")[0]) in owned
+        unused = i not in stages.used and c == 0 and s.kind not in {Kind.OPTIMIZER, Kind.GRAD}
+        if i in mine or states or s.name == "workspace" or unused:
+            found.add(i)
+    return found
+
+
+def _in_order(trace: Trace, pinned: set[int]) -> list[int]:
+    order = dict.fromkeys(e.storage for e in trace.setup if e.nbytes > 0 and e.storage in pinned)
+    order.update(dict.fromkeys(sorted(pinned)))
+    return list(order)
+
+
+def _with_messages(stages: _Stages, c: int, ops: list[Op], received: Mapping[Phase, list[int]]) -> list[Op]:
+    """Receive before each pass, send after it."""
+    storages = stages.trace.storages
+    found: list[Op] = []
+    for phase in (Phase.FORWARD, Phase.BACKWARD):
+        inside = [op for op in ops if op.phase is phase]
+        if received[phase]:
+            events = tuple(Event(storages[i].nbytes, 0, i) for i in received[phase])
+            found.append(Op(name=RECEIVE, phase=phase, lane=Lane.COMM, writes=tuple(received[phase]), events=events))
+        found += inside
+        sent = _sent(stages, c, inside, phase)
+        if sent:
+            last = max(n for n, op in enumerate(found) if set(sent) & {*op.writes, *op.reads})
+            late = tuple(e for op in found[last:] for e in op.events if e.storage in sent and e.nbytes < 0)
+            if late:  # it is sent before it dies
+                found[last] = replace(found[last], events=tuple(e for e in found[last].events if e not in late))
+            nbytes = sum(storages[i].nbytes for i in sent)
+            found.append(Op(name=SEND, phase=phase, lane=Lane.COMM, reads=tuple(sent), moved_bytes=nbytes, events=late))
+    return found
+
+
+def _sent(stages: _Stages, c: int, inside: Sequence[Op], phase: Phase) -> list[int]:
+    """What another chunk reads in this pass and this one has written; constants are not sent."""
+    trace, found = stages.trace, []
+    later = (lambda d: d > c) if phase is Phase.FORWARD else (lambda d: 0 <= d < c)
+    written = {i for op in inside for i in op.writes if i not in trace.pinned}
+    blocks = {i for op in inside for i in op.writes if _is_stream(trace, op)}
+    for i in sorted(written & blocks):
+        readers = [k for k in stages.known[i].uses if trace.ops[k].phase is phase and later(stages.owners[k])]
+        if readers and trace.storages[i].nbytes:
+            found.append(i)
+    return found
+
+
+def _is_stream(trace: Trace, op: Op) -> bool:
+    """False for what is made without parameters before the blocks: masks, rotations."""
+    if op.phase is Phase.BACKWARD or any(trace.storages[i].kind is Kind.PARAM for i in op.reads):
+        return True
+    return any(trace.storages[i].kind in {Kind.ACTIVATION, Kind.TEMP, Kind.COMM} for i in op.reads)
+
+
+def _update(stages: _Stages, c: int, mine: set[int]) -> list[Op]:
+    """The update of the chunk's own parameters; first, the sum of a tied gradient."""
+    trace, alias = stages.trace, stages.tied.get(c, {})
+    storages, found = trace.storages, []
+    tied = {alias.get(g, g) for others in stages.tied.values() for g in others if _has_term(stages, c, g)}
+    for i in sorted(tied):
+        nbytes = storages[i].nbytes
+        found.append(Op(name=SEND, phase=Phase.STEP, lane=Lane.COMM, reads=(i,), writes=(i,), moved_bytes=nbytes))
+    here = set(mine) | set(alias)
+    grads = {(storages[i].module, storages[i].name) for i in mine if storages[i].kind is Kind.PARAM}
+    here |= {i for i, s in storages.items() if s.kind is Kind.GRAD and (s.module, s.name.split(".")[0]) in grads}
+    owned = here | {i for i, s in storages.items() if s.kind is Kind.OPTIMIZER and i in mine}
+    for k, op in enumerate(trace.ops):
+        if op.phase is not Phase.STEP:
+            continue
+        made = [i for i in op.writes if stages.known[i].made == k]
+        if made and len(op.reads) % len(made) == 0:
+            owned.update(w for w, r in zip(made, op.reads, strict=False) if r in owned)
+        else:
+            owned.update(made)
+        found += _narrowed(op, owned, alias, storages)
+    return found
+
+
+def _has_term(stages: _Stages, c: int, grad: int) -> bool:
+    """True for the chunk that keeps the gradient and for those that hold another term."""
+    return c in stages.used.get(grad, set()) or grad in stages.tied.get(c, {})
+
+
+def _narrowed(op: Op, owned: set[int], alias: Mapping[int, int], storages: Mapping[int, Storage]) -> list[Op]:
+    """An op of the update with what is in `owned` only."""
+    touched = {*op.reads, *op.writes, *(e.storage for e in op.events if e.storage >= 0)}
+    if touched and not touched & owned:
+        return []
+    reads, writes = (tuple(i for i in ids if i in owned) for ids in (op.reads, op.writes))
+    events = tuple(e for e in op.events if e.storage < 0 or e.storage in owned)
+    old = sum(storages[i].nbytes for i in (*op.reads, *op.writes))
+    new = sum(storages[i].nbytes for i in (*reads, *writes))
+    moved = op.moved_bytes * new // old if old else op.moved_bytes
+    return [_renamed(replace(op, reads=reads, writes=writes, events=events, moved_bytes=moved), alias)]
+
+
+def _closed(trace: Trace, ops: list[Op], pinned: set[int]) -> list[Op]:
+    """Free at its last use what another chunk would free; drop frees of what is not here."""
+    alive: dict[int, int] = {}
+    used: dict[int, int] = {}
+    for k, op in enumerate(ops):
+        used.update(dict.fromkeys((*op.reads, *op.writes), k))
+        events = []
+        for e in op.events:
+            if e.storage >= 0 and e.nbytes < 0 and e.storage not in alive and e.storage not in pinned:
+                continue
+            events.append(e)
+            if e.storage >= 0:
+                if e.nbytes > 0:
+                    alive[e.storage] = e.stream
+                else:
+                    alive.pop(e.storage, None)
+        if len(events) != len(op.events):
+            ops[k] = replace(op, events=tuple(events))
+    for i, stream in alive.items():
+        if i not in pinned:
+            at = used[i] if i in used else next(k for k, op in enumerate(ops) if any(e.storage == i for e in op.events))
+            ops[at] = replace(ops[at], events=(*ops[at].events, Event(-trace.storages[i].nbytes, stream, i)))
+    return ops
+
+
+def _storages(trace: Trace, ops: Iterable[Op], pinned: set[int], received: set[int]) -> dict[int, Storage]:
+    touched = set(pinned)
+    for op in ops:
+        touched.update(op.reads, op.writes, (e.storage for e in op.events if e.storage >= 0))
+    return {i: replace(s, kind=Kind.INPUT) if i in received else s for i, s in trace.storages.items() if i in touched}

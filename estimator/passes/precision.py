@@ -1,0 +1,93 @@
+"""Element types at rest: master weights, gradients and optimizer states in wider types than the ops compute in.
+
+    param   p (bfloat16, computes)  +  master (float32): the update works on it, and casts it back to p
+    grad    backward writes gradients in this type, and keeps them in it
+
+This is mixed precision with master weights (Micikevicius et al. 2018; Megatron-LM). Under zero3 parts of parameters rest
+in the wider type, and are cast when they are gathered: that is done there (`fsdp`), as is `reduce`, the type that
+gradients travel in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.passes.draft import Draft, lives
+from dnnmem.estimator.passes.update import element_bytes, gradients, in_type, scale_update, states
+from dnnmem.estimator.trace import Kind, Op, Phase, Trace
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.cluster import Cluster
+    from dnnmem.estimator.plan import Plan
+
+
+def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
+    """`trace` with `plan.precision` at rest; unchanged where it is what was recorded.
+
+    Raises `UnsupportedError` for parameters at rest in a narrower type than they compute in.
+    """
+    del cluster
+    wanted = plan.precision
+    if plan.sharding.strategy == "zero3" and plan.mesh.data_ranks > 1:
+        return trace
+    storages = trace.storages
+    trained = gradients(storages)
+    masters = [p for p in trained if in_type(storages[p], wanted.param) != storages[p]]
+    grads = [g for mine in trained.values() for g in mine if in_type(storages[g], wanted.grad) != storages[g]]
+    if not masters and not grads:
+        return trace
+    for p in masters:
+        if wanted.param and element_bytes(wanted.param) < element_bytes(storages[p].dtype):
+            raise UnsupportedError(
+                f"precision.param is {wanted.param}, narrower than the {storages[p].dtype} that the step computes in",
+                hint=f"profile the model in {wanted.param}",
+            )
+    draft, known = Draft(trace), lives(trace.ops)
+    _widen_gradients(draft, grads, wanted.grad)
+    copies = _master_weights(draft, masters, wanted.param)
+    owned = {(storages[p].module, storages[p].name) for p in masters}
+    wide = [i for i in states(storages) if (storages[i].module, storages[i].name.split(".")[0]) in owned]
+    now = {i: in_type(storages[i], wanted.param) for i in wide}
+    now.update({g: in_type(storages[g], wanted.grad) for g in grads})
+    shares = {i: Fraction(s.nbytes, storages[i].nbytes) for i, s in now.items() if storages[i].nbytes}
+    shares.update({p: Fraction(draft.storages[m].nbytes, storages[p].nbytes) for p, m in copies.items()})
+    scale_update(draft, known, shares)
+    draft.resize({i: s.nbytes for i, s in now.items()})
+    draft.storages.update(now)
+    return draft.finish()
+
+
+def _widen_gradients(draft: Draft, grads: list[int], dtype: str | None) -> None:
+    """Backward ops move more, or fewer, bytes of the gradients that they write."""
+    more = {g: in_type(draft.trace.storages[g], dtype).nbytes - draft.trace.storages[g].nbytes for g in grads}
+    for k, op in enumerate(draft.trace.ops):
+        if op.phase is Phase.BACKWARD:
+            extra = sum(more.get(i, 0) for i in (*op.reads, *op.writes))
+            if extra:
+                draft.ops[k] = replace(draft.ops[k], moved_bytes=max(0, op.moved_bytes + extra))
+
+
+def _master_weights(draft: Draft, params: list[int], dtype: str | None) -> dict[int, int]:
+    """Copies that the update works on, and the cast back at its end."""
+    copies: dict[int, int] = {}
+    for p in params:
+        master = replace(in_type(draft.trace.storages[p], dtype), kind=Kind.OPTIMIZER)
+        copies[p] = draft.add(replace(master, name=f"{master.name}.master"))
+    if not copies:
+        return copies
+    draft.pinned.update(copies.values())
+    for k, op in enumerate(draft.ops):
+        if op.phase is Phase.STEP and any(i in copies for i in (*op.reads, *op.writes)):
+            reads, writes = (tuple(copies.get(i, i) for i in ids) for ids in (op.reads, op.writes))
+            draft.ops[k] = replace(op, reads=reads, writes=writes)
+    moved = sum(draft.storages[i].nbytes for pair in copies.items() for i in pair)
+    last = len(draft.ops) - 1
+    cast = Op(
+        name="aten._foreach_copy_.default", module=("<optimizer>",), phase=Phase.STEP, reads=tuple(copies.values()),
+        writes=tuple(copies), moved_bytes=moved,
+    )  # fmt: skip
+    draft.after.setdefault(last, []).append(cast)
+    return copies

@@ -1,0 +1,77 @@
+"""What the optimizer's update costs when what it works on changes size: parts of states, other element types.
+
+An update reads and writes lists (`aten._foreach_*`), one entry a parameter; what it makes in between is as large as
+what it reads in the same place of the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
+
+from dnnmem.estimator.errors import UsageError
+from dnnmem.estimator.passes.draft import Draft, Life
+from dnnmem.estimator.trace import Kind, Phase, Storage
+
+SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}
+"""Bytes of an element."""
+
+
+def element_bytes(dtype: str) -> int:
+    """Bytes of an element; raises `UsageError` for a type without a size here."""
+    if dtype not in SIZES:
+        raise UsageError(f"{dtype!r} has no known element size; known: {', '.join(SIZES)}")
+    return SIZES[dtype]
+
+
+def in_type(storage: Storage, dtype: str | None) -> Storage:
+    """`storage` with its elements in another floating type; None and whole numbers stay."""
+    if dtype is None or dtype == storage.dtype or storage.dtype not in SIZES or storage.dtype == "int8":
+        return storage
+    return replace(storage, dtype=dtype, nbytes=storage.nbytes * SIZES[dtype] // SIZES[storage.dtype])
+
+
+def gradients(storages: Mapping[int, Storage]) -> dict[int, list[int]]:
+    """Parameter -> its gradients (two where a loop makes a new one before it drops the old one)."""
+    params = {(s.module, s.name): i for i, s in storages.items() if s.kind is Kind.PARAM}
+    found: dict[int, list[int]] = {}
+    for i, s in storages.items():
+        owner = params.get((s.module, s.name.split(".")[0]))
+        if s.kind is Kind.GRAD and owner is not None:
+            found.setdefault(owner, []).append(i)
+    return found
+
+
+def states(storages: Mapping[int, Storage]) -> list[int]:
+    """The optimizer's storages of one entry an element, not its counters."""
+    return [i for i, s in storages.items() if s.kind is Kind.OPTIMIZER and s.nbytes > 8]
+
+
+def scale_update(draft: Draft, known: Mapping[int, Life], shares: Mapping[int, Fraction]) -> None:
+    """Make the update work on storages of other sizes, as shares of the recorded ones; what it makes follows them.
+
+    Sizes of storages in `shares` that exist outside of the update are the caller's to change.
+    """
+    shares = dict(shares)
+    sizes: dict[int, int] = {}
+    storages = draft.trace.storages
+    for k, op in enumerate(draft.trace.ops):
+        if op.phase is not Phase.STEP:
+            continue
+        made = [i for i in op.writes if i in known and known[i].made == k and i not in shares]
+        if made and len(op.reads) % len(made) == 0:
+            for w, r in zip(made, op.reads, strict=False):
+                if r in shares:
+                    shares[w] = shares[r]
+                    sizes[w] = _times(storages[w].nbytes, shares[w])
+        touched = (*op.reads, *op.writes)
+        old = sum(storages[i].nbytes for i in touched)
+        new = sum(_times(storages[i].nbytes, shares[i]) if i in shares else storages[i].nbytes for i in touched)
+        if old and new != old:
+            draft.ops[k] = replace(draft.ops[k], moved_bytes=op.moved_bytes * new // old)
+    draft.resize(sizes)
+
+
+def _times(nbytes: int, share: Fraction) -> int:
+    return -(-nbytes * share.numerator // share.denominator)

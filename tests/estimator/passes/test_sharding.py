@@ -1,0 +1,141 @@
+"""Data parallelism: bytes that ranks hold and send, and lifetimes of what is gathered, as FSDP2 and DDP have them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from dnnmem.estimator.passes import remat, sharding
+from dnnmem.estimator.plan import Mesh, Plan, Precision, Remat, Sharding
+from dnnmem.estimator.trace import Kind, Lane, Phase
+from tests.estimator.passes.steps import LLAMA, gpt, passes_peak
+
+BF16 = {**LLAMA, "dtype": "bfloat16"}
+
+
+def sharded(trace, strategy, ranks=4, *, replicas=1, precision=None, policy="none", **options):
+    mesh = Mesh(dp_replicate=ranks) if strategy == "ddp" else Mesh(dp_shard=ranks, dp_replicate=replicas)
+    plan = Plan(
+        mesh=mesh, precision=precision or Precision(), remat=Remat(policy=policy),
+        sharding=Sharding(strategy=strategy, **options),
+    )  # fmt: skip
+    found = sharding.apply(remat.apply(trace, plan), plan)
+    found.check()
+    return found
+
+
+def owned(trace, *kinds):
+    return sum(trace.storages[i].nbytes for i in trace.pinned if trace.storages[i].kind in kinds)
+
+
+def sent(trace, kind):
+    """Bytes of collectives of a kind, forward, backward and step."""
+    found = Counter()
+    for op in trace.ops:
+        if op.lane is Lane.COMM and op.name.startswith(f"dnnmem.{kind}."):
+            found[op.phase.value] += op.moved_bytes
+    return dict(found)
+
+
+PARAMS = (Kind.PARAM,)
+STATES = (Kind.OPTIMIZER,)
+
+
+@pytest.mark.parametrize("arguments", [{}, BF16], ids=["gpt", "llama"])
+def test_zero_stages_hold_what_their_paper_says(arguments):
+    trace = gpt(4, **arguments)
+    params, states = owned(trace, *PARAMS), owned(trace, *STATES)
+    for strategy, split in (("zero1", STATES), ("zero2", STATES), ("zero3", (*PARAMS, *STATES))):
+        found = sharded(trace, strategy)
+        for kind, whole in ((PARAMS, params), (STATES, states)):
+            assert owned(found, *kind) * (4 if kind[0] in split else 1) == pytest.approx(whole, rel=0.02)
+
+
+def test_ranks_together_hold_all_and_padding():
+    # GIVEN parameters of rows that 5 does not divide
+    trace = gpt(3)
+    found = sharded(trace, "zero3", 5)
+    for i, storage in trace.storages.items():
+        if storage.kind is Kind.PARAM:
+            rows = storage.shape[0]
+            assert found.storages[i].nbytes * 5 == storage.nbytes // rows * (-(-rows // 5) * 5)
+
+
+def test_fsdp_gathers_twice_but_for_the_last_block_and_the_root():
+    # GIVEN 4 blocks, whose parameters are gathered before each pass
+    trace = gpt(4)
+    params = owned(trace, *PARAMS)
+    block = sum(trace.storages[i].nbytes for i in trace.pinned if trace.storages[i].module[:2] == ("blocks", "0")
+                and trace.storages[i].kind is Kind.PARAM)  # fmt: skip
+    found = sharded(trace, "zero3")
+    assert sent(found, "all_gather") == {"forward": params, "backward": 3 * block}
+    assert sent(found, "reduce_scatter") == {"backward": params}
+    # AND the last too, or none, as asked
+    assert sent(sharded(trace, "zero3", keep_last=False), "all_gather")["backward"] == 4 * block
+    assert "backward" not in sent(sharded(trace, "zero3", reshard_after_forward=False), "all_gather")
+
+
+def test_a_gather_is_issued_one_block_ahead():
+    found = sharded(gpt(4), "zero3")
+    gathers = [k for k, op in enumerate(found.ops) if op.name == "dnnmem.all_gather.dp_shard"]
+    for k in gathers[2:]:
+        reader = next(j for j in range(k, len(found.ops)) if found.ops[k].writes[0] in found.ops[j].reads)
+        between = {
+            op.module[:2] for op in found.ops[k:reader] if op.lane is Lane.COMPUTE and op.module[:1] == ("blocks",)
+        }
+        assert len(between - {found.ops[k].module[:2]}) == 1
+
+
+def test_parameters_at_rest_and_on_the_wire_have_types_of_their_own():
+    # GIVEN a step in bfloat16  WHEN parameters rest in float32, and gradients are summed in float32
+    trace = gpt(4, **BF16)
+    found = sharded(trace, "zero3", precision=Precision(param="float32", reduce="float32"))
+    # THEN parts are twice as large, gathers are not, and scatters are
+    assert owned(found, *PARAMS, *STATES) * 4 == pytest.approx(2 * owned(trace, *PARAMS, *STATES), rel=0.02)
+    assert sent(found, "all_gather")["forward"] == owned(trace, *PARAMS)
+    assert sent(found, "reduce_scatter")["backward"] == 2 * owned(trace, *PARAMS)
+
+
+def test_replicas_sum_their_parts():
+    found = sharded(gpt(4), "zero3", replicas=2)
+    assert sent(found, "all_reduce") == {"backward": owned(gpt(4), *PARAMS) // 4}
+
+
+def test_recomputation_gathers_once_a_pass():
+    # GIVEN blocks that run again in the backward pass
+    plain, again = (sent(sharded(gpt(4), "zero3", policy=policy), "all_gather") for policy in ("none", "full"))
+    # THEN what they need is there already
+    assert plain == again
+
+
+def test_ddp_sums_all_gradients_in_buckets_that_stay():
+    trace = gpt(4, width=256, vocab=320)
+    found = sharded(trace, "ddp", bucket_mib=2)
+    params = owned(trace, *PARAMS)
+    assert sent(found, "all_reduce") == {"backward": params}
+    assert owned(found, Kind.COMM) == params
+    sums = [op for op in found.ops if op.lane is Lane.COMM]
+    assert len(sums) > 3
+    # AND one sum after the backward pass without overlap, in place
+    exposed = sharded(trace, "ddp", overlap=False)
+    assert [op.phase for op in exposed.ops if op.lane is Lane.COMM] == [Phase.BACKWARD]
+    assert exposed.peak_bytes() == trace.peak_bytes()
+
+
+def test_zero_without_parameters_sharded_gathers_them_after_the_update():
+    for strategy in ("zero1", "zero2"):
+        found = sharded(gpt(4), strategy)
+        assert sent(found, "all_gather") == {"step": owned(gpt(4), *PARAMS)}
+        assert found.ops[-1].name == "dnnmem.all_gather.dp_shard"
+
+
+def test_one_rank_changes_nothing():
+    assert sharding.apply(gpt(3), Plan(sharding=Sharding(strategy="zero3"))) is gpt(3)
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_more_ranks_never_need_more(strategy):
+    peaks = [sharded(gpt(4, batch=16), strategy, ranks).peak_bytes() for ranks in (2, 4, 8, 16)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert passes_peak(sharded(gpt(4, batch=16), "zero2", 8, bucket_mib=1)) <= passes_peak(gpt(4, batch=16))
