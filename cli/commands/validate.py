@@ -31,7 +31,8 @@ Source = Annotated[
     list[str] | None, typer.Option("--source", metavar="NAME", help="Only rows of this source. May be repeated.")
 ]
 Limit = Annotated[
-    int | None, typer.Option("--limit", metavar="N", min=1, help="At most N rows of each source, evenly spread.")
+    int | None,
+    typer.Option("--limit", metavar="N", min=1, help="N rows of each source that can be predicted."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Record steps again that are kept from before.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write every row and result as JSON.")]
@@ -83,7 +84,10 @@ def published() -> list[Path]:
 
 
 def choose_rows(found: list[Case], sources: list[str] | tuple[str, ...], limit: int | None) -> list[Case]:
-    """The rows of `sources` (none = all), at most `limit` of each. Raises `UsageError` for a source without rows."""
+    """The rows of `sources` (none = all), of each `limit` that can be predicted, evenly spread.
+
+    Raises `UsageError` for a source without rows.
+    """
     from dnnmem.estimator.errors import UsageError
 
     names = list(dict.fromkeys(case.source for case in found))
@@ -95,6 +99,8 @@ def choose_rows(found: list[Case], sources: list[str] | tuple[str, ...], limit: 
     chosen = []
     for name in names:
         own = [case for case in found if case.source == name and (not sources or name in sources)]
+        if limit:
+            own = [case for case in own if not case.reason] or own
         count = min(limit or len(own), len(own))
         chosen += [own[i * len(own) // count] for i in range(count)]
     return chosen
