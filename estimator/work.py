@@ -125,7 +125,7 @@ def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool) -> _Row:
         m, n = float(prod(out.shape)), float(out.shape[-1] if out.shape else 1)
     elif kind in (OpClass.ATTENTION_FORWARD, OpClass.ATTENTION_BACKWARD) and out is not None:
         k = float(out.shape[-1] if out.shape else 1)
-    dtype = out.dtype if out is not None else "float32"
+    dtype = _operand(op, storages) if kind is OpClass.GEMM else out.dtype if out is not None else "float32"
     return (
         kind, m, n, k, batch, max(op.flops - op.masked_flops, 0), op.moved_bytes, _rate(dtype, kind),
         _ITEM_BYTES.get(dtype, 1), align, _window(op, storages) if kind in CONVOLUTIONS else 1.0,
@@ -145,6 +145,12 @@ def _main(ids: Sequence[int], storages: Mapping[int, Storage]) -> Storage | None
     """The first storage of them that is a tensor of numbers and not a scalar; else the first."""
     known = [storages[i] for i in ids[:4] if i in storages]
     return next((s for s in known if prod(s.shape) > 1), known[0] if known else None)
+
+
+def _operand(op: Op, storages: Mapping[int, Storage]) -> str:
+    """Type that a product multiplies in: its narrowest matrix's, since the result may be kept in a wider one."""
+    types = [storages[i].dtype for i in (*op.reads, *op.writes) if i in storages and len(storages[i].shape) > 1]
+    return min(types, key=lambda dtype: _ITEM_BYTES.get(dtype, 1), default="float32")
 
 
 def _product(op: Op, out: Storage | None) -> tuple[float, float, float, float]:

@@ -23,7 +23,8 @@ _SIZES = {
 }  # fmt: skip
 """Width, heads and layers: llm-foundry, scripts/train/benchmarking and scripts/train/yamls."""
 _GPUS = {"a100_40gb": "a100-sxm-40gb", "a100_80gb": "a100-sxm-80gb", "h100_80gb": "h100-sxm-80gb"}
-_STRATEGIES = {"FULL_SHARD": "zero3", "SHARD_GRAD_OP": "zero2"}
+_KEPT = {"FULL_SHARD": False, "SHARD_GRAD_OP": True}
+"""Whether FSDP keeps gathered parameters until the backward pass."""
 
 
 def read(row: Mapping[str, str]) -> Case:
@@ -45,7 +46,9 @@ def read(row: Mapping[str, str]) -> Case:
             param="float32", grad="float32", reduce="bfloat16" if row["MP Mode"] == "PURE" else "float32"
         ),
         remat=p.Remat(policy="full" if is_true(row, "Activation Checkpointing") else "none"),
-        sharding=p.Sharding(strategy=_STRATEGIES[row["Sharding Strategy"]] if gpus > 1 else "none"),
+        sharding=p.Sharding(
+            strategy="zero3" if gpus > 1 else "none", reshard_after_forward=not _KEPT[row["Sharding Strategy"]]
+        ),
     )
     return Case(
         target=GPT, target_args=args, batch=batch, seq=seq, layers=more, plan=plan,
@@ -67,7 +70,7 @@ def _reasons(row: Mapping[str, str]) -> Iterator[str]:
         yield "activations are offloaded to the host, which is not predicted yet"
     if model not in _SIZES or gpu not in _GPUS:
         yield f"the sizes of {model!r} or the GPU {gpu!r} are not known"
-    if row.get("Sharding Strategy") not in _STRATEGIES:
+    if row.get("Sharding Strategy") not in _KEPT:
         yield f"sharding {row.get('Sharding Strategy')!r} is not predicted"
     if _seconds(row) is None:
         yield "its throughput is missing"
