@@ -32,7 +32,7 @@ _KINDS = {
     "host": "host",
     "iteration": "host",
 }
-_FIXED = ("power_exponent", "reference_power_watts", "l2_boost", "spread", "curves")
+_FIXED = ("power_exponent", "reference_watts", "reference_flops_per_s", "l2_boost", "spread", "curves")
 
 
 def _kind(name: str) -> str:

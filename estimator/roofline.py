@@ -86,9 +86,12 @@ def _rates(work: Work, device: Device) -> Floats:
 
 
 def _power(device: Device, model: TimeModel) -> float:
-    if not model.reference_power_watts:
+    """Share of the rate that the card's power limit leaves."""
+    if not model.reference_watts:
         return 1.0
-    return float(min(1.0, device.power_watts / model.reference_power_watts) ** model.power_exponent)
+    peak = device.flops_per_s.get("float16", model.reference_flops_per_s)
+    needed = model.reference_watts * peak / model.reference_flops_per_s
+    return float(min(1.0, device.power_watts / needed) ** model.power_exponent)
 
 
 def _traffic_seconds(work: Work, device: Device, model: TimeModel) -> Floats:

@@ -77,9 +77,11 @@ class TimeModel:
     iteration_seconds: float
     """Once a step: data loader, logging, the loop."""
     power_exponent: float
-    """A card with a lower power limit than its architecture's runs arithmetic at (limit / reference) to this power."""
-    reference_power_watts: float
-    """Power limit at which `gemm`, `conv` and attention were found; 0 = no rule."""
+    """Arithmetic of a card with less power for a flop than the reference runs at the ratio to this exponent."""
+    reference_watts: float
+    """Power limit of the card on which `gemm`, `conv` and attention were found; 0 = no rule."""
+    reference_flops_per_s: float
+    """Peak in float16 of that card."""
     nvlink: float
     """Collectives inside a node over NVLink: share of the link's one-way peak."""
     nvlink_latency_seconds: float
@@ -108,6 +110,7 @@ _UNITS = {
     "ms": ("_seconds", 1e-3),
     "ns": ("_seconds", 1e-9),
     "w": ("_watts", 1.0),
+    "tflops": ("_flops_per_s", 1e12),
 }
 
 
@@ -119,7 +122,14 @@ def load(device: Device, rates: Path | None = None) -> TimeModel:
     tables = _tables()
     arch = {**tables.get(device.arch, {}), **tables.get(device.name.partition("-")[0], {})}
     own = {name: device.efficiency[key] for name, key in _SHARES.items() if key in device.efficiency}
-    values = {"reference_power_watts": 0.0, **tables["fallback"], **tables["default"], **own, **arch}
+    values = {
+        "reference_watts": 0.0,
+        "reference_flops_per_s": 1.0,
+        **tables["fallback"],
+        **tables["default"],
+        **own,
+        **arch,
+    }
     spread = {key.removeprefix("spread_"): value for key, value in values.items() if key.startswith("spread_")}
     model = TimeModel(spread=spread, **{key: value for key, value in values.items() if not key.startswith("spread_")})
     if rates is None:
