@@ -1,6 +1,6 @@
 """One rank's share of a planned step, cut into the segments that are timed: what `estimate` prices, free of any rate.
 
-    trace --passes(plan)--> trace of a micro-batch on a rank --split--> one chunk a pipeline stage (and model chunk)
+    trace --passes(plan)--> the ops of a micro-batch on a rank, as chunks: one, or those of the pipeline's stages
     chunk:   forward | backward | sync | step         sync: gradients, sent once an optimizer step, not each micro-batch
 
 Preparing is the slow half (passes walk the ops); pricing the result with other rates costs little, so that a fit and a
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.collectives import Group, group_of
 from dnnmem.estimator.errors import UnsupportedError, UsageError
-from dnnmem.estimator.passes import PASSES
+from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Plan, check
 from dnnmem.estimator.trace import Lane, Op, Phase, Trace
 from dnnmem.estimator.work import Work, work_of
@@ -79,7 +79,7 @@ class LocalStep:
     recorded: Trace
     """The step as recorded: its flops are the model's."""
     local: Trace
-    """The step of a rank before it is split in chunks."""
+    """The step of a rank; of the first chunk, where there are several."""
     chunks: tuple[Chunk, ...]
     """In the order of the model."""
 
@@ -92,12 +92,9 @@ def local_step(trace: Trace, plan: Plan, cluster: Cluster) -> LocalStep:
     """
     check(plan)
     _check_fits(plan, cluster)
-    local = trace
-    for rewrite in PASSES.values():
-        local = rewrite(local, plan, cluster)
-    parts = _split(local, plan) if plan.mesh.pp > 1 else [local]
+    parts = rewrite(trace, plan, cluster)
     chunks = tuple(_chunk(part, plan, cluster) for part in parts)
-    return LocalStep(plan=plan, cluster=cluster, recorded=trace, local=local, chunks=chunks)
+    return LocalStep(plan=plan, cluster=cluster, recorded=trace, local=parts[0], chunks=chunks)
 
 
 def _check_fits(plan: Plan, cluster: Cluster) -> None:
@@ -135,10 +132,7 @@ def _message(index: int, op: Op, plan: Plan, cluster: Cluster) -> Message | None
     if not op.name.startswith(PREFIX):
         return None
     _, kind, axis = op.name.split(".", 2)
+    if kind == "recv":  # the other end of a send
+        return None
     group = group_of(plan.mesh, axis, cluster)
     return Message(index=index, kind=kind, axis=axis, nbytes=op.moved_bytes, group=group)
-
-
-def _split(t,p):
-    from dnnmem.estimator.passes.pipeline import split
-    return split(t,p)
