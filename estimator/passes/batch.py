@@ -33,6 +33,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     if plan.batch.accumulation == 1:
         return trace
     draft, known = Draft(trace), lives(trace.ops)
+    kept: dict[int, set[int]] = {}
     parts = plan.sharding.strategy in {"zero2", "zero3"} and plan.mesh.data_ranks > 1
     for i, s in trace.storages.items():
         if s.kind is not Kind.GRAD or i in trace.pinned or i not in known or not s.nbytes:
@@ -43,13 +44,17 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
             continue
         if any(0 <= life.freed <= k for k in backward):
             continue  # gone before the update: a term of the real one
-        draft.unfree(life.freed, i)
+        if life.freed >= 0:
+            kept.setdefault(life.freed, set()).add(i)
         draft.pinned.add(i)
         if parts:
             op = draft.ops[life.made]
             draft.ops[life.made] = replace(op, events=tuple(e for e in op.events if e.storage != i))
         else:
             _add(draft, i, backward)
+    for k, ids in kept.items():
+        op = draft.ops[k]
+        draft.ops[k] = replace(op, events=tuple(e for e in op.events if e.storage not in ids or e.nbytes > 0))
     return draft.finish()
 
 

@@ -11,12 +11,12 @@ gradients, in place, after the backward pass (Megatron-LM before it overlapped).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.passes.draft import Draft, lives, made_storage
+from dnnmem.estimator.passes.draft import Draft, Life, lives, made_storage
 from dnnmem.estimator.passes.update import gradients, in_type, scale_update, states
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Trace
 
@@ -44,13 +44,13 @@ def reduce_gradients(trace: Trace, plan: Plan) -> Trace:
         if strategy == "ddp" and overlap:
             _copied_sum(draft, k, last, mine, nbytes)
         elif strategy == "ddp":
-            _comm(draft, k, "all_reduce", "dp_replicate", nbytes, mine)
+            _comm(draft, k, "all_reduce.dp_replicate", nbytes, mine)
         else:
-            _comm(draft, k, "reduce_scatter", "dp_shard", nbytes, mine)
+            _comm(draft, k, "reduce_scatter.dp_shard", nbytes, mine)
             if strategy == "zero2":
                 _scatter(draft, k, mine)
             if plan.mesh.dp_replicate > 1:
-                _comm(draft, k, "all_reduce", "dp_replicate", nbytes // plan.mesh.dp_shard, mine)
+                _comm(draft, k, "all_reduce.dp_replicate", nbytes // plan.mesh.dp_shard, mine)
     if strategy != "ddp":
         _split_update(draft, known, plan)
     return draft.finish()
@@ -78,20 +78,19 @@ def _buckets(trace: Trace, plan: Plan) -> list[tuple[int, list[int]]]:
     return found
 
 
-def _comm(draft: Draft, k: int, kind: str, axis: str, nbytes: int, ids: Sequence[int]) -> None:
-    op = draft.trace.ops[k]
-    after = draft.after.setdefault(k, [])
-    after.append(
-        Op(
-            name=f"dnnmem.{kind}.{axis}",
-            module=op.module,
-            phase=op.phase,
-            lane=Lane.COMM,
-            moved_bytes=nbytes,
-            reads=tuple(ids),
-            writes=tuple(ids),
-        )  # fmt: skip
+def _comm(draft: Draft, k: int, name: str, nbytes: int, ids: Sequence[int]) -> None:
+    """Put a collective over `ids` after op `k`."""
+    op, ids = draft.trace.ops[k], tuple(ids)
+    collective = Op(
+        name=f"dnnmem.{name}",
+        module=op.module,
+        phase=op.phase,
+        lane=Lane.COMM,
+        moved_bytes=nbytes,
+        reads=ids,
+        writes=ids,
     )
+    draft.after.setdefault(k, []).append(collective)
 
 
 def _copied_sum(draft: Draft, k: int, last: int, mine: Sequence[int], nbytes: int) -> None:
@@ -105,7 +104,7 @@ def _copied_sum(draft: Draft, k: int, last: int, mine: Sequence[int], nbytes: in
         moved_bytes=moved,
     )  # fmt: skip
     draft.after.setdefault(k, []).append(copy)
-    _comm(draft, k, "all_reduce", "dp_replicate", nbytes, (flat,))
+    _comm(draft, k, "all_reduce.dp_replicate", nbytes, (flat,))
     back = replace(copy, name="dnnmem.copy_out.dp_replicate", reads=(flat,), writes=tuple(mine))
     draft.before.setdefault(last + 1, []).append(back)
 
@@ -126,6 +125,7 @@ def _scatter(draft: Draft, k: int, mine: Sequence[int]) -> None:
         freed.append(Event(-nbytes, 0, new[g]))
         if g not in draft.pinned:
             made.append(Event(draft.storages[g].nbytes, 0, g))
+    unmade = {g for g in mine if g in draft.pinned}
     for at in range(k + 1):
         op = draft.ops[at]
         if op.phase is not Phase.BACKWARD or not any(i in new for i in op.writes):
@@ -134,7 +134,9 @@ def _scatter(draft: Draft, k: int, mine: Sequence[int]) -> None:
         for e in op.events:
             i = new.get(e.storage)
             events.append(e if i is None or e.nbytes < 0 else Event(draft.storages[i].nbytes, e.stream, i))
-        pinned = [Event(draft.storages[new[i]].nbytes, 0, new[i]) for i in op.writes if i in new and i in draft.pinned]
+        first = [i for i in op.writes if i in unmade]
+        unmade.difference_update(first)
+        pinned = [Event(draft.storages[new[i]].nbytes, 0, new[i]) for i in first if draft.storages[new[i]].nbytes]
         draft.ops[at] = replace(
             op,
             reads=tuple(new.get(i, i) for i in op.reads),
@@ -147,14 +149,14 @@ def _scatter(draft: Draft, k: int, mine: Sequence[int]) -> None:
     )
 
 
-def _split_update(draft: Draft, known: dict[int, object], plan: Plan) -> None:
+def _split_update(draft: Draft, known: Mapping[int, Life], plan: Plan) -> None:
     """Each rank updates its part of everything, then parameters are gathered."""
     storages, ranks = draft.trace.storages, plan.mesh.dp_shard
     params = [i for i, s in storages.items() if s.kind is Kind.PARAM and i in draft.pinned]
     grads = [g for mine in gradients(storages).values() for g in mine]
     shares = dict.fromkeys([*params, *grads, *states(storages)], Fraction(1, ranks))
-    scale_update(draft, known, shares)  # type: ignore[arg-type]
+    scale_update(draft, known, shares)
     draft.resize({i: -(-storages[i].nbytes // ranks) for i in states(storages)})
     last = len(draft.trace.ops) - 1
     nbytes = sum(storages[i].nbytes for i in params)
-    _comm(draft, last, "all_gather", "dp_shard", nbytes, params)
+    _comm(draft, last, "all_gather.dp_shard", nbytes, params)

@@ -1,13 +1,14 @@
 """Pipeline stages: one step becomes one trace for each chunk of blocks, with what the chunks send each other.
 
-    chunk 0                   chunk 1                   last chunk
-    embeddings, blocks ...    recv x, blocks ...        recv x, blocks ..., norm, head, loss
-                   send x                    send x
-    recv dx, backward, update recv dx ...               backward, send dx, update
+    chunk 0                     chunk 1                     last chunk
+    embeddings, blocks ...      recv x, blocks ...          recv x, blocks ..., norm, head, loss
+                      send x                      send x
+    recv dx, backward, update   recv dx ...                 backward, send dx, update
 
-Blocks are dealt in runs, as even as can be. A chunk's trace is a micro-batch like any other: passes may follow (gradients
-should be reduced within a chunk, so split before sharding). A tied embedding lives in the first and the last chunk,
-and its gradients are added between them once a step. What all blocks share (masks, rotations) each chunk has for itself.
+Blocks are dealt in runs, as even as can be. A chunk's trace is a micro-batch like any other: passes may follow.
+Gradients are to be reduced within a chunk, so sharding comes after the split. A tied embedding lives in the first and
+the last chunk, and its gradients are added between them once a step. What all blocks share (masks, rotations) each
+chunk has for itself.
 """
 
 from __future__ import annotations
@@ -207,11 +208,11 @@ def _with_messages(stages: _Stages, c: int, ops: list[Op], received: Mapping[Pha
 def _sent(stages: _Stages, c: int, inside: Sequence[Op], phase: Phase) -> list[int]:
     """What another chunk reads in this pass and this one has written; constants are not sent."""
     trace, found = stages.trace, []
-    later = (lambda d: d > c) if phase is Phase.FORWARD else (lambda d: 0 <= d < c)
+    others = range(c + 1, stages.count) if phase is Phase.FORWARD else range(c)
     written = {i for op in inside for i in op.writes if i not in trace.pinned}
     blocks = {i for op in inside for i in op.writes if _is_stream(trace, op)}
     for i in sorted(written & blocks):
-        readers = [k for k in stages.known[i].uses if trace.ops[k].phase is phase and later(stages.owners[k])]
+        readers = [k for k in stages.known[i].uses if trace.ops[k].phase is phase and stages.owners[k] in others]
         if readers and trace.storages[i].nbytes:
             found.append(i)
     return found

@@ -3,9 +3,9 @@
     param   p (bfloat16, computes)  +  master (float32): the update works on it, and casts it back to p
     grad    backward writes gradients in this type, and keeps them in it
 
-This is mixed precision with master weights (Micikevicius et al. 2018; Megatron-LM). Under zero3 parts of parameters rest
-in the wider type, and are cast when they are gathered: that is done there (`fsdp`), as is `reduce`, the type that
-gradients travel in.
+This is mixed precision with master weights (Micikevicius et al. 2018; Megatron-LM). Under zero3 parts of parameters
+rest in the wider type, and are cast when they are gathered: that is done there (`fsdp`), as is `reduce`, the type
+that gradients travel in.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _recompute(
 
 
 def _free_before_sum(draft: Draft, freed: int, storage: int) -> None:
-    """Autograd sums a gradient to its bias's shape with the node's tensors still saved; computed again, they are gone."""
+    """A bias's gradient is summed while what its node saved still lives; what was computed again is gone by then."""
     if draft.ops[freed].name == "aten.sum.dim_IntList" and storage not in draft.ops[freed].reads:
         draft.unfree(freed, storage)
         draft.free(freed - 1, storage)

@@ -1,6 +1,6 @@
-"""Tensor parallelism (Megatron-LM, DTensor): each rank holds a part of every matrix, and ranks sum or gather activations.
+"""Tensor parallelism (Megatron-LM, DTensor): each rank holds a part of every matrix; ranks sum or gather activations.
 
-    plain               x --[W1 / tp]-- h / tp --[W2 / tp]-- all_reduce(x)          backward: all_reduce(dx) before the norm
+    plain               x --[W1 / tp]-- h / tp --[W2 / tp]-- all_reduce(x)     backward: all_reduce(dx) before norms
     sequence parallel   x / tp -- all_gather -- [W1 / tp] ... [W2 / tp] -- reduce_scatter -- x / tp
 
 Sequence parallelism (Korthikanti et al. 2022) keeps the stream split along the sequence too, and gathers the saved part
@@ -74,6 +74,7 @@ class _Splitter:
         self.draft = Draft(trace)
         self.known = lives(trace.ops)
         self.split: set[int] = set()
+        self.rows = {(trace.storages[i].module, trace.storages[i].name) for i in layout.row}
         seq = trace.batch.get("seq_len")
         self.seq = seq if isinstance(seq, int) else None
 
@@ -133,11 +134,7 @@ class _Splitter:
         shape, tp = list(s.shape), self.tp
         order = list(range(len(shape) - 1, -1, -1))
         if s.kind in {Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER} and len(shape) == 2:
-            row = any(
-                self.trace.storages[i].module == s.module and self.trace.storages[i].name == s.name.split(".")[0]
-                for i in self.layout.row
-            )
-            order = [1, 0] if row else [0, 1]
+            order = [1, 0] if (s.module, s.name.split(".")[0]) in self.rows else [0, 1]
         elif len(shape) >= 4:  # heads are in the middle
             order = [*range(1, len(shape) - 1), 0, len(shape) - 1]
         elif len(shape) == 3 and self.seq in shape[:2] and shape[1] == shape[2]:
@@ -170,6 +167,7 @@ class _Splitter:
             self.draft.ops[k] = replace(
                 op,
                 flops=op.flops // self.tp if part else op.flops,
+                masked_flops=op.masked_flops // self.tp if part else op.masked_flops,
                 moved_bytes=op.moved_bytes * new // old if old else op.moved_bytes,
                 events=events,
             )
@@ -250,8 +248,9 @@ class _Splitter:
         for k, states in enumerate(self.layout.state):
             op = self.trace.ops[k]
             if op.phase is Phase.FORWARD and SPLIT in states.values() and "_log_softmax" in op.name:
-                out = self.trace.storages[op.writes[0]]
-                sums = 3 * 4 * (out.nbytes // max(1, out.shape[-1] if out.shape else 1) // 4)
+                logits = self.trace.storages[op.writes[0]]
+                rows = logits.nbytes // 4 // max(1, logits.shape[-1] if logits.shape else 1)
+                sums = 3 * 4 * rows  # largest logit, sum of exponentials, the target's
                 self.draft.after.setdefault(k, []).append(
                     self._comm("all_reduce", sums, k, reads=(op.writes[0],), writes=(op.writes[0],))
                 )

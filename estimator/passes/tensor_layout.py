@@ -1,9 +1,9 @@
 """Which matrices tensor parallelism splits, and how: read off the data flow of the recorded step.
 
-    stream x --[column: W1 by rows of (out, in)]--> split h --elementwise, attention--> [row: W2 by columns] --> sum --> x
+    stream x --[column: W1 by rows of (out, in)]--> split h --elementwise, attention-->[row: W2 by columns]--> sum --> x
 
 A product that reads the stream is column-parallel and makes a split tensor; one that reads a split tensor is
-row-parallel and makes a part of a sum (Shoeybi et al. 2019). Elementwise ops and attention keep a split, since heads and
+row-parallel and makes a part of a sum (Shoeybi et al. 2019). Elementwise ops and attention keep a split: heads and
 inner features are independent. Embeddings of the batch's tokens and the last product are split along the vocabulary.
 A matrix whose split output would meet the stream before a row-parallel one stays whole. *Assumed*, since the
 trace holds shapes and not meanings.
@@ -90,11 +90,9 @@ class _Finder:
             if isinstance(found, set):
                 return found
             after = {i: found for i in op.writes if self.storages[i].kind is not Kind.PARAM}
-            for i in after:
-                if (split := self.of_param(i)) is not None:
-                    after[i] = split
-                self.now[i] = after[i]
-                self.writer[i] = k
+            after.update({i: state for i in after if (state := self.of_param(i)) is not None})
+            self.now.update(after)
+            self.writer.update(dict.fromkeys(after, k))
             self.layout.state.append({**before, **{i: self.now[i] for i in op.reads if i in self.now}, **after})
         return set()
 
@@ -103,7 +101,7 @@ class _Finder:
         if self.storages[i].kind is not Kind.GRAD:
             return None
         owner = self._owners().get((self.storages[i].module, self.storages[i].name.split(".")[0]))
-        return SPLIT if owner in self.layout.column | self.layout.row else WHOLE
+        return SPLIT if owner in self.layout.column or owner in self.layout.row else WHOLE
 
     def _owners(self) -> dict[tuple[tuple[str, ...], str], int]:
         if not hasattr(self, "_by_name"):
@@ -122,7 +120,7 @@ class _Finder:
         state = self._settle(x)
         if weight in self.whole:
             return STREAM
-        if weight not in layout.column | layout.row and op.phase is Phase.FORWARD:
+        if weight not in layout.column and weight not in layout.row and op.phase is Phase.FORWARD:
             (layout.row if state is SPLIT else layout.column).add(weight)
             if weight in layout.column:
                 layout.column.update(self._params(op, 1))
@@ -145,18 +143,21 @@ class _Finder:
     def _gradient(self, k: int, op: Op, data: Sequence[int]) -> State:
         """A product of two activations: the gradient of a matrix, or a part of attention."""
         states = [self._settle(i) for i in data]
-        shapes = {self.storages[i].shape for i in self.layout.column if len(self.storages[i].shape) == 2}
-        of_table = any(self.storages[i].shape in shapes and i not in data for i in op.writes)
-        if SPLIT in states or (WHOLE in states and of_table and op.phase is Phase.BACKWARD):
+        if SPLIT in states or (WHOLE in states and op.phase is Phase.BACKWARD and self._is_gradient(op)):
             self.layout.whole_for.update((k, i) for i, s in zip(data, states, strict=True) if s is STREAM)
             return SPLIT
         return STREAM if STREAM in states else WHOLE
+
+    def _is_gradient(self, op: Op) -> bool:
+        """True if a product of whole tensors makes a split matrix's shape: the head's, whose logits are gathered."""
+        shapes = {self.storages[i].shape for i in self.layout.column if len(self.storages[i].shape) == 2}
+        return any(self.storages[i].shape in shapes for i in op.writes)
 
     def _other(self, k: int, op: Op) -> State | set[int]:
         data = [i for i in op.reads if self.storages[i].kind is not Kind.PARAM]
         params = [i for i in op.reads if self.storages[i].kind is Kind.PARAM]
         if op.name.startswith("aten.embedding."):
-            return self._embedding(op, params, data)
+            return self._embedding(params, data)
         if op.name.startswith("aten.embedding_dense_backward") and self._table_of(op) in self.layout.tables:
             self.layout.whole_for.update((k, i) for i in data if self._settle(i) is STREAM)
             return SPLIT
@@ -185,7 +186,7 @@ class _Finder:
         whole = {i for i in along if i not in self.layout.column}
         return met | whole
 
-    def _embedding(self, op: Op, params: Sequence[int], data: Sequence[int]) -> State:
+    def _embedding(self, params: Sequence[int], data: Sequence[int]) -> State:
         table = next(iter(params), None)
         if table is None or not any(self.storages[i].kind is Kind.INPUT for i in data):
             return STREAM

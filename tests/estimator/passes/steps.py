@@ -44,7 +44,7 @@ def _gpt(arguments) -> Trace:
 
 
 def gpt(layers=3, **arguments) -> Trace:
-    """The sample GPT on 32 tokens a sample, 2 samples unless `batch` says so; recorded once for each set of arguments."""
+    """The sample GPT on 32 tokens a sample, 2 samples unless `batch` says so; once for each set of arguments."""
     return _gpt(tuple(sorted({"layers": layers, **arguments}.items())))
 
 
@@ -74,7 +74,8 @@ def plain(trace):
     setup = [(e.nbytes, e.stream, name(e.storage)) for e in trace.setup]
     ops = [
         (op.name, op.module, op.phase, op.lane, [*map(name, op.reads)], [*map(name, op.writes)],
-         [(e.nbytes, e.stream, name(e.storage)) for e in op.events], op.flops, op.workspace_bytes, op.source)
+         [(e.nbytes, e.stream, name(e.storage)) for e in op.events], op.flops, op.masked_flops,
+         op.workspace_bytes, op.source)
         for op in trace.ops
     ]  # fmt: skip
     storages = {

@@ -1,0 +1,41 @@
+"""Accumulation: gradients outlive a micro-batch, and later ones are added to them."""
+
+from __future__ import annotations
+
+import pytest
+
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.passes.batch import apply
+from dnnmem.estimator.plan import Batch, Mesh, Plan, Sharding
+from dnnmem.estimator.trace import Kind
+from tests.estimator.passes.steps import gpt
+
+
+def grads(trace):
+    touched = {i for op in trace.ops for i in op.writes}
+    return {i: s.nbytes for i, s in trace.storages.items() if s.kind is Kind.GRAD and i in touched}
+
+
+def test_gradients_stay_and_are_added_to():
+    # GIVEN gradients that are freed after each update
+    trace = gpt(3)
+    found = apply(trace, Plan(batch=Batch(accumulation=4)))
+    found.check()
+    # THEN they live on, and each has an addition in place
+    assert found.pinned - trace.pinned == grads(trace).keys()
+    added = [op for op in found.ops if op.name == "aten.add_.Tensor" and op.writes[0] in grads(trace)]
+    assert len(added) == len(grads(trace))
+    assert sum(op.moved_bytes for op in added) == 3 * sum(grads(trace).values())
+
+
+def test_parts_of_gradients_need_no_whole_ones_between():
+    plan = Plan(batch=Batch(accumulation=4), mesh=Mesh(dp_shard=2), sharding=Sharding(strategy="zero3"))
+    found = apply(gpt(3), plan)
+    assert len(found.ops) == len(gpt(3).ops)
+    assert found.pinned - gpt(3).pinned == grads(gpt(3)).keys()
+
+
+def test_another_micro_batch_is_refused():
+    assert apply(gpt(3), Plan(batch=Batch(micro_batch=2))) is gpt(3)
+    with pytest.raises(UnsupportedError, match="micro_batch is 8, but the step was recorded with 2"):
+        apply(gpt(3), Plan(batch=Batch(micro_batch=8)))
