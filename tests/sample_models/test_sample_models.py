@@ -172,3 +172,17 @@ def test_parameters_have_the_type_asked_for_and_rotations_stay_complex(root):
     model = call(load(root, "gpt").make_model, **TINY["gpt"], positions="rope", dtype=torch.bfloat16, dropout=0.1)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.rotations.dtype == torch.complex64
+
+
+def test_a_model_of_timm_trains_in_half_precision_and_the_layout_asked_for(root):
+    pytest.importorskip("timm")
+    sample = load(root, "timm_classifier")
+    # GIVEN a small model, channels last
+    model = sample.make_model("resnet10t", channels_last=True)
+    batch = sample.make_batch(2, image=32, channels_last=True)
+    assert batch[0].is_contiguous(memory_format=torch.channels_last)
+    # WHEN it takes two steps  THEN both losses are finite, and its parameters stay float32
+    optimizer = optimizer_of(sample, model)
+    losses = [sample.train_step(model, batch, optimizer).item() for _ in range(2)]
+    assert all(torch.tensor(losses).isfinite())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
