@@ -6,8 +6,9 @@
 Lists inside blocks do not count. A residual network has several lists, one a stage.
 
 >>> modules = [Module(path=("h",), type="ModuleList"), *(Module(path=("h", str(i)), type="Block") for i in range(3))]
->>> [blocks.root for blocks in block_lists(Trace(ops=(), storages={}, modules=tuple(modules)))]
-[('h',)]
+>>> ops = (Op(name="aten.mm.default", module=("h", "0", "up")),)
+>>> [(blocks.root, blocks.count) for blocks in block_lists(Trace(ops=ops, storages={}, modules=tuple(modules)))]
+[(('h',), 3)]
 """
 
 from __future__ import annotations
