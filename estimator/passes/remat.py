@@ -95,7 +95,8 @@ def is_attention(op: Op) -> bool:
 def _kept(ops: Sequence[Op], forward: Sequence[int]) -> set[int]:
     """Attention, and the first, third, ... of the matrix products."""
     products = [k for k in forward if ops[k].name in PRODUCTS]
-    return {*products[::2], *(k for k in forward if is_attention(ops[k]))}
+    scattered = "dnnmem.reduce_scatter.tp"  # what was waited for is kept as well
+    return {*products[::2], *(k for k in forward if is_attention(ops[k]) or ops[k].name == scattered)}
 
 
 def _attentions(ops: Sequence[Op], forward: Sequence[int]) -> list[list[int]]:
