@@ -3,7 +3,7 @@
 glibc's malloc keeps what is freed, with two exceptions (malloc/malloc.c: `sysmalloc`, `systrim`):
 
     a block above 32 MiB         is mapped for itself, and given back when it is freed
-    the heap's free end          is given back when it is above 64 MiB
+    the heap's free end          is given back when it is above twice the largest block that it has held
 
 so that large temporaries fault in each step, and activations in so far as they lie at the heap's end. PyTorch's CPU
 allocator passes each block on to malloc. A GPU's allocator gives nothing back: nothing is fresh there.
@@ -20,8 +20,6 @@ from dnnmem.estimator.trace import Event, Trace
 
 MAP_BYTES = 32 * 2**20
 """Largest block of the heap: DEFAULT_MMAP_THRESHOLD_MAX on 64 bits."""
-TRIM_BYTES = 2 * MAP_BYTES
-"""Free end of the heap that malloc keeps: twice the threshold for mapping, which has grown to its maximum by then."""
 ROUNDS = 5
 """Steps until the heap's holes repeat; the last one counts."""
 _HEADER = 80
@@ -33,7 +31,7 @@ def fresh_bytes(trace: Trace) -> npt.NDArray[np.float64]:
     found = np.zeros(len(trace.ops))
     if trace.origin.gpu is not None or trace.origin.device not in ("cpu", "fake"):
         return found
-    heap = _Heap()
+    heap = _Heap(2 * max((e.nbytes for op in trace.ops for e in op.events if e.nbytes <= MAP_BYTES), default=0))
     for event in trace.setup:
         heap.take(event)
     for _ in range(ROUNDS):
@@ -45,7 +43,8 @@ def fresh_bytes(trace: Trace) -> npt.NDArray[np.float64]:
 class _Heap:
     """Best fit with holes that grow together, the end of the heap being the last resort."""
 
-    def __init__(self) -> None:
+    def __init__(self, trim_bytes: int) -> None:
+        self.trim_bytes = trim_bytes
         self.end = self.mapped = 0
         self.where: dict[int, int] = {}
         self.starts: dict[int, int] = {}
@@ -89,7 +88,7 @@ class _Heap:
             self._add(start, size)
             return
         self.end = start
-        if self.mapped - self.end > TRIM_BYTES:
+        if self.mapped - self.end > self.trim_bytes:
             self.mapped = self.end
 
     def _add(self, start: int, size: int) -> None:

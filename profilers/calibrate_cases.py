@@ -97,7 +97,7 @@ def convolutions(new: Callable[..., Tensor], *, most_flops: float) -> Iterator[M
         for batch, image in ((1, 4), (4, 8), (1, 14), (8, 14), (8, 28), (32, 56)):
             channels, out, window, stride, groups = shape
             flops = 2 * batch * (image // stride) ** 2 * out * channels // groups * window**2
-            if flops * 3 <= most_flops and prod((batch, channels, image, image)) < 2e7:
+            if window <= image and flops * 3 <= most_flops and prod((batch, channels, image, image)) < 2e7:
                 yield partial(_convolution, new, shape, batch, image)
                 yield partial(_convolution_gradient, new, shape, batch, image)
 

@@ -89,18 +89,21 @@ def _is_arithmetic(name: str) -> bool:
 
 
 def _rising(raw: Points) -> list[tuple[float, float]]:
-    """Points of nearly one size put together (geometric mean), none slower than a larger one: noise only adds."""
+    """Points of nearly one size put together, and neighbours too as long as a larger one is quicker (geometric means)."""
     groups: list[list[tuple[float, float]]] = []
     for size, seconds in sorted((size, seconds) for size, seconds in raw if size > 0):
         if not groups or size > groups[-1][0][0] * _NEAR:
             groups.append([])
         groups[-1].append((size, seconds))
-    found = [_middle(group) for group in groups]
-    least = float("inf")
-    for index in reversed(range(len(found))):
-        least = min(least, found[index][1])
-        found[index] = (found[index][0], least)
-    return found
+    blocks: list[tuple[list[float], float, int]] = []
+    for group in groups:
+        size, seconds = _middle(group)
+        blocks.append(([size], seconds, len(group)))
+        while len(blocks) > 1 and blocks[-2][1] > blocks[-1][1]:
+            (sizes, before, some), (more, after, others) = blocks[-2:]
+            both = (before**some * after**others) ** (1 / (some + others))
+            blocks[-2:] = [(sizes + more, both, some + others)]
+    return [(size, seconds) for sizes, seconds, _ in blocks for size in sizes]
 
 
 def _middle(group: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -29,8 +29,8 @@ from dnnmem.profilers.calibrate_step import costs_of_an_op
 
 Points = dict[str, list[tuple[float, float]]]
 Say = Callable[[int, int], None]
-COLD_BYTES = 16 * 2**20
-"""Written before each call on a CPU."""
+COLD_BYTES = 64 * 2**20
+"""Most that is written before each call on a CPU to empty its caches."""
 _CLASSES = {
     "add": "stream", "native_layer_norm": "norm", "_softmax": "softmax", "sum": "reduction", "embedding": "index",
     "stack": "eager",
@@ -66,7 +66,11 @@ def measure(order: dict[str, Any], say: Say) -> dict[str, Any]:
     if device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError(f"no CUDA device here (torch {torch.__version__})", hint="use --device cpu")
     threads = torch.get_num_threads()
-    clock: Clock = CudaClock() if device == "cuda" else CpuClock(threads, cold_bytes=COLD_BYTES)
+    clock: Clock = (
+        CudaClock()
+        if device == "cuda"
+        else CpuClock(threads, cold_bytes=min(describe(device)["cache_bytes"], COLD_BYTES))
+    )
     time: Callable[[Callable[[], object]], float] = seconds_once if rehearse else lambda run: seconds_of(run, clock)
     found: dict[str, Any] = {"machine": describe(device)}
     if device == "cpu":
