@@ -103,11 +103,11 @@ class Sharding:
     """Data parallelism: who holds what, and what is sent."""
 
     strategy: str = "none"
-    """`none` (one rank, or ranks that never meet), `ddp`, `zero1`, `zero2`, `zero3` (FSDP; with `dp_replicate` > 1 HSDP)."""
+    """`none` (ranks never meet), `ddp`, `zero1`, `zero2`, `zero3` (FSDP; with `dp_replicate` above 1 HSDP)."""
     reshard_after_forward: bool = True
     """zero3: free gathered parameters after the forward pass, and gather again in the backward pass."""
     keep_last: bool = True
-    """zero3 with resharding: the last block's parameters stay until its backward pass (FSDP2's prefetch, torchtitan)."""
+    """zero3 with resharding: the last block's parameters stay until its backward pass, as torchtitan has it."""
     bucket_mib: int = 25
     """ddp: gradients go in buckets of this size."""
     overlap: bool = True
@@ -122,6 +122,8 @@ class Pipeline:
     """`1f1b`, `gpipe` or `interleaved`."""
     chunks: int = 1
     """Model chunks a rank holds, for `interleaved`."""
+    scatter_gather: bool = True
+    """Tensor-parallel ranks that all hold a boundary send a part each, and gather it behind (Megatron, DeepSpeed)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +194,8 @@ def _check_degrees(plan: Plan) -> None:
     mesh, chunks = plan.mesh, plan.pipeline.chunks
     if plan.sharding.strategy == "none" and mesh.data_ranks > 1:
         raise UsageError(
-            f"dp_replicate {mesh.dp_replicate} * dp_shard {mesh.dp_shard} ranks share nothing: sharding.strategy is none",
+            f"dp_replicate {mesh.dp_replicate} * dp_shard {mesh.dp_shard} ranks share nothing: "
+            "sharding.strategy is none",
             hint="--set sharding.strategy=ddp, zero1, zero2 or zero3",
         )
     if plan.sharding.strategy == "ddp" and mesh.dp_shard > 1:
@@ -206,7 +209,7 @@ def _check_degrees(plan: Plan) -> None:
 
 
 def change(plan: Plan, settings: Iterable[str]) -> Plan:
-    """`plan` with each `part.name=value` of `settings` set, checked. Raises `UsageError` for an unknown or wrong one."""
+    """`plan` with each `part.name=value` of `settings` set, checked. Raises `UsageError` for what cannot be."""
     for setting in settings:
         key, equals, text = setting.partition("=")
         part, _, name = key.strip().partition(".")

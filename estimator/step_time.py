@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from dnnmem.estimator.collectives import collective_seconds
+from dnnmem.estimator.collectives import collective_seconds, group_of
 from dnnmem.estimator.local_step import Chunk, LocalStep
+from dnnmem.estimator.op_class import OpClass
 from dnnmem.estimator.pipeline_timing import pipeline_seconds
 from dnnmem.estimator.roofline import by_class, host_seconds, op_seconds
 from dnnmem.estimator.schedules import SCHEDULES
@@ -121,6 +122,7 @@ class _Priced:
         wanted = np.zeros_like(self.seconds)
         wanted[index] = self.seconds[index]
         classes = dict(by_class(self.chunk.work, wanted))
+        classes.pop(OpClass.LANE.label, None)
         classes["communication"] = float(sum(wanted[m.index] for m in self.chunk.messages))
         lanes = {**{lane.value: value for lane, value in timing.busy.items()}, "host": timing.host_seconds}
         return _Run(seconds=timing.seconds, shares=shares, classes=classes, lanes=lanes)
@@ -169,9 +171,17 @@ def _pipelined(step: LocalStep, priced: list[_Priced], model: TimeModel) -> Step
 
 
 def _send_seconds(step: LocalStep, model: TimeModel) -> float:
-    """Seconds of the longest message between stages."""
+    """Seconds of the longest message between stages, and of gathering it where tensor-parallel ranks send parts."""
+    plan, cluster = step.plan, step.cluster
     sends = [m for chunk in step.chunks for m in chunk.messages if m.axis == "pp" and m.kind == "send"]
-    return max((collective_seconds(m.kind, m.nbytes, m.group, step.cluster, model) for m in sends), default=0.0)
+    if not sends:
+        return 0.0
+    longest = max(sends, key=lambda m: m.nbytes)
+    tp = plan.mesh.tp if plan.pipeline.scatter_gather and not plan.tensor.sequence_parallel else 1
+    seconds = collective_seconds("send", longest.nbytes // tp, longest.group, cluster, model)
+    if tp > 1:
+        seconds += collective_seconds("all_gather", longest.nbytes, group_of(plan.mesh, "tp", cluster), cluster, model)
+    return seconds
 
 
 def _sum(runs: Iterable[tuple[_Run, int]]) -> StepTime:

@@ -79,7 +79,7 @@ def memory_words(found: Estimate) -> str:
     verdict = "FITS" if total <= usable else "DOES NOT FIT"
     return (
         f"{verdict}: {format_bytes(total)} of the {format_bytes(usable)} usable on {found.cluster.device.name} "
-        f"({percent(total / usable)}); {format_bytes(found.peak_reserved_bytes)} of it reserved by PyTorch"
+        f"({percent(total / usable)}), {format_bytes(found.peak_reserved_bytes)} reserved"
     )
 
 
