@@ -1,12 +1,14 @@
-"""How long a step took, by the log of a training run: the median of its lines after the warm-up.
+r"""How long a step took, by the log of a training run: the median of its lines after the warm-up.
 
-    iter 20: loss 4.1, time 135.20ms              nanoGPT           elapsed time per iteration (ms): 12345.6      Megatron
-    step: 10  loss: 8.1  tps: 5,605  mfu: 29%     torchtitan        40/100 [00:12<00:18, 3.21it/s]                Trainer
+    iter 20: loss 4.1, time 135.20ms             nanoGPT
+    elapsed time per iteration (ms): 12345.6     Megatron
+    step: 10  loss: 8.1  tps: 5,605  mfu: 29%    torchtitan
+    40/100 [00:12<00:18, 3.21it/s]               Trainer
     step 10: 0.123 s     step_time=0.123     350 ms/step     1.9 s/it     12000 tokens/s
 
->>> read_log("step 1 took 9.1 s\\nstep 2 took 0.52 s\\nstep 3 took 0.50 s\\nstep 4 took 0.51 s\\n")
+>>> read_log("step 1 took 9.1 s\nstep 2 took 0.52 s\nstep 3 took 0.50 s\nstep 4 took 0.51 s\n")
 LogTime(seconds=0.51, tokens_per_s=None, lines=3)
->>> read_log("step: 1 tps: 20\\nstep: 2 tps: 5,605\\nstep: 3 tps: 5,615\\n").seconds_of(11_220)
+>>> read_log("step: 1 tps: 20\nstep: 2 tps: 5,605\nstep: 3 tps: 5,615\n").seconds_of(11_220)
 2.0
 """
 
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from dnnmem.estimator.errors import UsageError
 
 _NUMBER = r"(\d[\d,]*\.?\d*(?:e[-+]?\d+)?)"
+_STEP = r"\b(?:step|iter|iteration|it)"
 _PATTERNS = (
     (re.compile(rf"elapsed time per iteration \(ms\):\s*{_NUMBER}", re.IGNORECASE), "ms"),
     (re.compile(rf"{_NUMBER}\s*it/s"), "per_s"),
@@ -27,9 +30,9 @@ _PATTERNS = (
     (re.compile(rf"{_NUMBER}\s*s(?:ec)?\s*/\s*(?:it|iter|step)", re.IGNORECASE), "s"),
     (re.compile(rf"\btps:?\s*{_NUMBER}", re.IGNORECASE), "tokens"),
     (re.compile(rf"{_NUMBER}\s*tok(?:ens)?/s(?:ec)?", re.IGNORECASE), "tokens"),
-    (re.compile(rf"\b(?:step|iter|iteration)[_ ]?time\s*(?:\(s\))?\s*[:=]?\s*{_NUMBER}\s*(ms|s)?", re.IGNORECASE), "time"),
-    (re.compile(rf"\b(?:step|iter|iteration|it)\b.*?\b(?:time|took|dt)\b\s*[:=]?\s*{_NUMBER}\s*(ms|s)", re.IGNORECASE), "time"),
-    (re.compile(rf"\b(?:step|iter|iteration|it)\b.*?{_NUMBER}\s*(ms|s|sec|seconds)\b", re.IGNORECASE), "time"),
+    (re.compile(rf"{_STEP}[_ ]?time\s*(?:\(s\))?\s*[:=]?\s*{_NUMBER}\s*(ms|s)?", re.IGNORECASE), "time"),
+    (re.compile(rf"{_STEP}\b.*?\b(?:time|took|dt)\b\s*[:=]?\s*{_NUMBER}\s*(ms|s)", re.IGNORECASE), "time"),
+    (re.compile(rf"{_STEP}\b.*?{_NUMBER}\s*(ms|s|sec|seconds)\b", re.IGNORECASE), "time"),
 )  # fmt: skip
 """What a line may say, the most certain first."""
 WARM_UP = 0.1
@@ -80,9 +83,10 @@ def _read(line: str) -> tuple[str, float] | None:
         value = float(found.group(1).replace(",", ""))
         if value <= 0:
             continue
-        if unit == "time":
-            unit = "ms" if found.group(2) and found.group(2).lower() == "ms" else "s"
         if unit == "tokens":
             return "tokens", value
-        return "seconds", value * 1e-3 if unit == "ms" else 1 / value if unit == "per_s" else value
+        if unit == "per_s":
+            return "seconds", 1 / value
+        thousandths = unit == "ms" or (unit == "time" and (found.group(2) or "").lower() == "ms")
+        return "seconds", value * 1e-3 if thousandths else value
     return None

@@ -1,7 +1,7 @@
 """What the machine that is calibrated says of itself, and what its memory and arithmetic reach at best.
 
 A CPU's malloc gives large blocks back to the system, so that a large output costs page faults at each call. While
-operators are timed malloc is told to keep everything; the faults are timed by themselves, and `fresh_pages` counts them.
+operators are timed, malloc is told to keep all; the faults are timed by themselves, and `fresh_pages` counts them.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,24 +48,21 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()
 
 
 def _memory_bytes() -> int:
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _cache_bytes() -> int:
     """Of the last level; 1 MiB where the system does not say."""
     with contextlib.suppress(OSError, ValueError):
-        with open("/sys/devices/system/cpu/cpu0/cache/index3/size", encoding="utf-8") as file:  # noqa: PTH123
-            return int(file.read().strip().removesuffix("K")) * 1024
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text("utf-8")
+        return int(size.strip().removesuffix("K")) * 1024
     return 2**20
 
 

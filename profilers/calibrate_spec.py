@@ -89,7 +89,7 @@ def _is_arithmetic(name: str) -> bool:
 
 
 def _rising(raw: Points) -> list[tuple[float, float]]:
-    """Points of nearly one size put together, and neighbours too as long as a larger one is quicker (geometric means)."""
+    """Points of one size put together, and neighbours while a larger one is quicker (geometric means)."""
     groups: list[list[tuple[float, float]]] = []
     for size, seconds in sorted((size, seconds) for size, seconds in raw if size > 0):
         if not groups or size > groups[-1][0][0] * _NEAR:
