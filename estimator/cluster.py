@@ -233,7 +233,7 @@ def _device(wanted: str, name: str) -> Device:
 
 def _pick(path: str, name: str) -> Node | None:
     toml = read_file(path)
-    tables = parse_tables(toml, path).values()
+    tables = (parse_tables(toml, path, "nodes") or parse_tables(toml, path, "devices")).values()
     if tables and not any(isinstance(table, dict) and {"gpus", "device"} & table.keys() for table in tables):
         return None
     nodes = parse_nodes(toml, path)
