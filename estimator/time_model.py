@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -104,6 +104,7 @@ class TimeModel:
 
 _SHARES = {"gemm": "gemm", "attention_forward": "flash", "stream": "stream", "eager": "eager"}
 """Shares that `Device.efficiency` knows, by its names."""
+_SITES = "site"
 _UNITS = {
     "share": ("", 1.0),
     "us": ("_seconds", 1e-6),
@@ -114,10 +115,11 @@ _UNITS = {
 }
 
 
-def load(device: Device, rates: Path | None = None) -> TimeModel:
+def load(device: Device, rates: Path | None = None, *, site: str = "") -> TimeModel:
     """The parameters for `device`: its family's (`rtx`), its architecture's, its own `efficiency`, the defaults.
 
-    What the calibration file `rates` holds wins. Raises `UsageError` where that is none.
+    `site` names one whose steps were published: its host, its loop and its attention kernels are its own. What the
+    calibration file `rates` holds wins. Raises `UsageError` where that is none.
     """
     tables = _tables()
     arch = {**tables.get(device.arch, {}), **tables.get(device.name.partition("-")[0], {})}
@@ -132,6 +134,7 @@ def load(device: Device, rates: Path | None = None) -> TimeModel:
     }
     spread = {key.removeprefix("spread_"): value for key, value in values.items() if key.startswith("spread_")}
     model = TimeModel(spread=spread, **{key: value for key, value in values.items() if not key.startswith("spread_")})
+    model = at_site(model, _sites().get(site, {}))
     if rates is None:
         return model
     from dnnmem.estimator.calibration_file import read_rates  # reads this module's names
@@ -139,10 +142,32 @@ def load(device: Device, rates: Path | None = None) -> TimeModel:
     return read_rates(rates, model)
 
 
+def at_site(model: TimeModel, own: Mapping[str, float]) -> TimeModel:
+    """`model` with a site's own parameters; `attention` is a factor on both of its shares.
+
+    >>> from dnnmem.estimator.devices import find_device
+    >>> model = load(find_device("a100-sxm-80gb"))
+    >>> at_site(model, {"attention": 0.5}).attention_forward / model.attention_forward
+    0.5
+    """
+    factor = own.get("attention", 1.0)
+    attention = {name: getattr(model, name) * factor for name in ("attention_forward", "attention_backward")}
+    return replace(model, **attention, **{name: value for name, value in own.items() if name != "attention"})
+
+
 @cache
 def _tables() -> dict[str, dict[str, Any]]:
-    text = (resources.files("dnnmem.estimator") / "specs" / "time_model.toml").read_text("utf-8")
-    return {name: read_parameters(table) for name, table in tomllib.loads(text).items()}
+    return {name: read_parameters(table) for name, table in _file().items() if name != _SITES}
+
+
+@cache
+def _sites() -> dict[str, dict[str, float]]:
+    return {name: read_parameters(table) for name, table in _file().get(_SITES, {}).items()}
+
+
+@cache
+def _file() -> dict[str, Any]:
+    return tomllib.loads((resources.files("dnnmem.estimator") / "specs" / "time_model.toml").read_text("utf-8"))
 
 
 def read_parameters(table: Mapping[str, float]) -> dict[str, float]:

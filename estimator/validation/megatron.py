@@ -37,4 +37,4 @@ def read(row: Mapping[str, str]) -> Case:
         recompute="full" if "full" in mode else "attention" if "selective" in mode else "none",
         sequence_parallel="sequence parallel" in mode,
     )
-    return megatron_gpt(run, seconds=seconds)
+    return megatron_gpt(run, "selene", seconds=seconds)

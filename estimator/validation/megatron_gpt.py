@@ -16,6 +16,7 @@ VOCAB = 51_200
 """GPT-2's 50,257 words padded for eight ranks."""
 GPU = "a100-sxm-80gb"
 """What all of them ran on."""
+_GPUS_OF_A_NODE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,8 @@ class Run:
     """Norms and dropouts split along the sequence."""
 
 
-def megatron_gpt(run: Run, *, seconds: float | None) -> Case:
-    """The case of `run`. Raises `UsageError` for batches that do not divide."""
+def megatron_gpt(run: Run, node: str, *, seconds: float | None) -> Case:
+    """The case of `run` on so many `node`s as it needs. Raises `UsageError` for batches that do not divide."""
     args, layers = decoder(
         layers=run.layers, heads=run.heads, width=run.width, vocab=VOCAB, context=run.seq,
         attention="math", dropout=0.1, dtype="float16",
@@ -64,12 +65,13 @@ def megatron_gpt(run: Run, *, seconds: float | None) -> Case:
         ),
         precision=p.Precision(param="float32"),
         tensor=p.Tensor(sequence_parallel=run.sequence_parallel, loss_parallel=run.tp > 1),
-        remat=p.Remat(policy=run.recompute),
+        remat=p.Remat(policy=run.recompute, early_stop=False),
         sharding=p.Sharding(strategy="ddp" if run.dp > 1 else "none", overlap=False),
         pipeline=p.Pipeline(schedule="interleaved" if run.chunks > 1 else "1f1b", chunks=run.chunks),
         kernels=p.Kernels(fusion="pointwise"),
     )
     return Case(
         target=GPT, target_args=args, batch=run.micro_batch, seq=run.seq,
-        layers=layers, plan=plan, cluster=f"{GPU}:{plan.mesh.world_size}", gpu=GPU, measured_seconds=seconds,
+        layers=layers, plan=plan, gpu=GPU, cluster=f"{node}:{-(-plan.mesh.world_size // _GPUS_OF_A_NODE)}",
+        measured_seconds=seconds,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """vTrain's measurements of Megatron-DeepSpeed on A100s (Bang et al., MICRO 2024): one node, and 64 to 512 GPUs.
 
 GPT in fp16 with every layer recomputed, 1F1B, gradients all-reduced after the backward pass. Nodes of eight A100 80 GB
-with one 200 Gb/s card each; the vocabulary is padded to 51,200 words.
+with 800 Gb/s between them, as vTrain's own configurations say; the vocabulary is padded to 51,200 words.
 """
 
 from __future__ import annotations
@@ -31,4 +31,4 @@ def read(row: Mapping[str, str]) -> Case:
         pp=whole(row, "pipeline parallelism"),
         recompute="full",
     )
-    return megatron_gpt(run, seconds=None if milliseconds is None else milliseconds / 1e3)
+    return megatron_gpt(run, "hgx-a100-4nic", seconds=None if milliseconds is None else milliseconds / 1e3)
