@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
+from dnnmem.estimator.trace_copy import op_like, storage_like
 
 
 @dataclass(slots=True)
@@ -72,27 +73,29 @@ class Draft:
         """Enter a storage under an id of its own, which is returned; `storage.id` does not count."""
         new = self._next
         self._next += 1
-        self.storages[new] = replace(storage, id=new)
+        self.storages[new] = storage_like(storage, id=new)
         return new
 
     def free(self, k: int, storage: int) -> None:
         """Free a storage at the end of op `k`."""
         if self.storages[storage].nbytes:
             event = Event(-self.storages[storage].nbytes, 0, storage)
-            self.ops[k] = replace(self.ops[k], events=(*self.ops[k].events, event))
+            self.ops[k] = op_like(self.ops[k], events=(*self.ops[k].events, event))
 
     def unfree(self, k: int, storage: int) -> None:
         """Take back that op `k` frees a storage."""
         kept = tuple(e for e in self.ops[k].events if e.storage != storage or e.nbytes > 0)
-        self.ops[k] = replace(self.ops[k], events=kept)
+        self.ops[k] = op_like(self.ops[k], events=kept)
 
     def resize(self, sizes: Mapping[int, int]) -> None:
         """Give storages other sizes in bytes, and their events with them; for ops by index only, not those between."""
         for i, nbytes in sizes.items():
-            self.storages[i] = replace(self.storages[i], nbytes=nbytes)
+            self.storages[i] = storage_like(self.storages[i], nbytes=nbytes)
         for k, op in enumerate(self.ops):
-            if any(e.storage in sizes for e in op.events):
-                self.ops[k] = replace(op, events=resized(op.events, sizes))
+            for event in op.events:
+                if event[2] in sizes:
+                    self.ops[k] = op_like(op, events=resized(op.events, sizes))
+                    break
 
     def finish(self, *notes: str) -> Trace:
         """The trace; its set-up allocates what is pinned, in the recorded order, new storages last."""
@@ -133,4 +136,4 @@ def made_storage(nbytes: int, kind: Kind, name: str, like: Storage | None = None
     """A storage for `Draft.add`, in the place of `like`."""
     if like is None:
         return Storage(id=0, nbytes=nbytes, kind=kind, name=name)
-    return replace(like, id=0, nbytes=nbytes, kind=kind, name=name, saved=False)
+    return storage_like(like, id=0, nbytes=nbytes, kind=kind, name=name, saved=False)

@@ -7,12 +7,12 @@ what it reads in the same place of the list.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from fractions import Fraction
 
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.passes.draft import Draft, Life
 from dnnmem.estimator.trace import Kind, Phase, Storage
+from dnnmem.estimator.trace_copy import op_like, storage_like
 
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}
 """Bytes of an element."""
@@ -29,7 +29,7 @@ def in_type(storage: Storage, dtype: str | None) -> Storage:
     """`storage` with its elements in another floating type; None and whole numbers stay."""
     if dtype is None or dtype == storage.dtype or storage.dtype not in SIZES or storage.dtype == "int8":
         return storage
-    return replace(storage, dtype=dtype, nbytes=storage.nbytes * SIZES[dtype] // SIZES[storage.dtype])
+    return storage_like(storage, dtype=dtype, nbytes=storage.nbytes * SIZES[dtype] // SIZES[storage.dtype])
 
 
 def gradients(storages: Mapping[int, Storage]) -> dict[int, list[int]]:
@@ -69,7 +69,7 @@ def scale_update(draft: Draft, known: Mapping[int, Life], shares: Mapping[int, F
         old = sum(storages[i].nbytes for i in touched)
         new = sum(_times(storages[i].nbytes, shares[i]) if i in shares else storages[i].nbytes for i in touched)
         if old and new != old:
-            draft.ops[k] = replace(draft.ops[k], moved_bytes=op.moved_bytes * new // old)
+            draft.ops[k] = op_like(draft.ops[k], moved_bytes=op.moved_bytes * new // old)
     draft.resize(sizes)
 
 
