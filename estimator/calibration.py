@@ -119,22 +119,20 @@ def fit(
     after = predict(logs)
     covariance = np.linalg.inv(slope.T @ slope / NOISE**2 + np.diag(1 / sd**2))
     fitted = _moved(model, names, logs)
-    narrowed = _narrowed(model, names, slope, sd, covariance)
     posterior = np.sqrt(np.diag(covariance))
-    moves = [
-        Fitted(
-            name=name,
-            before=getattr(model, name),
-            after=getattr(fitted, name),
-            spread_before=float(sd[i]),
-            spread_after=float(posterior[i]),
-        )
-        for i, name in sorted(enumerate(names), key=lambda pair: posterior[pair[0]] / sd[pair[0]])
-        if np.any(slope[:, i])
-    ]
+    moved = [(posterior[i] / sd[i], name, i) for i, name in enumerate(names) if np.any(slope[:, i])]
     return Calibration(
-        model=replace(fitted, spread=narrowed),
-        parameters=tuple(moves),
+        model=replace(fitted, spread=_narrowed(model, names, slope, sd, covariance)),
+        parameters=tuple(
+            Fitted(
+                name=name,
+                before=getattr(model, name),
+                after=getattr(fitted, name),
+                spread_before=float(sd[i]),
+                spread_after=float(posterior[i]),
+            )
+            for _, name, i in sorted(moved)
+        ),
         measured=tuple(measured_seconds),
         before=tuple(np.exp(first).tolist()),
         after=tuple(np.exp(after).tolist()),

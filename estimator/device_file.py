@@ -77,7 +77,8 @@ _KEYS: dict[str, Key] = {
     "note": Key("note", text, ""),
 }
 _ONLY_ON_A_GPU = (
-    "smem_per_sm_kib", "smem_per_block_kib", "registers_per_sm", "threads_per_sm", "blocks_per_sm", "compute_capability",
+    "pcie_generation", "power_w", "smem_per_sm_kib", "smem_per_block_kib", "registers_per_sm", "threads_per_sm",
+    "blocks_per_sm", "compute_capability",
 )  # fmt: skip
 _CPU_KEYS = {
     key: entry._replace(default="" if entry.read is text else 0) if key in _ONLY_ON_A_GPU else entry

@@ -2,6 +2,7 @@
 
     product         gemm-SIDE, batched_gemm-SIDE for many     by flops, between curves of neighbouring shortest sides
     convolution     conv-SIDE, wide_conv_backward-SIDE, grouped_conv-SIDE, ...   by flops; wide: a window above 1x1
+                    depthwise_conv-SIDE                                         SIDE: the window's elements
     attention       attention_forward-SIDE, attention_backward-SIDE              by flops; SIDE: the head's width
     traffic         gelu, native_layer_norm, ...: the operator's own; else its class: norm, stream, ...     by bytes
 
@@ -59,12 +60,8 @@ def curve_of(work: Work, index: int) -> tuple[str, float, float]:
     dtype = DTYPES[work.dtype[index]]
     kind = OpClass(work.kind[index])
     plain = kind not in ARITHMETIC
-    name = labels[len(labels) // 2] if plain or not _has_sides(kind) else f"{labels[len(labels) // 2]}-{side:g}"
+    name = labels[len(labels) // 2] if plain else f"{labels[len(labels) // 2]}-{side:g}"
     return (name if plain or dtype == "float32" else f"{dtype}-{name}"), size, many
-
-
-def _has_sides(kind: OpClass) -> bool:
-    return kind in ARITHMETIC and kind is not OpClass.DEPTHWISE_CONV
 
 
 def _keys(work: Work, index: int, dtype: int) -> tuple[str, ...]:
@@ -92,6 +89,8 @@ def _place(work: Work, rows: npt.NDArray[np.intp]) -> tuple[Floats, Floats, Floa
     least = np.minimum(work.n[rows], work.k[rows])
     if kind in (OpClass.ATTENTION_FORWARD, OpClass.ATTENTION_BACKWARD):
         least = work.k[rows]
+    elif kind is OpClass.DEPTHWISE_CONV:
+        least = work.window[rows]
     elif kind in (OpClass.GEMM, OpClass.CONV):
         least = np.minimum(least, work.m[rows])
     return work.flops[rows] / many, least, many

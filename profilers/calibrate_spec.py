@@ -129,12 +129,8 @@ def _cpu(found: Mapping[str, Any]) -> dict[str, Any]:
         "l2_mib": machine["cache_bytes"] / 2**20,
         "link": "none",
         "link_gb_s": 0.0,
-        "pcie_generation": 1,
         "pcie_gb_s": round(found["memory_bytes_per_s"] / 1e9, 2),
-        "power_w": 1,
-        "source": "dnnmem calibrate: best product and largest plain traffic measured; power is not known",
-        "context_mib": 1,
-        "context_source": "none: a CPU has no context",
+        "source": "dnnmem calibrate: best product and largest plain traffic measured; its power is not known",
     }
 
 

@@ -13,6 +13,7 @@ LAYERS = ("estimator", "profilers", "cli")
 """Each may import itself and those before it."""
 
 MAY_TOUCH_THE_PROCESS = {
+    "dnnmem.profilers.calibrate_worker": "the child process: tells its parent how far it is, through a pipe",
     "dnnmem.profilers.script": "the child process of a script: flushes its own output before it is ended",
     "dnnmem.profilers.run": "the parent passes its whole environment on to the child, and reads nothing in it",
     "dnnmem.profilers.script_launcher_child": "the child process: what a launcher sets there is the answer",

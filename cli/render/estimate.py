@@ -108,7 +108,8 @@ def _facts(found: Estimate) -> Table:
     if found.usd_per_step is not None:
         low, high = found.usd_per_billion_tokens or found.usd_per_step
         rows.append(("price", f"{low:,.2f} to {high:,.2f} USD a {'billion tokens' if found.tokens else 'step'}"))
-    rows.append(("energy", f"at most {found.joules_bound / 3600:,.3g} Wh a step (board power of the GPUs)"))
+    if found.joules_bound:
+        rows.append(("energy", f"at most {found.joules_bound / 3600:,.3g} Wh a step (board power of the GPUs)"))
     for row in rows:
         table.add_row(*row)
     return table
