@@ -7,7 +7,7 @@
 An op starts when its lane is free, the host has issued it, the last writer of each storage it reads has ended, and so
 have the readers and writers of each storage it overwrites. An op of a side lane waits for the compute ops before it in
 the program too, as a stream waits for an event recorded where it was issued. Compute waits for side lanes only through
-storages.
+storages. Collectives over one axis of the mesh follow each other; those over different axes overlap.
 
 >>> from dnnmem.estimator.trace import Op
 >>> gather = Op(name="dnnmem.all_gather.dp_shard", lane=Lane.COMM, writes=(1,))
@@ -48,7 +48,7 @@ class Timing:
     seconds: float
     """Until the last op ends and the host is done."""
     busy: Mapping[Lane, float]
-    """Seconds that each lane works."""
+    """Seconds that each lane works; of COMM, the communicator that works longest."""
     host_seconds: float
     """Seconds that the host works."""
     exposed: Mapping[str, float]
@@ -68,16 +68,27 @@ def simulate(ops: Sequence[Op], seconds: Any, host_seconds: Any) -> Timing:  # n
     """
     durations, issues = _checked(ops, seconds), _checked(ops, host_seconds)
     start, end, exposed = _run(ops, durations, issues)
-    busy = {lane: math.fsum(d for op, d in zip(ops, durations, strict=True) if op.lane is lane) for lane in Lane}
     host = math.fsum(issues)
     return Timing(
         start=np.array(start, dtype=np.float64),
         end=np.array(end, dtype=np.float64),
         seconds=max(host, max(end, default=0.0)),
-        busy=busy,
+        busy=_busy(ops, durations),
         host_seconds=host,
         exposed=exposed,
     )
+
+
+def _busy(ops: Sequence[Op], seconds: list[float]) -> dict[Lane, float]:
+    work: dict[tuple[Lane, str], list[float]] = {}
+    for op, duration in zip(ops, seconds, strict=True):
+        work.setdefault((op.lane, _engine(op)), []).append(duration)
+    return {lane: max((math.fsum(work[key]) for key in work if key[0] is lane), default=0.0) for lane in Lane}
+
+
+def _engine(op: Op) -> str:
+    """What runs an op of a side lane: a copy engine, or the communicator of an axis of the mesh."""
+    return op.name.rpartition(".")[2] if op.lane is Lane.COMM else op.lane.value
 
 
 def _checked(ops: Sequence[Op], seconds: Any) -> list[float]:  # noqa: ANN401  (array or list)
@@ -98,7 +109,7 @@ def _run(  # noqa: C901  (one loop over all ops, written for speed)
     """Start and end of each op, and the seconds that the compute lane waits, by cause."""
     compute = Lane.COMPUTE
     computed = 0.0  # second at which the compute lane is done
-    free = dict.fromkeys(Lane, 0.0)  # the same of the side lanes
+    free: dict[str, float] = {}  # the same of each copy engine and communicator
     written: dict[int, float] = {}  # of each storage: end of its last writer
     used: dict[int, float] = {}  # of each storage: latest end of its writer and readers
     side: dict[float, str] = {}  # side lane that ends at this second
@@ -107,8 +118,9 @@ def _run(  # noqa: C901  (one loop over all ops, written for speed)
     for op, duration, issue in zip(ops, seconds, issues, strict=True):
         reads, writes = op.reads, op.writes
         alone = op.lane is compute
+        engine = "" if alone else _engine(op)
         issued += issue
-        begin = computed if alone else max(computed, free[op.lane])
+        begin = computed if alone else max(computed, free.get(engine, 0.0))
         for storage in reads:
             if storage in written and written[storage] > begin:
                 begin = written[storage]
@@ -127,11 +139,11 @@ def _run(  # noqa: C901  (one loop over all ops, written for speed)
         if alone:
             computed = done
         else:
-            free[op.lane] = done
+            free[engine] = done
             side[done] = op.lane.value
         start.append(begin)
         end.append(done)
-    _blame(exposed, computed, max(computed, *free.values()), issued, side)
+    _blame(exposed, computed, max((computed, *free.values())), issued, side)
     return start, end, exposed
 
 

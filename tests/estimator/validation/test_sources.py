@@ -37,8 +37,9 @@ def test_each_table_has_the_rows_that_can_be_predicted(found):
 def test_every_case_has_a_sound_plan_that_fills_its_cluster_and_something_measured(found):
     for case in (case for case in found if not case.reason):
         p.check(case.plan)
-        assert find_cluster(case.cluster).gpus == case.plan.mesh.world_size
-        assert find_cluster(case.cluster).device.name == case.gpu
+        cluster = find_cluster(case.cluster)
+        assert 0 <= cluster.gpus - case.plan.mesh.world_size < cluster.gpus_per_node
+        assert cluster.device.name == case.gpu
         assert any(case.measured(metric) for metric in ("step_seconds", "peak_reserved_bytes"))
         assert case.plan.batch.micro_batch in (case.batch, None)
 
