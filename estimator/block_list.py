@@ -50,15 +50,18 @@ def block_lists(trace: Trace) -> tuple[BlockList, ...]:
     """The outermost lists of blocks that run in the step, in definition order."""
     used = {op.module for op in trace.ops}
     children: dict[Path, list[Module]] = {}
+    inner: dict[Path, list[Module]] = {}
     for module in trace.modules:
         if module.path:
             children.setdefault(module.path[:-1], []).append(module)
+        for depth in range(len(module.path) + 1):
+            inner.setdefault(module.path[:depth], []).append(module)
     found: list[BlockList] = []
     for parent in trace.modules:
         inside = children.get(parent.path, [])
         if any(parent.path[: len(known.root)] == known.root for known in found) or not _are_blocks(inside, used):
             continue
-        shapes = {_shape(trace.modules, child.path) for child in inside}
+        shapes = {_shape(inner[child.path], child.path) for child in inside}
         found.append(BlockList(root=parent.path, type=inside[0].type, count=len(inside), equal=len(shapes) == 1))
     return tuple(found)
 
@@ -102,5 +105,6 @@ def _are_blocks(inside: Sequence[Module], used: set[Path]) -> bool:
 
 
 def _shape(modules: Sequence[Module], root: Path) -> tuple[tuple[Path, str], ...]:
+    """Names and classes of a block's `modules`, itself among them."""
     depth = len(root)
-    return tuple((m.path[depth:], m.type) for m in modules if m.path[:depth] == root)
+    return tuple((m.path[depth:], m.type) for m in modules)

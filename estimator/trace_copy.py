@@ -1,4 +1,4 @@
-"""Copies of ops and storages with some fields changed: `dataclasses.replace`, ten times as fast, since passes live on it.
+"""Copies of ops and storages with some fields changed: what `dataclasses.replace` does, ten times as fast.
 
 A frozen dataclass sets each field through `object.__setattr__`. Here an object of a plain class with the same slots is
 filled, and then becomes an `Op` or a `Storage`: their classes lay their fields out alike.
@@ -15,7 +15,6 @@ from dataclasses import fields
 from typing import Any
 
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage
-
 
 _Op: Any = type("_Op", (), {"__slots__": tuple(field.name for field in fields(Op))})
 _Storage: Any = type("_Storage", (), {"__slots__": tuple(field.name for field in fields(Storage))})

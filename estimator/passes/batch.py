@@ -9,12 +9,12 @@ Where ranks keep parts of gradients only (zero2, zero3), whole ones do not outli
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Draft, lives
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
+from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -49,26 +49,20 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         draft.pinned.add(i)
         if parts:
             op = draft.ops[life.made]
-            draft.ops[life.made] = replace(op, events=tuple(e for e in op.events if e.storage != i))
+            draft.ops[life.made] = op_like(op, events=tuple(e for e in op.events if e.storage != i))
         else:
             _add(draft, i, backward)
     for k, ids in kept.items():
         op = draft.ops[k]
-        draft.ops[k] = replace(op, events=tuple(e for e in op.events if e.storage not in ids or e.nbytes > 0))
+        draft.ops[k] = op_like(op, events=tuple(e for e in op.events if e.storage not in ids or e.nbytes > 0))
     return draft.finish()
 
 
 def _add(draft: Draft, grad: int, backward: list[int]) -> None:
     """Let backward ops make a term, and add it."""
-    term = draft.add(replace(draft.trace.storages[grad], kind=Kind.TEMP, name=""))
+    term = draft.add(storage_like(draft.trace.storages[grad], kind=Kind.TEMP, name=""))
     for k in backward:
-        op = draft.ops[k]
-        draft.ops[k] = replace(
-            op,
-            reads=tuple(term if i == grad else i for i in op.reads),
-            writes=tuple(term if i == grad else i for i in op.writes),
-            events=tuple(e._replace(storage=term) if e.storage == grad else e for e in op.events),
-        )
+        draft.ops[k] = renamed(draft.ops[k], {grad: term})
     last, nbytes = backward[-1], draft.trace.storages[grad].nbytes
     add = Op(
         name="aten.add_.Tensor", module=draft.trace.ops[last].module, phase=Phase.BACKWARD, reads=(grad, term),

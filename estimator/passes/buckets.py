@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.passes.draft import Draft, Life, lives, made_storage
 from dnnmem.estimator.passes.update import gradients, in_type, scale_update, states
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Trace
+from dnnmem.estimator.trace_copy import op_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.plan import Plan
@@ -137,7 +138,7 @@ def _scatter(draft: Draft, k: int, mine: Sequence[int]) -> None:
         first = [i for i in op.writes if i in unmade]
         unmade.difference_update(first)
         pinned = [Event(draft.storages[new[i]].nbytes, 0, new[i]) for i in first if draft.storages[new[i]].nbytes]
-        draft.ops[at] = replace(
+        draft.ops[at] = op_like(
             op,
             reads=tuple(new.get(i, i) for i in op.reads),
             writes=tuple(new.get(i, i) for i in op.writes),

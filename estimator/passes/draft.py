@@ -34,11 +34,12 @@ def lives(ops: Iterable[Op]) -> dict[int, Life]:
     """The life of each storage that the ops touch."""
     found: dict[int, Life] = {}
     for k, op in enumerate(ops):
-        for i in {*op.reads, *op.writes}:
+        for i in (*op.reads, *op.writes):
             life = found.get(i)
             if life is None:
-                life = found[i] = Life()
-            life.uses.append(k)
+                life = found[i] = Life(uses=[k])
+            elif not life.uses or life.uses[-1] != k:
+                life.uses.append(k)
         for nbytes, _, i in op.events:
             if i >= 0:
                 life = found.get(i)

@@ -19,6 +19,7 @@ from dnnmem.estimator.block_list import block_lists
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.update import gradients, in_type, scale_update, states
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
+from dnnmem.estimator.trace_copy import op_like, storage_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.plan import Plan
@@ -49,9 +50,9 @@ def part_of(storage: Storage, ranks: int) -> Storage:
     """The largest rank's part: rows of dimension 0, padded up."""
     rows = storage.shape[0] if storage.shape else 1
     if not rows or storage.nbytes % rows:
-        return replace(storage, nbytes=-(-storage.nbytes // ranks))
+        return storage_like(storage, nbytes=-(-storage.nbytes // ranks))
     part = -(-rows // ranks)
-    return replace(storage, nbytes=storage.nbytes // rows * part, shape=(part, *storage.shape[1:]))
+    return storage_like(storage, nbytes=storage.nbytes // rows * part, shape=(part, *storage.shape[1:]))
 
 
 def shard(trace: Trace, plan: Plan) -> Trace:
@@ -131,7 +132,7 @@ class _Sharder:
     def _part(self, grad: int) -> Storage:
         """A gradient is split as its parameter, whatever shape it was made in."""
         shape = self.trace.storages[self.param_of[grad]].shape
-        return part_of(replace(self.trace.storages[grad], shape=shape), self.ranks)
+        return part_of(storage_like(self.trace.storages[grad], shape=shape), self.ranks)
 
     def _gather(self, group: _Group, issue: int, use: int, *, late: bool, previous: _Group | None = None) -> None:
         """All-gather before op `issue`, and copies of the parameters before op `use`.
@@ -160,12 +161,12 @@ class _Sharder:
 
     def _whole(self, i: int) -> int:
         """A gathered parameter, in the type that it computes in."""
-        return self.draft.add(replace(self.trace.storages[i], kind=Kind.COMM))
+        return self.draft.add(storage_like(self.trace.storages[i], kind=Kind.COMM))
 
     def _use(self, group: _Group, ops: Iterable[int]) -> None:
         for k in ops:
             op = self.draft.ops[k]
-            self.draft.ops[k] = replace(op, reads=tuple(group.whole.get(i, i) for i in op.reads))
+            self.draft.ops[k] = op_like(op, reads=tuple(group.whole.get(i, i) for i in op.reads))
 
     def _drop(self, group: _Group, k: int) -> None:
         """Free the gathered parameters after op `k` and what already follows it."""
@@ -180,7 +181,7 @@ class _Sharder:
 
     def _freeing(self, op: Op, ids: Sequence[int]) -> Op:
         frees = (Event(-self.draft.storages[i].nbytes, GATHER_STREAM if self._flat(i) else 0, i) for i in ids)
-        return replace(op, events=(*op.events, *(e for e in frees if e.nbytes)))
+        return op_like(op, events=(*op.events, *(e for e in frees if e.nbytes)))
 
     def _flat(self, i: int) -> bool:
         return self.draft.storages[i].kind is Kind.COMM and self.draft.storages[i].name == "all_gather"
@@ -276,7 +277,7 @@ class _Sharder:
             events = tuple(Event(size, e.stream, whole) if e.storage == grad and e.nbytes > 0 else e for e in op.events)
             if k == first and grad in self.trace.pinned:
                 events = (Event(size, 0, whole), *events)
-            self.draft.ops[k] = replace(
+            self.draft.ops[k] = op_like(
                 op,
                 reads=tuple(whole if i == grad else i for i in op.reads),
                 writes=tuple(whole if i == grad else i for i in op.writes),

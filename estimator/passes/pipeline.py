@@ -21,6 +21,7 @@ from dnnmem.estimator.block_list import blocks_of_ops, main_list
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Life, lives
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
+from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -112,22 +113,13 @@ def _untie(trace: Trace, owners: list[int]) -> tuple[Trace, list[int], dict[int,
         if len(far) != 1 or len(near) != 1:
             continue
         drop.add(k)
-        storages[far[0]] = replace(storages[grad], id=far[0])
+        storages[far[0]] = storage_like(storages[grad], id=far[0])
         aliases.setdefault(owners[makers[far[0]]], {})[grad] = far[0]
         for at in known[near[0]].uses:
             if at != k:
-                ops[at] = _renamed(ops[at], {near[0]: grad})
+                ops[at] = renamed(ops[at], {near[0]: grad})
     kept = [k for k in range(len(ops)) if k not in drop]
     return replace(trace, ops=tuple(ops[k] for k in kept), storages=storages), [owners[k] for k in kept], aliases
-
-
-def _renamed(op: Op, new: Mapping[int, int]) -> Op:
-    return replace(
-        op,
-        reads=tuple(new.get(i, i) for i in op.reads),
-        writes=tuple(new.get(i, i) for i in op.writes),
-        events=tuple(e._replace(storage=new.get(e.storage, e.storage)) for e in op.events),
-    )
 
 
 def _chunk(stages: _Stages, c: int) -> Trace:
@@ -153,7 +145,7 @@ def _chunk(stages: _Stages, c: int) -> Trace:
             events.append(e)
             if e.storage >= 0:
                 (live.add if e.nbytes > 0 else live.discard)(e.storage)
-        ops.append(op if len(events) == len(op.events) else replace(op, events=tuple(events)))
+        ops.append(op if len(events) == len(op.events) else op_like(op, events=tuple(events)))
     ops = _with_messages(stages, c, ops, received)
     ops += _update(stages, c, mine | pinned)
     ops = _closed(trace, ops, pinned)
@@ -199,7 +191,7 @@ def _with_messages(stages: _Stages, c: int, ops: list[Op], received: Mapping[Pha
             last = max(n for n, op in enumerate(found) if set(sent) & {*op.writes, *op.reads})
             late = tuple(e for op in found[last:] for e in op.events if e.storage in sent and e.nbytes < 0)
             if late:  # it is sent before it dies
-                found[last] = replace(found[last], events=tuple(e for e in found[last].events if e not in late))
+                found[last] = op_like(found[last], events=tuple(e for e in found[last].events if e not in late))
             nbytes = sum(storages[i].nbytes for i in sent)
             found.append(Op(name=SEND, phase=phase, lane=Lane.COMM, reads=tuple(sent), moved_bytes=nbytes, events=late))
     return found
@@ -264,7 +256,7 @@ def _narrowed(op: Op, owned: set[int], alias: Mapping[int, int], storages: Mappi
     old = sum(storages[i].nbytes for i in (*op.reads, *op.writes))
     new = sum(storages[i].nbytes for i in (*reads, *writes))
     moved = op.moved_bytes * new // old if old else op.moved_bytes
-    return [_renamed(replace(op, reads=reads, writes=writes, events=events, moved_bytes=moved), alias)]
+    return [renamed(op_like(op, reads=reads, writes=writes, events=events, moved_bytes=moved), alias)]
 
 
 def _closed(trace: Trace, ops: list[Op], pinned: set[int]) -> list[Op]:
@@ -284,11 +276,11 @@ def _closed(trace: Trace, ops: list[Op], pinned: set[int]) -> list[Op]:
                 else:
                     alive.pop(e.storage, None)
         if len(events) != len(op.events):
-            ops[k] = replace(op, events=tuple(events))
+            ops[k] = op_like(op, events=tuple(events))
     for i, stream in alive.items():
         if i not in pinned:
             at = used[i] if i in used else next(k for k, op in enumerate(ops) if any(e.storage == i for e in op.events))
-            ops[at] = replace(ops[at], events=(*ops[at].events, Event(-trace.storages[i].nbytes, stream, i)))
+            ops[at] = op_like(ops[at], events=(*ops[at].events, Event(-trace.storages[i].nbytes, stream, i)))
     return ops
 
 
@@ -296,4 +288,6 @@ def _storages(trace: Trace, ops: Iterable[Op], pinned: set[int], received: set[i
     touched = set(pinned)
     for op in ops:
         touched.update(op.reads, op.writes, (e.storage for e in op.events if e.storage >= 0))
-    return {i: replace(s, kind=Kind.INPUT) if i in received else s for i, s in trace.storages.items() if i in touched}
+    return {
+        i: storage_like(s, kind=Kind.INPUT) if i in received else s for i, s in trace.storages.items() if i in touched
+    }

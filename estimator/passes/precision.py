@@ -10,7 +10,6 @@ that gradients travel in.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Draft, lives
 from dnnmem.estimator.passes.update import element_bytes, gradients, in_type, scale_update, states
 from dnnmem.estimator.trace import Kind, Op, Phase, Trace
+from dnnmem.estimator.trace_copy import op_like, storage_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -67,22 +67,22 @@ def _widen_gradients(draft: Draft, grads: list[int], dtype: str | None) -> None:
         if op.phase is Phase.BACKWARD:
             extra = sum(more.get(i, 0) for i in (*op.reads, *op.writes))
             if extra:
-                draft.ops[k] = replace(draft.ops[k], moved_bytes=max(0, op.moved_bytes + extra))
+                draft.ops[k] = op_like(draft.ops[k], moved_bytes=max(0, op.moved_bytes + extra))
 
 
 def _master_weights(draft: Draft, params: list[int], dtype: str | None) -> dict[int, int]:
     """Copies that the update works on, and the cast back at its end."""
     copies: dict[int, int] = {}
     for p in params:
-        master = replace(in_type(draft.trace.storages[p], dtype), kind=Kind.OPTIMIZER)
-        copies[p] = draft.add(replace(master, name=f"{master.name}.master"))
+        master = storage_like(in_type(draft.trace.storages[p], dtype), kind=Kind.OPTIMIZER)
+        copies[p] = draft.add(storage_like(master, name=f"{master.name}.master"))
     if not copies:
         return copies
     draft.pinned.update(copies.values())
     for k, op in enumerate(draft.ops):
         if op.phase is Phase.STEP and any(i in copies for i in (*op.reads, *op.writes)):
             reads, writes = (tuple(copies.get(i, i) for i in ids) for ids in (op.reads, op.writes))
-            draft.ops[k] = replace(op, reads=reads, writes=writes)
+            draft.ops[k] = op_like(op, reads=reads, writes=writes)
     moved = sum(draft.storages[i].nbytes for pair in copies.items() for i in pair)
     last = len(draft.ops) - 1
     cast = Op(

@@ -18,6 +18,7 @@ from dnnmem.estimator.block_list import block_lists, blocks_of_ops
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Draft, Life, lives
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
+from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -143,7 +144,7 @@ def _recompute(
     for i in gone:  # first time: gone after its last use in the forward pass
         last = max(k for k in known[i].uses if k in inside)
         draft.free(last, i)
-        draft.storages[i] = replace(draft.storages[i], kind=Kind.TEMP, saved=False)
+        draft.storages[i] = storage_like(draft.storages[i], kind=Kind.TEMP, saved=False)
         _free_before_sum(draft, known[i].freed, new[i])
     needed = {i for k in again for i in ops[k].reads if i not in new} | kept
     for i in needed - draft.trace.pinned:
@@ -169,19 +170,19 @@ def _clone(draft: Draft, again: Sequence[int], made: set[int], gone: set[int], s
         for event in op.events:
             i = event.storage
             if i in made and event.nbytes > 0:
-                new[i] = draft.add(replace(draft.trace.storages[i], kind=Kind.TEMP, saved=False))
+                new[i] = draft.add(storage_like(draft.trace.storages[i], kind=Kind.TEMP, saved=False))
             if i < 0 or (i in new and (event.nbytes > 0 or i not in gone)):
-                events.append(event if i < 0 else event._replace(storage=new[i]))
+                events.append(event if i < 0 else Event(event.nbytes, event.stream, new[i]))
             if i in new and event.nbytes < 0:
                 alive.pop(i, None)
         freed = {e.storage for e in op.events if e.nbytes < 0}
         alive.update(dict.fromkeys((i for i in (*op.reads, *op.writes) if i in new and i not in freed), len(clones)))
         reads, writes = (tuple(new.get(i, i) for i in ids) for ids in (op.reads, op.writes))
-        clones.append(replace(op, phase=Phase.BACKWARD, reads=reads, writes=writes, events=tuple(events)))
+        clones.append(op_like(op, phase=Phase.BACKWARD, reads=reads, writes=writes, events=tuple(events)))
     for i, at in alive.items():
         nbytes = draft.trace.storages[i].nbytes
         if i not in gone and nbytes:
-            clones[at] = replace(clones[at], events=(*clones[at].events, Event(-nbytes, 0, new[i])))
+            clones[at] = op_like(clones[at], events=(*clones[at].events, Event(-nbytes, 0, new[i])))
     draft.before.setdefault(start, []).extend(clones)
     return new
 
@@ -190,11 +191,5 @@ def _rename(draft: Draft, new: dict[int, int], known: dict[int, Life]) -> None:
     """Let backward ops use, and free, the copies."""
     touched = {k for i in new for k in (*known[i].uses, known[i].freed)}
     for k in touched:
-        op = draft.ops[k]
-        if op.phase is not Phase.FORWARD:
-            draft.ops[k] = replace(
-                op,
-                reads=tuple(new.get(i, i) for i in op.reads),
-                writes=tuple(new.get(i, i) for i in op.writes),
-                events=tuple(e._replace(storage=new.get(e.storage, e.storage)) for e in op.events),
-            )
+        if draft.ops[k].phase is not Phase.FORWARD:
+            draft.ops[k] = renamed(draft.ops[k], new)

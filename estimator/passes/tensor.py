@@ -10,7 +10,7 @@ split, and how, is *assumed* from the data flow (`tensor_layout`).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
@@ -18,6 +18,7 @@ from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.remat import PRODUCTS, is_attention
 from dnnmem.estimator.passes.tensor_layout import SPLIT, STREAM, Layout, find_layout
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
+from dnnmem.estimator.trace_copy import op_like, storage_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -82,9 +83,9 @@ class _Splitter:
         """The rank's trace."""
         self._choose()
         self._cost()
-        self.draft.resize({i: self._part(self.trace.storages[i]).nbytes for i in self.split})
-        for i in self.split:
-            self.draft.storages[i] = self._part(self.trace.storages[i])
+        parts = {i: self._part(self.trace.storages[i]) for i in self.split}
+        self.draft.resize({i: part.nbytes for i, part in parts.items()})
+        self.draft.storages.update(parts)
         for k in sorted(self.layout.summed):
             for i in self.layout.summed[k]:
                 self._sum(k, i)
@@ -128,7 +129,10 @@ class _Splitter:
 
     def _part(self, s: Storage) -> Storage:
         """The rank's part: even, or padded up for a vocabulary."""
-        return replace(s, nbytes=-(-s.nbytes // self.tp), shape=self._shape(s))
+        return storage_like(s, nbytes=self._bytes(s.nbytes), shape=self._shape(s))
+
+    def _bytes(self, nbytes: int) -> int:
+        return -(-nbytes // self.tp)
 
     def _shape(self, s: Storage) -> tuple[int, ...]:
         shape, tp = list(s.shape), self.tp
@@ -149,22 +153,25 @@ class _Splitter:
 
     def _cost(self) -> None:
         """Work of the rank: what it makes is a part, so is its work."""
-        matrices, storages = self.layout.column | self.layout.row, self.trace.storages
+        matrices, storages, split = self.layout.column | self.layout.row, self.trace.storages, self.split
         for k, op in enumerate(self.trace.ops):
             touched = (*op.reads, *op.writes)
-            if not any(i in self.split for i in touched):
+            if split.isdisjoint(touched):
                 continue
-            made = [i for i in op.writes if i in self.split]
-            part = bool(made) or (op.name in PRODUCTS and any(i in matrices for i in op.reads))
-            old = sum(storages[i].nbytes for i in touched)
-            new = sum(self._part(storages[i]).nbytes if i in self.split else storages[i].nbytes for i in touched)
+            made = not split.isdisjoint(op.writes)
+            part = made or (op.name in PRODUCTS and not matrices.isdisjoint(op.reads))
+            old = new = 0
+            for i in touched:
+                nbytes = storages[i].nbytes
+                old += nbytes
+                new += self._bytes(nbytes) if i in split else nbytes
             events = op.events
             if made and op.phase is not Phase.STEP:
                 events = tuple(
-                    e._replace(nbytes=e.nbytes // self.tp) if e.storage < 0 and e.nbytes % self.tp == 0 else e
+                    Event(e.nbytes // self.tp, e.stream, e.storage) if e.storage < 0 and e.nbytes % self.tp == 0 else e
                     for e in events
                 )
-            self.draft.ops[k] = replace(
+            self.draft.ops[k] = op_like(
                 op,
                 flops=op.flops // self.tp if part else op.flops,
                 masked_flops=op.masked_flops // self.tp if part else op.masked_flops,
@@ -206,7 +213,7 @@ class _Splitter:
         op, size = self.draft.ops[at], self.draft.storages[new].nbytes
         if old not in op.reads and old not in op.writes and all(e.storage != old for e in op.events):
             return
-        self.draft.ops[at] = replace(
+        self.draft.ops[at] = op_like(
             op,
             reads=tuple(new if i == old else i for i in op.reads),
             writes=tuple(new if i == old else i for i in op.writes),
@@ -220,14 +227,13 @@ class _Splitter:
         groups: dict[tuple[int, int, Phase], list[int]] = {}
         for k, i in sorted(self.layout.whole_for):
             if i in self.split:
-                written = max((w for w in self.known[i].uses if w < k and i in self.trace.ops[w].writes), default=-1)
-                groups.setdefault((i, written, self.trace.ops[k].phase), []).append(k)
+                groups.setdefault((i, self._written(i, k), self.trace.ops[k].phase), []).append(k)
         for (i, _, phase), readers in groups.items():
             first, last = readers[0], readers[-1]
             whole, nbytes = self._temporary(i), self.trace.storages[i].nbytes
             for k in readers:
                 op = self.draft.ops[k]
-                self.draft.ops[k] = replace(op, reads=tuple(whole if r == i else r for r in op.reads))
+                self.draft.ops[k] = op_like(op, reads=tuple(whole if r == i else r for r in op.reads))
             self.draft.free(last, whole)
             # a gather for a matrix's gradient runs beside the product before it
             early = phase is Phase.BACKWARD and first and self.trace.ops[first - 1].name in PRODUCTS
@@ -236,6 +242,12 @@ class _Splitter:
                 "all_gather", nbytes, first, reads=(i,), writes=(whole,), events=(Event(nbytes, 0, whole),)
             )
             self.draft.before.setdefault(at, []).append(gather)
+
+    def _written(self, i: int, k: int) -> int:
+        """The last op before `k` that writes it, -1 if none does."""
+        uses = self.known[i].uses
+        before = range(bisect_left(uses, k) - 1, -1, -1)
+        return next((uses[at] for at in before if i in self.trace.ops[uses[at]].writes), -1)
 
     def _logits(self) -> None:
         """Logits are gathered, or the sums of the loss are taken over the ranks (largest logit, sum, the target's)."""
@@ -263,7 +275,7 @@ class _Splitter:
         flops, moved = op.flops, op.moved_bytes
         if not any(i in self.split for i in op.reads):
             flops //= self.tp
-        self.draft.ops[k] = replace(op, flops=flops, moved_bytes=moved)
+        self.draft.ops[k] = op_like(op, flops=flops, moved_bytes=moved)
         size = self.draft.storages[part].nbytes
         events = (Event(whole.nbytes, 0, out), Event(-size, 0, part))
         self.draft.after.setdefault(k, []).append(
@@ -283,4 +295,4 @@ class _Splitter:
             nbytes = sum(self.trace.storages[i].nbytes for i in alive)
             op = self._comm("all_reduce", nbytes, last, reads=tuple(alive), writes=tuple(alive))
             # once a step, however many micro-batches it has
-            self.draft.after.setdefault(last, []).append(replace(op, phase=Phase.STEP, module=("<optimizer>",)))
+            self.draft.after.setdefault(last, []).append(op_like(op, phase=Phase.STEP, module=("<optimizer>",)))

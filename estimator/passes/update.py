@@ -65,9 +65,11 @@ def scale_update(draft: Draft, known: Mapping[int, Life], shares: Mapping[int, F
                 if r in shares:
                     shares[w] = shares[r]
                     sizes[w] = _times(storages[w].nbytes, shares[w])
-        touched = (*op.reads, *op.writes)
-        old = sum(storages[i].nbytes for i in touched)
-        new = sum(_times(storages[i].nbytes, shares[i]) if i in shares else storages[i].nbytes for i in touched)
+        old = new = 0
+        for i in (*op.reads, *op.writes):
+            nbytes = storages[i].nbytes
+            old += nbytes
+            new += _times(nbytes, shares[i]) if i in shares else nbytes
         if old and new != old:
             draft.ops[k] = op_like(draft.ops[k], moved_bytes=op.moved_bytes * new // old)
     draft.resize(sizes)
