@@ -88,10 +88,8 @@ def main() -> None:
             measured = float(told.stdout.splitlines()[-1])
             predicted, _ = predict(name, batch, sys.argv[1])
             errors.append(abs(predicted / measured - 1))
-            print(
-                f"| {name} | {batch} | {1e3 * measured:.1f} | {1e3 * predicted:.1f} | {predicted / measured - 1:+.1%} |",
-                flush=True,
-            )
+            times = f"{1e3 * measured:.1f} | {1e3 * predicted:.1f} | {predicted / measured - 1:+.1%}"
+            print(f"| {name} | {batch} | {times} |", flush=True)
     errors.sort()
     print(f"\nmedian {errors[len(errors) // 2]:.1%}, mean {sum(errors) / len(errors):.1%}, worst {errors[-1]:.1%}")
 

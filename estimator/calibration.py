@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +118,7 @@ def fit(
     first = predict(np.zeros(len(names)))
     logs, slope = _minimum(predict, first, target, sd)
     after = predict(logs)
-    covariance = np.linalg.inv(slope.T @ slope / NOISE**2 + np.diag(1 / sd**2))
+    covariance = np.asarray(np.linalg.inv(slope.T @ slope / NOISE**2 + np.diag(1 / sd**2)), np.float64)
     fitted = _moved(model, names, logs)
     posterior = np.sqrt(np.diag(covariance))
     moved = [(posterior[i] / sd[i], name, i) for i, name in enumerate(names) if np.any(slope[:, i])]
@@ -141,7 +142,8 @@ def fit(
 
 def _moved(model: TimeModel, names: Sequence[str], logs: Floats) -> TimeModel:
     values = {name: getattr(model, name) * float(np.exp(log)) for name, log in zip(names, logs, strict=True)}
-    return replace(model, **values)  # type: ignore[arg-type]
+    known: dict[str, Any] = values
+    return replace(model, **known)
 
 
 def _minimum(predict: Predict, first: Floats, target: Floats, sd: Floats) -> tuple[Floats, Floats]:

@@ -71,7 +71,7 @@ class CudaClock:
         """As the module says."""
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
-        torch.cuda._sleep(_SLEEP_CYCLES)  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(_SLEEP_CYCLES)
         begin.record()
         for _ in range(calls):
             run()
@@ -87,7 +87,7 @@ class WallClock:
 
     def __init__(self, device: str) -> None:
         """`device`: `cpu` or `cuda`."""
-        self._wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+        self._wait: Callable[[], None] = _synchronize if device == "cuda" else _nothing
 
     def seconds(self, run: Callable[[], object], calls: int) -> float:
         """As the module says."""
@@ -97,6 +97,14 @@ class WallClock:
             run()
         self._wait()
         return time.perf_counter() - before
+
+
+def _synchronize() -> None:
+    torch.cuda.synchronize()
+
+
+def _nothing() -> None:
+    pass
 
 
 def seconds_of(run: Callable[[], object], clock: Clock) -> float:
