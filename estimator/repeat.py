@@ -16,8 +16,10 @@ from dataclasses import dataclass, field, replace
 from itertools import count as counting
 
 from dnnmem.estimator.block_list import BlockList, blocks_of_ops, main_list
+from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.trace import Event, Op, Phase, Storage, Trace
+from dnnmem.estimator.trace_copy import op_like, storage_like
 
 Place = int | None
 
@@ -34,6 +36,8 @@ class _Chain:
     after: dict[int, int] = field(default_factory=dict)
     """The storage that plays its part one block later."""
     before: dict[int, int] = field(default_factory=dict)
+    paths: dict[tuple[tuple[str, ...], Place], tuple[str, ...]] = field(default_factory=dict)
+    """What `rename` found."""
 
     def resolve(self, storage: int, seen_from: int, now: int) -> tuple[int, Place]:
         """What block `now` touches where block `seen_from` of the record touched `storage`; also which copy of it."""
@@ -77,6 +81,12 @@ class _Chain:
 
     def rename(self, path: tuple[str, ...], copy: Place) -> tuple[str, ...]:
         """Path of a module in the longer model; `copy` is the number of the block where it is a copy."""
+        known = self.paths.get((path, copy))
+        if known is None:
+            known = self.paths[path, copy] = self._rename(path, copy)
+        return known
+
+    def _rename(self, path: tuple[str, ...], copy: Place) -> tuple[str, ...]:
         index = self.blocks.index(path)
         if index is None:
             return path
@@ -108,6 +118,7 @@ class _Names:
         return known
 
 
+@collector_paused()
 def repeat(trace: Trace, count: int) -> Trace:
     """`trace` as if its list of blocks had `count` of them; unchanged if it has.
 
@@ -137,10 +148,11 @@ def repeat(trace: Trace, count: int) -> Trace:
             pinned.update(names.name((i, n)) for n in range(chain.pattern + 1, chain.pattern + chain.copies + 1))
     before = _Names(fresh=names.fresh)
     setup = _setup(trace, owners, chain, names, before)
-    storages = {i: replace(s, module=chain.rename(s.module, None)) for i, s in trace.storages.items()}
+    storages = {i: storage_like(s, module=chain.rename(s.module, None)) for i, s in trace.storages.items()}
     for (i, n), new in (*names.copies.items(), *before.copies.items()):
         if i in trace.storages:
-            storages[new] = replace(trace.storages[i], id=new, module=chain.rename(trace.storages[i].module, n))
+            s = trace.storages[i]
+            storages[new] = storage_like(s, id=new, module=chain.rename(s.module, n))
     if setup is None:
         setup = tuple(Event(storages[i].nbytes, 0, i) for i in sorted(pinned) if storages[i].nbytes)
     spread = chain.spread([blocks.index(m.path) for m in trace.modules])
@@ -236,15 +248,17 @@ def _ops(
             continue
         now = copy if copy is not None else owner if owner <= chain.pattern else owner + chain.copies
         new = {i: names.name(chain.resolve(i, owner, now)) for i in _touched(op)}
-        yield replace(
+        yield op_like(
             op,
             module=chain.rename(op.module, copy),
-            reads=tuple(new[i] for i in op.reads),
-            writes=tuple(new[i] for i in op.writes),
+            reads=tuple([new[i] for i in op.reads]),
+            writes=tuple([new[i] for i in op.writes]),
             events=tuple(
-                e if e.storage < 0 else e._replace(storage=new[e.storage])
-                for e in op.events
-                if copy is None or e.storage < 0 or e.storage in chain.place  # what all share comes and goes once
+                [
+                    e if e.storage < 0 else Event(e.nbytes, e.stream, new[e.storage])
+                    for e in op.events
+                    if copy is None or e.storage < 0 or e.storage in chain.place  # what all share comes and goes once
+                ]
             ),
         )
 
@@ -261,7 +275,7 @@ def _widen(op: Op, chain: _Chain, names: _Names, storages: Mapping[int, Storage]
     old = sum(storages[i].nbytes for i in (*op.reads, *op.writes))
     copied = sum(storages[i].nbytes for i in (*op.reads, *op.writes) if chain.place.get(i) == chain.pattern)
     more = chain.copies * copied
-    return replace(
+    return op_like(
         op,
         reads=reads,
         writes=writes,
@@ -280,7 +294,8 @@ def _widen_events(events: Sequence[Event], chain: _Chain, names: _Names) -> tupl
     base = [names.base.get(e.storage, e.storage) for e in events]
     spread = chain.spread([chain.place.get(i) for i in base])
     return tuple(
-        events[k] if copy is None else events[k]._replace(storage=names.name((base[k], copy))) for k, copy in spread
+        events[k] if copy is None else Event(events[k].nbytes, events[k].stream, names.name((base[k], copy)))
+        for k, copy in spread
     )
 
 
@@ -331,4 +346,4 @@ def _setup_step(
         for e in events:
             base = names.base.get(e.storage, e.storage)
             if copy is None or e.storage < 0 or base in chain.place:
-                yield e if e.storage < 0 else e._replace(storage=names.name(chain.resolve(base, owner, now)))
+                yield e if e.storage < 0 else Event(e.nbytes, e.stream, names.name(chain.resolve(base, owner, now)))

@@ -23,6 +23,7 @@ _Storage: Any = type("_Storage", (), {"__slots__": tuple(field.name for field in
 def op_like(
     op: Op,
     *,
+    name: str | None = None,
     module: tuple[str, ...] | None = None,
     phase: Phase | None = None,
     reads: tuple[int, ...] | None = None,
@@ -34,7 +35,7 @@ def op_like(
 ) -> Op:
     """`op` with what is given here; None keeps a field."""
     new = _Op()
-    new.name = op.name
+    new.name = op.name if name is None else name
     new.module = op.module if module is None else module
     new.phase = op.phase if phase is None else phase
     new.lane = op.lane

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.passes import batch, kernels, pipeline, precision, remat, sharding, tensor
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _BEFORE_SPLIT = ("precision", "tensor", "remat")
 _AFTER_SPLIT = ("batch", "sharding", "kernels")
 
 
+@collector_paused()
 def rewrite(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> list[Trace]:
     """The traces of one rank under `plan`: one, or one for each chunk of a pipeline, in the order of the model.
 
