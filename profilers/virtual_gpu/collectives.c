@@ -83,7 +83,7 @@ static bool connect_all(ncclComm_t group, const void *buffer)
 EXPORT ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataType_t type, ncclComm_t group,
                                   cudaStream_t stream)
 {
-    (void)stream;
+    vg_collective(group, stream);
     size_t nbytes = count * reduce_size(type);
     if (!connect_collective(group, from, nbytes * (size_t)group->size, false))
         return ncclUnhandledCudaError;
@@ -108,7 +108,7 @@ EXPORT ncclResult_t ncclAllGather(const void *from, void *to, size_t count, nccl
 EXPORT ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t operation,
                                   ncclComm_t group, cudaStream_t stream)
 {
-    (void)stream;
+    vg_collective(group, stream);
     size_t nbytes = count * reduce_size(type);
     if (!connect_collective(group, from, nbytes, true))
         return ncclUnhandledCudaError;
@@ -125,7 +125,7 @@ EXPORT ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, nccl
 EXPORT ncclResult_t ncclReduceScatter(const void *from, void *to, size_t count, ncclDataType_t type,
                                       ncclRedOp_t operation, ncclComm_t group, cudaStream_t stream)
 {
-    (void)stream;
+    vg_collective(group, stream);
     size_t nbytes = count * reduce_size(type);
     if (!connect_collective(group, from, nbytes * (size_t)group->size, false))
         return ncclUnhandledCudaError;
@@ -142,7 +142,7 @@ EXPORT ncclResult_t ncclReduceScatter(const void *from, void *to, size_t count, 
 EXPORT ncclResult_t ncclAlltoAll(const void *from, void *to, size_t count, ncclDataType_t type, ncclComm_t group,
                                  cudaStream_t stream)
 {
-    (void)stream;
+    vg_collective(group, stream);
     size_t nbytes = count * reduce_size(type), all = nbytes * (size_t)group->size;
     if (!connect_all(group, from))
         return ncclUnhandledCudaError;
@@ -161,7 +161,7 @@ EXPORT ncclResult_t ncclAlltoAll(const void *from, void *to, size_t count, ncclD
 EXPORT ncclResult_t ncclReduce(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t operation,
                                int root, ncclComm_t group, cudaStream_t stream)
 {
-    (void)stream;
+    vg_collective(group, stream);
     size_t nbytes = count * reduce_size(type);
     if (!connect_collective(group, from, nbytes, false))
         return ncclUnhandledCudaError;
@@ -180,7 +180,7 @@ EXPORT ncclResult_t ncclReduce(const void *from, void *to, size_t count, ncclDat
 EXPORT ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataType_t type, int root,
                                   ncclComm_t group, cudaStream_t stream)
 {
-    (void)stream;
+    vg_collective(group, stream);
     size_t nbytes = count * reduce_size(type);
     if (!connect_collective(group, from, nbytes, false))
         return ncclUnhandledCudaError;
@@ -207,7 +207,7 @@ EXPORT ncclResult_t ncclBcast(void *buffer, size_t count, ncclDataType_t type, i
 EXPORT ncclResult_t ncclGather(const void *from, void *to, size_t count, ncclDataType_t type, int root,
                                ncclComm_t group, cudaStream_t stream)
 {
-    (void)stream;
+    vg_collective(group, stream);
     size_t nbytes = count * reduce_size(type);
     if (!connect_all(group, from))
         return ncclUnhandledCudaError;
@@ -229,7 +229,7 @@ EXPORT ncclResult_t ncclGather(const void *from, void *to, size_t count, ncclDat
 EXPORT ncclResult_t ncclScatter(const void *from, void *to, size_t count, ncclDataType_t type, int root,
                                 ncclComm_t group, cudaStream_t stream)
 {
-    (void)stream;
+    vg_collective(group, stream);
     size_t nbytes = count * reduce_size(type);
     if (!connect_all(group, from))
         return ncclUnhandledCudaError;
@@ -272,7 +272,7 @@ static bool find_channel(ncclComm_t group, int peer, bool sending, size_t nbytes
 EXPORT ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int peer, ncclComm_t group,
                              cudaStream_t stream)
 {
-    (void)stream;
+    vg_collective(group, stream);
     payload_key key;
     size_t nbytes = count * reduce_size(type);
     if (!connect_peer(group, from, peer, true))
@@ -285,7 +285,7 @@ EXPORT ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type
 EXPORT ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int peer, ncclComm_t group,
                              cudaStream_t stream)
 {
-    (void)stream;
+    vg_collective(group, stream);
     payload_key key;
     size_t nbytes = count * reduce_size(type);
     if (!connect_peer(group, to, peer, false))

@@ -137,8 +137,15 @@ EXPORT ncclResult_t ncclCommSplit(ncclComm_t parent, int color, int key, ncclCom
 
 /* ---- the end, and what is asked between ---- */
 
+EXPORT ncclResult_t ncclCommFinalize(ncclComm_t group)
+{
+    vg_end_collectives(group);
+    return ncclSuccess;
+}
+
 EXPORT ncclResult_t ncclCommDestroy(ncclComm_t group)
 {
+    vg_end_collectives(group);
     if (group) {
         connect_end(group);
         free(group->sent);

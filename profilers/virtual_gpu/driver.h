@@ -13,11 +13,26 @@ typedef struct {
     CUgraph graph;
 } capture;
 
+/* What NCCL's thread asks for (watch.c). */
+typedef struct watched {
+    bool is;
+    const void *group; /* whose collective it is */
+    int device;
+    unsigned long last; /* in that one's queue before it; 0: over */
+    double asked;       /* when first; 0: not yet */
+    struct watched *before, *next;
+} watched;
+
+void vg_watch(watched *it, const void *group, int device, unsigned long last);
+void vg_unwatch(watched *it);
+bool vg_is_seen(watched *it);
+
 struct CUstream_st {
     int device, priority;
     unsigned flags;
     unsigned long long id;
     capture *capturing; /* NULL, or one that may have ended */
+    const void *collective; /* group of the collective that went here last, if no event is recorded behind it yet */
 };
 
 int dr_current(void);                 /* device of the current context; 0 where there is none yet */

@@ -1,5 +1,5 @@
 /* libcuda.so.1: streams and events. Nothing executes, so that every wait is over before it begins; when an event counts
- * as complete, queue.c says. What remains is who belongs to which capture: a stream that begins one, and each stream that
+ * as complete, queue.c and watch.c say. What remains is who belongs to which capture: a stream that begins one, and each stream that
  * waits for an event of it. From cuda.h.
  */
 #include "driver.h"
@@ -13,6 +13,7 @@ struct CUevent_st {
     int device;
     unsigned long last; /* in that one's queue before it */
     capture *recorded_in;
+    watched watched; /* by NCCL's thread */
 };
 
 static struct CUstream_st default_streams[VG_MAX_DEVICES];
@@ -147,10 +148,16 @@ EXPORT CUresult cuEventCreate(CUevent *event, unsigned flags)
 
 EXPORT CUresult cuEventRecord(CUevent event, CUstream stream)
 {
+    stream = dr_stream(stream);
     event->milliseconds = now_milliseconds();
-    event->recorded_in = dr_active(dr_stream(stream)->capturing);
-    event->device = dr_stream(stream)->device;
+    event->recorded_in = dr_active(stream->capturing);
+    event->device = stream->device;
     event->last = event->recorded_in ? 0 : vg_last_put(event->device);
+    if (stream->collective && !event->recorded_in)
+        vg_watch(&event->watched, stream->collective, event->device, event->last);
+    else
+        vg_unwatch(&event->watched);
+    stream->collective = NULL;
     return CUDA_SUCCESS;
 }
 
@@ -162,6 +169,8 @@ EXPORT CUresult cuEventRecordWithFlags(CUevent event, CUstream stream, unsigned 
 
 EXPORT CUresult cuEventQuery(CUevent event)
 {
+    if (event->watched.is && !vg_works())
+        return vg_is_seen(&event->watched) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
     return vg_is_complete(event->device, event->last) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 
@@ -174,6 +183,7 @@ EXPORT CUresult cuEventSynchronize(CUevent event)
 
 EXPORT CUresult cuEventDestroy(CUevent event)
 {
+    vg_unwatch(&event->watched);
     free(event);
     return CUDA_SUCCESS;
 }

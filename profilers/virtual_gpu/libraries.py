@@ -35,6 +35,7 @@ LIBRARIES = (
             "values.c",
             "waits.c",
             "queue.c",
+            "watch.c",
             "calls.c",
             "driver.c",
             "driver_memory.c",

@@ -89,7 +89,7 @@ REVIEWS: Mapping[str, Review] = {
     ),
     "libnccl": Review(
         quiet=(
-            "ncclGroupStart", "ncclGroupEnd", "ncclCommFinalize", "ncclCommRegister", "ncclCommDeregister",
+            "ncclGroupStart", "ncclGroupEnd", "ncclCommRegister", "ncclCommDeregister",
             "ncclRedOpDestroy",
         ),
     ),

@@ -74,10 +74,18 @@ EXPORT void vg_carry_any_size(bool any);                /* copies and payloads o
 EXPORT bool vg_carries_any_size(void);
 
 /* ---- what a GPU has to do (queue.c): places in its queue count from 1 ---- */
-void vg_put(void); /* something more, for the current one */
+unsigned long vg_room(void); /* in a queue */
+void vg_put(void);           /* something more, for the current one */
+bool vg_works(void);         /* has this thread put something? */
 unsigned long vg_last_put(int device);
-void vg_finish(int device, unsigned long upto); /* the host has waited for it */
+unsigned long vg_last_complete(int device);
+void vg_finish(int device, unsigned long upto); /* this thread has waited for it, and works */
 bool vg_is_complete(int device, unsigned long which); /* 0: nothing to wait for */
+
+/* ---- collectives, and the thread that watches them (watch.c) ---- */
+struct CUstream_st;
+EXPORT void vg_collective(const void *group, struct CUstream_st *stream); /* one goes there */
+EXPORT void vg_end_collectives(const void *group); /* a communicator ends */
 
 /* ---- calls ---- */
 EXPORT void vg_give_up(const char *message, const char *hint) __attribute__((noreturn));
