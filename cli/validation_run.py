@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import dnnmem
 from dnnmem.cli.cache import cache_folder
-from dnnmem.estimator.device import Device
 from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import DnnmemError, UsageError
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.repeat import repeat
-from dnnmem.estimator.replay import ReplayResult, replay_trace
+from dnnmem.estimator.replay import replay_on
 from dnnmem.estimator.trace import Trace
 from dnnmem.estimator.trace_file import load_trace
 from dnnmem.estimator.validation.case import METRICS, Case, Key
@@ -123,7 +122,7 @@ def _predict(case: Case, trace: Trace) -> list[Prediction]:
         values["peak_reserved_bytes"] = found.peak_reserved_bytes
         values["peak_allocated_bytes"] = found.peak_allocated_bytes
     if plain and metrics != ["step_seconds"]:
-        held = _held(trace, find_device(case.gpu))
+        held = replay_on(trace, find_device(case.gpu))
         values["peak_reserved_bytes"] = held.peak_reserved_bytes
         values["peak_allocated_bytes"] = held.peak_allocated_bytes
     return [
@@ -139,15 +138,6 @@ def _predict(case: Case, trace: Trace) -> list[Prediction]:
     ]
 
 
-def _held(trace: Trace, device: Device) -> ReplayResult:
-    """What the allocator holds on a GPU: near its end it gives cached segments back, as the measured run had to.
-
-    Where the step does not fit even so, what it would hold on a larger one.
-    """
-    held = replay_trace(trace, capacity_bytes=device.usable_bytes - (device.context_bytes or 0))
-    return replay_trace(trace) if held.out_of_memory else held
-
-
 def estimated(case: Case, trace: Trace, *, memory: bool) -> Estimate:
     """The estimate of a case; without its bytes if `memory` is False. Raises a `DnnmemError` for what has none."""
     from dnnmem.estimator.cluster import find_cluster
@@ -156,7 +146,7 @@ def estimated(case: Case, trace: Trace, *, memory: bool) -> Estimate:
     from dnnmem.estimator.time_model import load
 
     cluster = find_cluster(case.cluster)
-    return price(local_step(trace, case.plan, cluster), load(cluster.device), memory=memory)
+    return price(local_step(trace, case.plan, cluster), load(cluster.device, site=case.source), memory=memory)
 
 
 def _missed(case: Case, reason: str) -> list[Prediction]:

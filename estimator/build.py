@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.alive import alive_groups
 from dnnmem.estimator.layers import layers
 from dnnmem.estimator.profile import PARTS, Measurement, Peak, Profile
-from dnnmem.estimator.replay import replay_trace
+from dnnmem.estimator.replay import replay_on
 from dnnmem.estimator.timeline import Timeline, alive_at, timeline
 from dnnmem.estimator.trace import Kind, Trace
 from dnnmem.estimator.units import format_bytes
 
 if TYPE_CHECKING:
     from dnnmem.estimator.device import Device
+    from dnnmem.estimator.replay import ReplayResult
 
 WORKSPACE = "workspace"
 """Name of the TEMP storages that stand for what libraries such as cuBLAS keep."""
@@ -51,7 +52,7 @@ def build_profile(trace: Trace, measurement: Measurement, device: Device | None)
     notes = list(trace.origin.notes)
     parts: dict[str, int | None] = dict.fromkeys(PARTS)
     parts.update(_tensor_parts(trace, curve, on_gpu=_is_gpu(trace, device)))
-    predicted = replay_trace(trace) if device is not None and measurement.reserved_bytes is None else None
+    predicted = replay_on(trace, device) if device is not None and measurement.reserved_bytes is None else None
     measured = measurement.allocated_bytes if measurement.requested_bytes is None else measurement.requested_bytes
     requested = _match(parts, measured, notes)
     allocated = measurement.allocated_bytes or (predicted.peak_allocated_bytes if predicted else requested)
@@ -60,7 +61,7 @@ def build_profile(trace: Trace, measurement: Measurement, device: Device | None)
     parts["fragmentation"] = None if reserved is None else reserved - requested
     parts["context"] = _context(measurement, device)
     total = sum(nbytes for nbytes in parts.values() if nbytes is not None)
-    notes += _growth(measurement)
+    notes += [*_growth(measurement), *_retries(predicted)]
     return Profile(
         target=trace.origin.target,
         device=trace.origin.device,
@@ -150,6 +151,13 @@ def _growth(measurement: Measurement) -> list[str]:
     return [
         f"{more} more alive after the step than before: a leak if each step adds as much (a loss kept with its graph?)."
     ]
+
+
+def _retries(predicted: ReplayResult | None) -> list[str]:
+    if predicted is None or not predicted.retries:
+        return []
+    times = f"{predicted.retries} times in the first steps"
+    return [f"Near the end of the GPU's memory the allocator gives back what it caches, {times}; each stalls the GPU."]
 
 
 def _peak(trace: Trace, curve: Timeline, allocated: int, reserved: int | None) -> Peak:

@@ -18,7 +18,7 @@ from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.local_step import LocalStep, local_step
 from dnnmem.estimator.op_class import ARITHMETIC
 from dnnmem.estimator.plan import Plan
-from dnnmem.estimator.replay import ReplayResult, replay_trace
+from dnnmem.estimator.replay import ReplayResult, replay_on
 from dnnmem.estimator.step_time import StepTime, time_step
 from dnnmem.estimator.time_model import TimeModel, load
 from dnnmem.estimator.trace import Trace
@@ -107,7 +107,7 @@ def price(step: LocalStep, model: TimeModel, *, memory: bool = True) -> Estimate
     flops = sum(op.flops for op in recorded.ops) * micro
     peak = _peak_rate(step)
     gpus = plan.mesh.world_size
-    held = replay_trace(step.local) if memory and plan.mesh.pp == 1 else None
+    held = replay_on(step.local, cluster.device) if memory and plan.mesh.pp == 1 else None
     prices, hours = cluster.price_usd_per_h, timed.seconds / 3600 * gpus
     return Estimate(
         plan=plan,

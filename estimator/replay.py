@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,9 @@ from dnnmem.estimator.errors import TraceError
 from dnnmem.estimator.out_of_memory import OutOfMemoryError
 from dnnmem.estimator.timeline import Timeline
 from dnnmem.estimator.trace import Event, Trace
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.device import Device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,15 @@ def replay_trace(
     except OutOfMemoryError as error:
         return _result(allocator, error)
     return _result(allocator)
+
+
+def replay_on(trace: Trace, device: Device) -> ReplayResult:
+    """Play the step on a GPU: near the end of its memory the allocator gives cached segments back, before it fails.
+
+    Where the step does not fit even so, what it would hold on a larger GPU. Raises `TraceError` as `replay` does.
+    """
+    held = replay_trace(trace, capacity_bytes=device.usable_bytes - (device.context_bytes or 0))
+    return replay_trace(trace) if held.out_of_memory else held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
 from dnnmem.cli import validation_run
 from dnnmem.cli.validation_run import predict, record, traces
-from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import ModelError, UnsupportedError
 from dnnmem.estimator.plan import Mesh, Plan, Sharding
 from dnnmem.estimator.profile import Measurement
-from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
+from dnnmem.estimator.trace import Event, Kind, Storage, Trace
 from dnnmem.estimator.trace_file import save_trace
 from dnnmem.estimator.validation.case import Case
 
@@ -114,19 +113,3 @@ def test_a_sample_model_that_is_nowhere_is_told(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     found = [case(target="sample_models/none.py", measured_seconds=1.0)]
     assert "neither here nor beside" in predict(found, record(found))[0].reason
-
-
-def test_near_the_end_of_a_gpu_cached_segments_are_given_back_and_a_step_too_large_keeps_its_size():
-    # GIVEN a step that frees two blocks of 5 GiB one after the other, both cached  WHEN the GPU offers 8 GiB, or 4
-    first, second = (Storage(id=i, nbytes=(5 + i) * 2**30, kind=Kind.TEMP) for i in (0, 1))
-    ops = [
-        Op(name="op", writes=(s.id,), events=(Event(s.nbytes, 0, s.id), Event(-s.nbytes, 0, s.id)))
-        for s in (first, second)
-    ]
-    trace = Trace(ops=tuple(ops), storages={0: first, 1: second})
-    device = find_device("a100-sxm-80gb")
-    held = [
-        validation_run._held(trace, replace(device, usable_bytes=gib * 2**30, context_bytes=None)).peak_reserved_bytes
-        for gib in (80, 8, 4)
-    ]
-    assert [round(nbytes / 2**30) for nbytes in held] == [11, 6, 11]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dnnmem.estimator.allocator_settings import AllocatorSettings
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import TraceError
 from dnnmem.estimator.out_of_memory import OutOfMemoryError
-from dnnmem.estimator.replay import replay, replay_trace
+from dnnmem.estimator.replay import replay, replay_on, replay_trace
 from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
 from tests.strategies import step_trace
 
@@ -84,3 +87,19 @@ def test_events_of_no_bytes_are_skipped():
 def test_an_impossible_list_is_refused(events, message):
     with pytest.raises(TraceError, match=message):
         replay(events)
+
+
+def test_near_the_end_of_a_gpu_cached_segments_are_given_back_and_a_step_too_large_keeps_its_size():
+    # GIVEN a step that frees two blocks of 5 GiB one after the other, both cached  WHEN the GPU offers 8 GiB, or 4
+    first, second = (Storage(id=i, nbytes=(5 + i) * 2**30, kind=Kind.TEMP) for i in (0, 1))
+    ops = [
+        Op(name="op", writes=(s.id,), events=(Event(s.nbytes, 0, s.id), Event(-s.nbytes, 0, s.id)))
+        for s in (first, second)
+    ]
+    trace = Trace(ops=tuple(ops), storages={0: first, 1: second})
+    device = find_device("a100-sxm-80gb")
+    held = [
+        replay_on(trace, replace(device, usable_bytes=gib * 2**30, context_bytes=None)).peak_reserved_bytes
+        for gib in (80, 8, 4)
+    ]
+    assert [round(nbytes / 2**30) for nbytes in held] == [11, 6, 11]
