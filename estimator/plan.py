@@ -58,6 +58,8 @@ class Batch:
     """Samples of one forward pass on one rank; None = as recorded."""
     accumulation: int = 1
     """Micro-batches per optimizer step."""
+    keep_output: bool = True
+    """The program holds the model's output until the step is over; False = it lets go before the backward pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,10 @@ class Sharding:
     reshard_after_forward: bool = True
     """zero3: free gathered parameters after the forward pass, and gather again in the backward pass."""
     keep_last: bool = True
-    """zero3 with resharding: the last block's parameters stay until its backward pass, as torchtitan has it."""
+    """zero3 with resharding: the last group's parameters stay until its backward pass, as torchtitan has it."""
+    split_root: bool = False
+    """zero3: what lies before the blocks, and what lies after them, are groups of their own (torchtitan since July
+    2025); else they are gathered with the model, until the end of the step."""
     bucket_mib: int = 25
     """ddp: gradients go in buckets of this size."""
     overlap: bool = True

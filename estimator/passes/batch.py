@@ -3,6 +3,8 @@
     one micro-batch     backward makes g                              update   free g
     several             backward makes t, g += t, free t (g pinned)   update
 
+Without `keep_output` the logits, often the largest tensor of a step, are gone when the backward pass needs most.
+
 The trace stays one micro-batch: whoever prices the step counts its forward and backward pass `accumulation` times.
 Where ranks keep parts of gradients only (zero2, zero3), whole ones do not outlive their sum, and only the parts stay.
 """
@@ -30,6 +32,8 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
             f"batch.micro_batch is {wanted}, but the step was recorded with {recorded}; sizes are those of the record",
             hint=f"profile with --batch {wanted}",
         )
+    if not plan.batch.keep_output:
+        trace = _drop_output(trace)
     if plan.batch.accumulation == 1:
         return trace
     draft, known = Draft(trace), lives(trace.ops)
@@ -55,6 +59,19 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     for k, ids in kept.items():
         op = draft.ops[k]
         draft.ops[k] = op_like(op, events=tuple(e for e in op.events if e.storage not in ids or e.nbytes > 0))
+    return draft.finish()
+
+
+def _drop_output(trace: Trace) -> Trace:
+    """Free what the forward pass made and nothing but the program's variables holds when it is over, or last used."""
+    draft, known = Draft(trace), lives(trace.ops)
+    end = max((k for k, op in enumerate(trace.ops) if op.phase is Phase.FORWARD), default=-1)
+    for i, life in known.items():
+        if i in trace.pinned or life.made < 0 or life.freed < 0 or trace.ops[life.made].phase is not Phase.FORWARD:
+            continue
+        if trace.ops[life.freed].phase is Phase.STEP and life.uses[-1] < life.freed:
+            draft.unfree(life.freed, i)
+            draft.free(max(end, life.uses[-1]), i)
     return draft.finish()
 
 

@@ -1,22 +1,24 @@
 """ZeRO-3 as PyTorch's FSDP2 does it: parameters live in parts, and are gathered group by group just before their use.
 
-    forward    gather b0 | copy out b0, gather b1, [b0] free | copy out b1, gather b2, [b1] free | ...
-    backward   gather b1 | [b2'] copy in, scatter g2 | copy out b1, gather b0, [b1'] copy in, scatter g1 | ...
+    forward    gather b0 | copy out b0, [b0] free | gather, copy out b1, [b0's buffer free, b1] free | ...
+    backward   copy out b2, gather b1, [b2'] free, copy in, scatter g2 | copy out b1, gather b0, [b1'] ...
 
-A group is a block, or all the rest (the root: gathered first, kept until the end). Each gather is issued one group
-ahead, so that it runs beside the compute of the group before. As in FSDP2 the flat buffer of a gather stays until the
-next group has its own (in the forward pass), and the input of a reduce-scatter until the next one is filled.
+What is allocated when follows torch/distributed/fsdp/_fully_shard: a forward gather is issued by the block itself, but
+runs beside the compute of the block before it, since nothing holds its stream back; its flat buffer stays until the
+next block has copied out, or the model is through. A backward gather is issued one block ahead, and its buffer goes
+with its copies. The input of a reduce-scatter stays until the next one is made; its output is the gradient at rest,
+one storage for a group. Flat buffers come from pools of the streams that they are used on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.block_list import block_lists
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
+from dnnmem.estimator.passes.fsdp_groups import LOSS, Group, find_groups
 from dnnmem.estimator.passes.update import gradients, in_type, scale_update, states
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
@@ -25,25 +27,9 @@ if TYPE_CHECKING:
     from dnnmem.estimator.plan import Plan
 
 GATHER_STREAM = 1
-"""Stream of the flat buffers: a pool of their own."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Group:
-    """Parameters that are gathered together, and the ops that use them."""
-
-    root: bool
-    params: list[int] = field(default_factory=list)
-    forward: list[int] = field(default_factory=list)
-    """Ops of the forward pass that read them."""
-    backward: list[int] = field(default_factory=list)
-    """Ops of the backward pass that read them or write their gradients."""
-    flat_bytes: int = 0
-    """Of all of them, padded, in the type of the compute."""
-    whole: dict[int, int] = field(default_factory=dict)
-    """Parameter -> its gathered storage, of the latest gather."""
-    flat: int = -1
-    """Buffer of the latest gather."""
+"""Stream of the gathers' buffers: a pool of their own."""
+SCATTER_STREAM = 2
+"""Stream of what reduce-scatters make: gradients at rest."""
 
 
 def part_of(storage: Storage, ranks: int) -> Storage:
@@ -60,203 +46,222 @@ def shard(trace: Trace, plan: Plan) -> Trace:
     return _Sharder(trace, plan).run()
 
 
+def _span(trace: Trace, phase: Phase) -> tuple[int, int]:
+    """First and last op of the model in a phase, the loss left out; all of the trace where there is none."""
+    inside = [k for k, op in enumerate(trace.ops) if op.phase is phase and op.module != LOSS]
+    return (inside[0], inside[-1]) if inside else (0, len(trace.ops) - 1)
+
+
 class _Sharder:
     def __init__(self, trace: Trace, plan: Plan) -> None:
         self.trace, self.plan, self.ranks = trace, plan, plan.mesh.dp_shard
         self.draft, self.known = Draft(trace), lives(trace.ops)
         self.grads = gradients(trace.storages)
-        self.param_of = {g: p for p, mine in self.grads.items() for g in mine}
-        self.groups = self._groups()
-        self.first_backward = next((k for k, op in enumerate(trace.ops) if op.phase is Phase.BACKWARD), len(trace.ops))
-        self.last_backward = max(
-            (k for k, op in enumerate(trace.ops) if op.phase is Phase.BACKWARD), default=len(trace.ops) - 1
-        )
+        self.groups = find_groups(trace, split_root=plan.sharding.split_root)
+        self.first_backward, _ = _span(trace, Phase.BACKWARD)
+        self.last_backward = max((k for k, op in enumerate(trace.ops) if op.phase is Phase.BACKWARD), default=-1)
+        _, self.last_forward = _span(trace, Phase.FORWARD)
+        self.whole: dict[int, int] = {}
+        """Parameter -> its gathered storage, of the latest gather."""
+        self.sum_of: dict[int, int] = {}
+        """Gradient -> the storage of its group's gradients at rest."""
 
     def run(self) -> Trace:
         """Parts at rest, gathers, scatters."""
         self._at_rest()
-        forward = sorted((g for g in self.groups if g.forward and not g.root), key=lambda g: g.forward[0])
         roots = [g for g in self.groups if g.root and (g.forward or g.backward)]
+        forward = sorted((g for g in self.groups if g.forward and not g.root), key=lambda g: g.forward[0])
+        previous = -1
         for root in roots:
-            self._gather(root, 0, 0, late=False)
-        for group in roots:
-            self._use(group, group.forward)
-        self._forward(forward)
-        order = sorted((g for g in self.groups if g.backward and not g.root), key=lambda g: g.backward[0])
+            previous = self._gather_forward(root, 0, 0, -1)
+            self._use(root, root.forward)
+        self._forward(forward, previous)
+        order = sorted((g for g in self.groups if g.backward and not g.root), key=lambda g: -g.forward[0])
         self._backward(order, forward)
         for root in roots:
             self._use(root, root.backward)
-        previous = self._scatter_all(order)
-        for root in roots:
-            previous = self._scatter(root, self.last_backward, previous)
-            self._drop(root, self.last_backward)
-        if previous is not None:
-            self.draft.after[self.last_backward][-1] = self._freeing(
-                self.draft.after[self.last_backward][-1], [previous]
-            )
+        self._scatter_all(order, roots)
+        self._merge_gradients()
         return self.draft.finish()
-
-    def _groups(self) -> list[_Group]:
-        lists = block_lists(self.trace)
-        found: dict[tuple[str, ...] | None, _Group] = {}
-        owner: dict[int, _Group] = {}
-        for i, s in self.trace.storages.items():
-            if s.kind is not Kind.PARAM or i not in self.trace.pinned:
-                continue
-            path = next((some.path(n) for some in lists if (n := some.index(s.module)) is not None), None)
-            owner[i] = group = found.setdefault(path, _Group(root=path is None))
-            group.params.append(i)
-            group.flat_bytes += part_of(s, self.ranks).nbytes * self.ranks
-        of_grad = {g: owner[p] for g, p in self.param_of.items() if p in owner}
-        for k, op in enumerate(self.trace.ops):
-            if op.phase is Phase.STEP:
-                continue
-            readers = {id(owner[i]): owner[i] for i in op.reads if i in owner}
-            if op.phase is Phase.BACKWARD:
-                readers.update({id(of_grad[i]): of_grad[i] for i in op.writes if i in of_grad})
-            for group in readers.values():
-                (group.forward if op.phase is Phase.FORWARD else group.backward).append(k)
-        return list(found.values())
 
     def _at_rest(self) -> None:
         """Parameters, gradients and states in parts, in their types at rest."""
         precision, storages = self.plan.precision, self.trace.storages
         kept = [i for group in self.groups for i in group.params]
         rest = {i: in_type(part_of(storages[i], self.ranks), precision.param) for i in (*kept, *states(storages))}
-        rest.update({g: in_type(self._part(g), precision.grad or precision.param) for g in self.param_of})
+        for p, mine in self.grads.items():
+            rest.update({g: self._rest_of(g, p) for g in mine})
         shares = {i: Fraction(s.nbytes, storages[i].nbytes) for i, s in rest.items() if storages[i].nbytes}
         scale_update(self.draft, self.known, shares)
         self.draft.resize({i: s.nbytes for i, s in rest.items()})
         self.draft.storages.update(rest)
 
-    def _part(self, grad: int) -> Storage:
+    def _rest_of(self, grad: int, param: int) -> Storage:
+        """A gradient's part at rest."""
+        return in_type(self._part(grad, param), self.plan.precision.grad or self.plan.precision.param)
+
+    def _part(self, grad: int, param: int) -> Storage:
         """A gradient is split as its parameter, whatever shape it was made in."""
-        shape = self.trace.storages[self.param_of[grad]].shape
-        return part_of(storage_like(self.trace.storages[grad], shape=shape), self.ranks)
+        return part_of(storage_like(self.trace.storages[grad], shape=self.trace.storages[param].shape), self.ranks)
 
-    def _gather(self, group: _Group, issue: int, use: int, *, late: bool, previous: _Group | None = None) -> None:
-        """All-gather before op `issue`, and copies of the parameters before op `use`.
+    def _buffers(self, group: Group) -> tuple[int, list[Event]]:
+        """A gather's flat buffer, and how it comes to be: with mixed precision the rank's part is cast first."""
+        storages = self.trace.storages
+        part = sum(part_of(storages[i], self.ranks).nbytes for i in group.params)
+        flat = self.draft.add(made_storage(part * self.ranks, Kind.COMM, "all_gather"))
+        made = [Event(part * self.ranks, GATHER_STREAM, flat)]
+        if any(in_type(storages[i], self.plan.precision.param) != storages[i] for i in group.params):
+            cast = -1 - flat  # no other op sees it
+            made = [Event(part, GATHER_STREAM, cast), *made, Event(-part, GATHER_STREAM, cast)]
+        return flat, made
 
-        `late` frees the flat buffer at once; else the next group's copies do.
-        """
-        phase = self.trace.ops[use].phase
-        module = self.trace.ops[use].module
-        flat = group.flat = self.draft.add(made_storage(group.flat_bytes, Kind.COMM, "all_gather"))
+    def _gather(self, group: Group, issue: int, use: int, writes: int) -> None:
+        """All-gather before op `issue` for op `use`."""
+        nbytes = sum(part_of(self.trace.storages[i], self.ranks).nbytes for i in group.params) * self.ranks
         gather = Op(
-            name="dnnmem.all_gather.dp_shard", module=module, phase=phase, lane=Lane.COMM,
-            reads=tuple(group.params), writes=(flat,), moved_bytes=group.flat_bytes,
-            events=(Event(group.flat_bytes, GATHER_STREAM, flat),),
+            name="dnnmem.all_gather.dp_shard", module=self.trace.ops[use].module, phase=self.trace.ops[use].phase,
+            lane=Lane.COMM, reads=tuple(group.params), writes=(writes,), moved_bytes=nbytes,
         )  # fmt: skip
         self.draft.before.setdefault(issue, []).append(gather)
-        group.whole = {i: self._whole(i) for i in group.params}
-        events = [Event(self.draft.storages[w].nbytes, 0, w) for w in group.whole.values()]
-        done = [flat] if late else []
-        done += [previous.flat] if previous is not None else []
-        events += [Event(-self.draft.storages[f].nbytes, GATHER_STREAM, f) for f in done]
+
+    def _copy_out(self, use: int, group: Group, reads: int, events: Sequence[Event], gone: int) -> None:
+        """Copies of the gathered parameters before op `use`; `gone` is the buffer that they free."""
+        whole = {i: self._whole(i) for i in group.params}
+        self.whole.update(whole)
+        made = [Event(self.draft.storages[w].nbytes, 0, w) for w in whole.values()]
+        if gone >= 0:
+            made.append(Event(-self.draft.storages[gone].nbytes, GATHER_STREAM, gone))
         copy = Op(
-            name="dnnmem.copy_out.dp_shard", module=module, phase=phase, reads=(flat,),
-            writes=tuple(group.whole.values()), events=tuple(events), moved_bytes=2 * group.flat_bytes,
+            name="dnnmem.copy_out.dp_shard", module=self.trace.ops[use].module, phase=self.trace.ops[use].phase,
+            reads=(reads,), writes=tuple(whole.values()), events=(*events, *(e for e in made if e.nbytes)),
+            moved_bytes=2 * sum(self.draft.storages[w].nbytes for w in whole.values()),
         )  # fmt: skip
         self.draft.before.setdefault(use, []).append(copy)
 
     def _whole(self, i: int) -> int:
-        """A gathered parameter, in the type that it computes in."""
-        return self.draft.add(storage_like(self.trace.storages[i], kind=Kind.COMM))
+        """A gathered parameter with its padding, in the type that it computes in."""
+        nbytes = part_of(self.trace.storages[i], self.ranks).nbytes * self.ranks
+        return self.draft.add(storage_like(self.trace.storages[i], kind=Kind.COMM, nbytes=nbytes))
 
-    def _use(self, group: _Group, ops: Iterable[int]) -> None:
+    def _gather_forward(self, group: Group, issue: int, use: int, previous: int) -> int:
+        """Gather early, allocate late; returns the buffer, which the next group's copies free."""
+        done = self.draft.add(made_storage(0, Kind.COMM, "gathered"))  # no memory: that the gather is over
+        self._gather(group, issue, use, done)
+        flat, events = self._buffers(group)
+        self._copy_out(use, group, done, events, previous)
+        return flat
+
+    def _use(self, group: Group, ops: Iterable[int]) -> None:
+        whole = {i: self.whole[i] for i in group.params}
         for k in ops:
             op = self.draft.ops[k]
-            self.draft.ops[k] = op_like(op, reads=tuple(group.whole.get(i, i) for i in op.reads))
+            if any(i in whole for i in op.reads):
+                self.draft.ops[k] = op_like(op, reads=tuple(whole.get(i, i) for i in op.reads))
 
-    def _drop(self, group: _Group, k: int) -> None:
-        """Free the gathered parameters after op `k` and what already follows it."""
-        self._append_frees(k, list(group.whole.values()))
-
-    def _append_frees(self, k: int, ids: Sequence[int]) -> None:
+    def _free_after(self, k: int, ids: Iterable[int], stream: int = 0) -> None:
+        """Free storages after op `k` and what already follows it."""
+        sizes = ((self.draft.storages[i].nbytes, i) for i in ids)
+        frees = [Event(-nbytes, stream, i) for nbytes, i in sizes if nbytes]
         after = self.draft.after.get(k)
+        last = after[-1] if after else self.draft.ops[k]
+        last = op_like(last, events=(*last.events, *frees))
         if after:
-            after[-1] = self._freeing(after[-1], ids)
+            after[-1] = last
         else:
-            self.draft.ops[k] = self._freeing(self.draft.ops[k], ids)
+            self.draft.ops[k] = last
 
-    def _freeing(self, op: Op, ids: Sequence[int]) -> Op:
-        frees = (Event(-self.draft.storages[i].nbytes, GATHER_STREAM if self._flat(i) else 0, i) for i in ids)
-        return op_like(op, events=(*op.events, *(e for e in frees if e.nbytes)))
-
-    def _flat(self, i: int) -> bool:
-        return self.draft.storages[i].kind is Kind.COMM and self.draft.storages[i].name == "all_gather"
-
-    def _forward(self, order: Sequence[_Group]) -> None:
-        """Gather each group before the compute of the one before it."""
-        previous: _Group | None = None
-        roots = [g for g in self.groups if g.root and g.flat >= 0]
+    def _forward(self, order: Sequence[Group], flat: int) -> None:
+        """Gather each group before the compute of the one before it; `flat` is the root's buffer."""
         for n, group in enumerate(order):
-            issue = order[n - 1].forward[0] if n else 0
-            self._gather(group, issue, group.forward[0], late=False, previous=previous or next(iter(roots), None))
+            issue = order[n - 1].forward[0] if n else min(group.forward[0], 0)
+            flat = self._gather_forward(group, issue, group.forward[0], flat)
             self._use(group, group.forward)
             if self._reshards(group, order):
-                self._drop(group, group.forward[-1])
-            previous = group
-        left = previous or next(iter(roots), None)
-        if left is not None:  # no group comes after the last
-            at = left.forward[-1] if left.forward else 0
-            self._append_frees(at, [left.flat])
+                self._free_after(group.forward[-1], [self.whole[i] for i in group.params])
+        if flat >= 0:  # no group comes after the last
+            self._free_after(max(self.last_forward, order[-1].forward[-1] if order else 0), [flat], GATHER_STREAM)
 
-    def _reshards(self, group: _Group, order: Sequence[_Group]) -> bool:
+    def _reshards(self, group: Group, order: Sequence[Group]) -> bool:
         sharding = self.plan.sharding
         return sharding.reshard_after_forward and not (sharding.keep_last and group is order[-1])
 
-    def _backward(self, order: Sequence[_Group], forward: Sequence[_Group]) -> None:
-        """Gather again what was dropped, one group ahead; free it when its gradients are made."""
+    def _backward(self, order: Sequence[Group], forward: Sequence[Group]) -> None:
+        """Gather again what was dropped, one group ahead."""
         for n, group in enumerate(order):
             if group not in forward or self._reshards(group, forward):
-                issue = order[n - 1].backward[0] if n else self.first_backward
-                self._gather(group, issue, group.backward[0], late=True)
+                issue, use = order[n - 1].backward[0] if n else self.first_backward, group.backward[0]
+                flat, events = self._buffers(group)
+                self._gather(group, issue, use, flat)
+                ahead = self.draft.before[issue]
+                ahead[-1] = op_like(ahead[-1], events=tuple(events))
+                self._copy_out(use, group, flat, (), flat)
             self._use(group, group.backward)
 
-    def _scatter_all(self, order: Sequence[_Group]) -> int | None:
-        previous: int | None = None
+    def _scatter_all(self, order: Sequence[Group], roots: Sequence[Group]) -> None:
+        """Reduce each group's gradients when they are made; the root's, and those of what has no input, at the end."""
+        previous = -1
         for group in order:
-            end = group.backward[-1]
-            previous = self._scatter(group, end, previous)
-            self._drop(group, end)
-        return previous
+            previous = self._scatter(group, group.backward[-1], previous)
+        for root in roots:
+            previous = self._scatter(root, self.last_backward, previous)
+        if previous >= 0:
+            self._free_after(self.last_backward, [previous])
 
-    def _scatter(self, group: _Group, k: int, previous: int | None) -> int | None:
-        """Reduce the group's gradients after op `k`; returns the input of the reduce-scatter, still alive."""
-        mine = [g for p in group.params for g in self.grads.get(p, ()) if g in self.known and self._is_made(g)]
+    def _scatter(self, group: Group, k: int, previous: int) -> int:
+        """Drop the group's parameters, reduce its gradients after op `k`; returns the input, still alive."""
+        dropped = [self.whole[i] for i in group.params]
+        mine = [(g, p) for p in group.params for g in self.grads.get(p, ()) if g in self.known and self._is_made(g)]
         if not mine:
+            self._free_after(k, dropped)
             return previous
-        storages, ops = self.trace.storages, self.trace.ops
-        whole = {g: self._whole_gradient(g, k) for g in mine}
+        storages = self.draft.storages
         dtype = self.plan.precision.reduce or self.plan.precision.grad
-        nbytes = sum(in_type(self._part(g), dtype).nbytes * self.ranks for g in mine)
+        nbytes = sum(in_type(self._part(g, p), dtype).nbytes * self.ranks for g, p in mine)
         flat = self.draft.add(made_storage(nbytes, Kind.COMM, "reduce_scatter"))
-        frees = [Event(-storages[g].nbytes, 0, w) for g, w in whole.items() if storages[g].nbytes]
-        last = [] if previous is None else [Event(-self.draft.storages[previous].nbytes, 0, previous)]
-        waits = () if previous is None else (previous,)
+        whole = [self._whole_gradient(g, k) for g, _ in mine]
+        gone = [*dropped, *([previous] if previous >= 0 else [])]
+        frees = [Event(-storages[w].nbytes, 0, w) for w in whole if storages[w].nbytes]
+        events = [Event(-storages[i].nbytes, 0, i) for i in gone if storages[i].nbytes]
         copy = Op(
-            name="dnnmem.copy_in.dp_shard", module=ops[k].module, phase=Phase.BACKWARD,
-            reads=(*whole.values(), *waits), writes=(flat,), events=(*last, Event(nbytes, 0, flat), *frees),
-            moved_bytes=nbytes + sum(storages[g].nbytes for g in mine),
-        )  # fmt: skip
-        allocated = tuple(
-            Event(self.draft.storages[g].nbytes, 0, g)
-            for g in mine
-            if g not in self.trace.pinned and storages[g].nbytes
-        )
-        scatter = Op(
-            name="dnnmem.reduce_scatter.dp_shard", module=ops[k].module, phase=Phase.BACKWARD, lane=Lane.COMM,
-            reads=(flat,), writes=(flat, *mine), events=allocated, moved_bytes=nbytes,
+            name="dnnmem.copy_in.dp_shard", module=self.trace.ops[k].module, phase=Phase.BACKWARD,
+            reads=(*whole, *gone[len(dropped) :]), writes=(flat,),
+            events=(*events, Event(nbytes, 0, flat), *frees[:-1]),
+            moved_bytes=nbytes + sum(storages[w].nbytes for w in whole),
         )  # fmt: skip
         after = self.draft.after.setdefault(k, [])
-        after += [copy, scatter]
-        if self.plan.mesh.dp_replicate > 1:
-            part = nbytes // self.ranks
-            after.append(
-                replace(scatter, name="dnnmem.all_reduce.dp_replicate", reads=tuple(mine), events=(), moved_bytes=part)
-            )
+        after += [copy, *self._reduce(group, k, mine, flat, frees[-1:])]
         return flat
+
+    def _reduce(self, group: Group, k: int, mine: Sequence[tuple[int, int]], flat: int, frees: list[Event]) -> list[Op]:
+        """The reduce-scatter and what follows; the last gradient goes when it is issued."""
+        rest = self._merged(group, mine)
+        nbytes = self.draft.storages[flat].nbytes
+        size = self.draft.storages[rest].nbytes
+        out = nbytes // self.ranks
+        stays = any(g in self.trace.pinned and self.known[g].made < 0 for g, _ in mine)  # sums of micro-batches
+        made = [Event(size, SCATTER_STREAM, rest)]
+        if stays or out != size:  # a term of the sum, or one in the type of the wire
+            term = -1 - flat
+            made = [Event(out, SCATTER_STREAM, term), *([] if stays else made), Event(-out, SCATTER_STREAM, term)]
+        ops = [
+            Op(
+                name="dnnmem.reduce_scatter.dp_shard", module=self.trace.ops[k].module, phase=Phase.BACKWARD,
+                lane=Lane.COMM, reads=(flat,), writes=(flat, rest), events=(*made, *frees), moved_bytes=nbytes,
+            )
+        ]  # fmt: skip
+        if self.plan.mesh.dp_replicate > 1:
+            name = "dnnmem.all_reduce.dp_replicate"
+            ops.append(replace(ops[0], name=name, reads=(rest,), writes=(rest,), events=(), moved_bytes=out))
+        return ops
+
+    def _merged(self, group: Group, mine: Sequence[tuple[int, int]]) -> int:
+        """The storage that holds a group's gradients at rest."""
+        parts = {p: self.draft.storages[g] for g, p in mine}
+        like = storage_like(next(iter(parts.values())), shape=(), module=group.path)
+        nbytes = sum(s.nbytes for s in parts.values())
+        merged = self.draft.add(made_storage(nbytes, Kind.GRAD, "", like))
+        self.sum_of.update({g: merged for g, _ in mine})
+        return merged
 
     def _is_made(self, grad: int) -> bool:
         return any(
@@ -275,12 +280,32 @@ class _Sharder:
         for k in uses:
             op = self.draft.ops[k]
             events = tuple(Event(size, e.stream, whole) if e.storage == grad and e.nbytes > 0 else e for e in op.events)
-            if k == first and grad in self.trace.pinned:
+            if k == first and grad in self.trace.pinned and self.known[grad].made < 0:
                 events = (Event(size, 0, whole), *events)
-            self.draft.ops[k] = op_like(
-                op,
-                reads=tuple(whole if i == grad else i for i in op.reads),
-                writes=tuple(whole if i == grad else i for i in op.writes),
-                events=events,
-            )
+            reads, writes = (tuple(whole if i == grad else i for i in ids) for ids in (op.reads, op.writes))
+            self.draft.ops[k] = op_like(op, reads=reads, writes=writes, events=events)
         return whole
+
+    def _merge_gradients(self) -> None:
+        """Let the update read, and whatever frees gradients free, those of a group at once."""
+        sums, draft = self.sum_of, self.draft
+        last = {sums[e.storage]: k for k, op in enumerate(draft.ops) for e in op.events if e.storage in sums}
+        for k, op in enumerate(draft.ops):
+            touched = any(i in sums for i in (*op.reads, *op.writes))
+            if not touched and not any(e.storage in sums for e in op.events):
+                continue
+            reads, writes = (tuple(dict.fromkeys(sums.get(i, i) for i in ids)) for ids in (op.reads, op.writes))
+            frees = dict.fromkeys(i for e in op.events if (i := sums.get(e.storage, -1)) >= 0 and last[i] == k)
+            draft.ops[k] = op_like(
+                op,
+                reads=reads,
+                writes=writes,
+                events=(
+                    *(e for e in op.events if e.storage not in sums),
+                    *(Event(-draft.storages[i].nbytes, SCATTER_STREAM, i) for i in frees if draft.storages[i].nbytes),
+                ),
+            )
+        draft.pinned.update(sums[g] for g in sums.keys() & draft.pinned)
+        draft.pinned.difference_update(sums)
+        for i in sums:
+            draft.storages.pop(i, None)

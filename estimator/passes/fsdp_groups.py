@@ -1,0 +1,99 @@
+"""Which parameters FSDP2 gathers together, and where in the step: each block by itself, and what is outside of blocks.
+
+    root          all that is outside of blocks: gathered first, kept until the end of the step
+    split root    what comes before the blocks, and what comes after them, as groups of their own (no root is left)
+
+A group's hooks run before its first op and after its last one, of either pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dnnmem.estimator.block_list import Path, block_lists
+from dnnmem.estimator.passes.update import gradients
+from dnnmem.estimator.trace import Kind, Phase, Trace
+
+LOSS = ("<loss>",)
+"""Module of the ops that no module of the model runs."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Group:
+    """Parameters that are gathered together, and the ops of their modules."""
+
+    root: bool = False
+    """True for the model's own: gathered first, never dropped before the end."""
+    path: Path = ()
+    """Of the block; of the first parameter's module for others."""
+    params: list[int] = field(default_factory=list)
+    """Storages, in the order of the model."""
+    forward: list[int] = field(default_factory=list)
+    """Ops of the forward pass that lie in its modules or read its parameters."""
+    backward: list[int] = field(default_factory=list)
+    """Ops of the backward pass that do, or that write its gradients."""
+
+
+def find_groups(trace: Trace, *, split_root: bool) -> list[Group]:
+    """The groups of a step, in the order of the model."""
+    lists = block_lists(trace)
+
+    def block_of(path: Path) -> Path | None:
+        return next((some.path(n) for some in lists if (n := some.index(path)) is not None), None)
+
+    owner = {i: block_of(s.module) for i, s in trace.storages.items() if s.kind is Kind.PARAM and i in trace.pinned}
+    sides = _sides(trace, {i for i, path in owner.items() if path is None}) if split_root else {}
+    found: dict[tuple[Path | None, int], Group] = {}
+    of_param: dict[int, Group] = {}
+    of_module: dict[Path, Group] = {}
+    for i, block in owner.items():
+        side = sides.get(i, 0)
+        module = trace.storages[i].module
+        group = found.get((block, side))
+        if group is None:
+            group = found[block, side] = Group(root=block is None and not side, path=block or module)
+        group.params.append(i)
+        of_param[i] = group
+        if block is None:
+            of_module[module] = group
+    for path in {op.module for op in trace.ops} - of_module.keys():
+        block = block_of(path)
+        if block is not None and (block, 0) in found:
+            of_module[path] = found[block, 0]
+    _place(trace, of_param, of_module)
+    return list(found.values())
+
+
+def _sides(trace: Trace, outside: set[int]) -> dict[int, int]:
+    """-1 for parameters that are used before the blocks only, 1 for those after them only, else 0."""
+    lists = block_lists(trace)
+    inside = [
+        k
+        for k, op in enumerate(trace.ops)
+        if op.phase is Phase.FORWARD and any(some.index(op.module) is not None for some in lists)
+    ]
+    uses: dict[int, set[int]] = {i: set() for i in outside}
+    if not inside:
+        return {}
+    for k, op in enumerate(trace.ops):
+        if op.phase is Phase.FORWARD:
+            for i in op.reads:
+                if i in outside:
+                    uses[i].add(-1 if k < inside[0] else 1 if k > inside[-1] else 0)
+    return {i: next(iter(where)) for i, where in uses.items() if len(where) == 1}
+
+
+def _place(trace: Trace, of_param: dict[int, Group], of_module: dict[Path, Group]) -> None:
+    """Fill in the ops of each group."""
+    of_grad = {g: of_param[p] for p, mine in gradients(trace.storages).items() if p in of_param for g in mine}
+    for k, op in enumerate(trace.ops):
+        if op.phase is Phase.STEP:
+            continue
+        groups = {id(group): group for i in op.reads if (group := of_param.get(i)) is not None}
+        if op.phase is Phase.BACKWARD:
+            groups.update({id(group): group for i in op.writes if (group := of_grad.get(i)) is not None})
+        own = of_module.get(op.module)
+        if own is not None:
+            groups[id(own)] = own
+        for group in groups.values():
+            (group.forward if op.phase is Phase.FORWARD else group.backward).append(k)
