@@ -148,11 +148,7 @@ def repeat(trace: Trace, count: int) -> Trace:
             pinned.update(names.name((i, n)) for n in range(chain.pattern + 1, chain.pattern + chain.copies + 1))
     before = _Names(fresh=names.fresh)
     setup = _setup(trace, owners, chain, names, before)
-    storages = {i: storage_like(s, module=chain.rename(s.module, None)) for i, s in trace.storages.items()}
-    for (i, n), new in (*names.copies.items(), *before.copies.items()):
-        if i in trace.storages:
-            s = trace.storages[i]
-            storages[new] = storage_like(s, id=new, module=chain.rename(s.module, n))
+    storages = _storages(trace, chain, {**before.copies, **names.copies})
     if setup is None:
         setup = tuple(Event(storages[i].nbytes, 0, i) for i in sorted(pinned) if storages[i].nbytes)
     spread = chain.spread([blocks.index(m.path) for m in trace.modules])
@@ -263,8 +259,21 @@ def _ops(
         )
 
 
-def _touched(op: Op) -> set[int]:
-    return {*op.reads, *op.writes, *(e.storage for e in op.events if e.storage >= 0)}
+def _touched(op: Op) -> dict[int, None]:
+    return dict.fromkeys((*op.reads, *op.writes, *(e.storage for e in op.events if e.storage >= 0)))
+
+
+def _storages(trace: Trace, chain: _Chain, copies: Mapping[tuple[int, int], int]) -> dict[int, Storage]:
+    """Storages of the trace and their copies, in the order of a model that long."""
+    found: dict[int, Storage] = {}
+    copied = {i for i, _ in copies}
+    ids = list(trace.storages)
+    for k, copy in chain.spread([chain.pattern if i in copied else chain.place.get(i) for i in ids]):
+        s = trace.storages[ids[k]]
+        new = s.id if copy is None else copies.get((s.id, copy))
+        if new is not None:
+            found[new] = storage_like(s, id=new, module=chain.rename(s.module, copy))
+    return found
 
 
 def _widen(op: Op, chain: _Chain, names: _Names, storages: Mapping[int, Storage]) -> Op:
@@ -309,6 +318,8 @@ def _setup(
     pinned = {key: new for key, new in names.copies.items() if key[0] in trace.pinned}
     step = list(trace.events())
     inside = [k for k, e in enumerate(trace.setup) if e.storage not in trace.pinned]
+    if trace.setup and not inside:  # a pass has left what is pinned only
+        return _widen_events(trace.setup, chain, names)
     if not step or len(inside) % len(step):
         return None
     found: list[Event] = []

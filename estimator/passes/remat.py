@@ -10,7 +10,7 @@ region, and ends with the last tensor that is needed (`early_stop`). Random numb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -120,16 +120,14 @@ def _recompute(
     ops = draft.trace.ops
     inside, backward = set(region.forward), set(region.backward)
     end = region.forward[-1]
-    made = {i for k in region.forward for i in (*ops[k].reads, *ops[k].writes) if known[i].made in inside}
-    made |= {
-        e.storage for k in region.forward for e in ops[k].events if e.storage >= 0 and known[e.storage].made in inside
-    }
-    made -= draft.trace.pinned
-    kept = {i for i in made if known[i].made in region.kept}
-    gone = {
-        i
-        for i in made - kept
-        if known[i].freed > end
+    touched = (i for k in region.forward for i in (*ops[k].reads, *ops[k].writes, *(e.storage for e in ops[k].events)))
+    made = {i: None for i in touched if i >= 0 and i not in draft.trace.pinned and known[i].made in inside}
+    kept = {i: None for i in made if known[i].made in region.kept}
+    gone = {  # ordered, as all three: what dies with one op dies in the order in which it was made
+        i: None
+        for i in made
+        if i not in kept
+        and known[i].freed > end
         and all(k in inside or k in backward for k in known[i].uses)
         and any(k in backward for k in known[i].uses)
     }
@@ -146,8 +144,8 @@ def _recompute(
         draft.free(last, i)
         draft.storages[i] = storage_like(draft.storages[i], kind=Kind.TEMP, saved=False)
         _free_before_sum(draft, known[i].freed, new[i])
-    needed = {i for k in again for i in ops[k].reads if i not in new} | kept
-    for i in needed - draft.trace.pinned:
+    needed = {i: None for k in again for i in ops[k].reads if i not in new and i not in draft.trace.pinned}
+    for i in {**needed, **kept}:
         if 0 <= known[i].freed < finish and (i in kept or known[i].freed < start):
             later[i] = max(later.get(i, -1), finish)
 
@@ -159,7 +157,9 @@ def _free_before_sum(draft: Draft, freed: int, storage: int) -> None:
         draft.free(freed - 1, storage)
 
 
-def _clone(draft: Draft, again: Sequence[int], made: set[int], gone: set[int], start: int) -> dict[int, int]:
+def _clone(
+    draft: Draft, again: Sequence[int], made: Container[int], gone: Container[int], start: int
+) -> dict[int, int]:
     """Put copies of ops in front of backward op `start`; the storages that they make are new, those in `gone` stay."""
     new: dict[int, int] = {}
     clones: list[Op] = []
