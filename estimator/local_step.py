@@ -24,6 +24,7 @@ from dnnmem.estimator.collectives import Group, group_of
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Plan, check
+from dnnmem.estimator.repeat import repeat
 from dnnmem.estimator.trace import Lane, Op, Phase, Trace
 from dnnmem.estimator.work import Work, work_of
 
@@ -84,17 +85,18 @@ class LocalStep:
     """In the order of the model."""
 
 
-def local_step(trace: Trace, plan: Plan, cluster: Cluster) -> LocalStep:
-    """Rewrite `trace` by `plan` for one rank of `cluster`.
+def local_step(trace: Trace, plan: Plan, cluster: Cluster, layers: int | None = None) -> LocalStep:
+    """Rewrite `trace` by `plan` for one rank of `cluster`, as a model of `layers` blocks (None: as recorded).
 
     Raises `UsageError` for a plan that contradicts itself, the trace or the cluster, `UnsupportedError` for what is not
     predicted yet.
     """
     check(plan)
     _check_fits(plan, cluster)
-    parts = rewrite(trace, plan, cluster)
+    parts = rewrite(trace, plan, cluster, layers)
     chunks = tuple(_chunk(part, plan, cluster) for part in parts)
-    return LocalStep(plan=plan, cluster=cluster, recorded=trace, local=parts[0], chunks=chunks)
+    recorded = trace if layers is None else repeat(trace, layers)
+    return LocalStep(plan=plan, cluster=cluster, recorded=recorded, local=parts[0], chunks=chunks)
 
 
 def _check_fits(plan: Plan, cluster: Cluster) -> None:

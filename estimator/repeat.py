@@ -12,110 +12,15 @@ Only what the host does for each parameter (its step counters) keeps the recorde
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count as counting
 
-from dnnmem.estimator.block_list import BlockList, blocks_of_ops, main_list
+from dnnmem.estimator.block_chain import Chain, Names, Place
+from dnnmem.estimator.block_list import blocks_of_ops, main_list
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.trace import Event, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
-
-Place = int | None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Chain:
-    """Where storages stand: block `pattern` is copied `copies` times, right after itself."""
-
-    blocks: BlockList
-    pattern: int
-    copies: int
-    place: dict[int, int] = field(default_factory=dict)
-    """Block that a storage belongs to (-1: made before the first, `count`: after the last); none if all share it."""
-    after: dict[int, int] = field(default_factory=dict)
-    """The storage that plays its part one block later."""
-    before: dict[int, int] = field(default_factory=dict)
-    paths: dict[tuple[tuple[str, ...], Place], tuple[str, ...]] = field(default_factory=dict)
-    """What `rename` found."""
-
-    def resolve(self, storage: int, seen_from: int, now: int) -> tuple[int, Place]:
-        """What block `now` touches where block `seen_from` of the record touched `storage`; also which copy of it."""
-        place = self.place.get(storage)
-        if place is None:
-            return storage, None
-        goal = now + place - seen_from
-        if goal <= self.pattern:
-            return self._walk(storage, place, goal), None
-        if goal <= self.pattern + self.copies:
-            return self._walk(storage, place, self.pattern), goal
-        return self._walk(storage, place, goal - self.copies), None
-
-    def _walk(self, storage: int, place: int, goal: int) -> int:
-        for _ in range(abs(goal - place)):
-            known = (self.after if goal > place else self.before).get(storage)
-            if known is None:
-                raise UnsupportedError(
-                    f"storage {storage} of block {place} has no counterpart in block {goal}: blocks differ",
-                    hint="profile the model with its own number of blocks",
-                )
-            storage = known
-        return storage
-
-    def spread(self, places: Sequence[Place]) -> list[tuple[int, Place]]:
-        """Indices of a list in their new order, each with the copy that it stands for (None: itself)."""
-        found: list[tuple[int, Place]] = []
-        at = 0
-        for end in _run_ends(places):
-            run = list(range(at, end))
-            if places[at] != self.pattern:
-                found += [(i, None) for i in run]
-            else:
-                up = _ascends(places, at, end)
-                numbers = range(self.pattern + 1, self.pattern + self.copies + 1)
-                copied = [(i, n) for n in (numbers if up else reversed(numbers)) for i in run]
-                kept = [(i, None) for i in run]
-                found += [*kept, *copied] if up else [*copied, *kept]
-            at = end
-        return found
-
-    def rename(self, path: tuple[str, ...], copy: Place) -> tuple[str, ...]:
-        """Path of a module in the longer model; `copy` is the number of the block where it is a copy."""
-        known = self.paths.get((path, copy))
-        if known is None:
-            known = self.paths[path, copy] = self._rename(path, copy)
-        return known
-
-    def _rename(self, path: tuple[str, ...], copy: Place) -> tuple[str, ...]:
-        index = self.blocks.index(path)
-        if index is None:
-            return path
-        number = copy if copy is not None else index if index <= self.pattern else index + self.copies
-        depth = len(self.blocks.root)
-        return (*path[:depth], str(number), *path[depth + 1 :])
-
-
-@dataclass(slots=True, kw_only=True)
-class _Names:
-    """Ids of the new trace, or of one step of the set-up, where storages have other ids."""
-
-    fresh: Iterator[int]
-    base: Mapping[int, int] = field(default_factory=dict)
-    """Id here -> id in the step; what is missing has the same."""
-    own: Mapping[int, int] = field(default_factory=dict)
-    """The way back."""
-    copies: dict[tuple[int, int], int] = field(default_factory=dict)
-    """(storage of the pattern, block) -> its copy."""
-
-    def name(self, found: tuple[int, Place]) -> int:
-        """Id of a storage or of its copy."""
-        storage, copy = found
-        if copy is None:
-            return self.own.get(storage, storage)
-        known = self.copies.get((storage, copy))
-        if known is None:
-            known = self.copies[storage, copy] = next(self.fresh)
-        return known
 
 
 @collector_paused()
@@ -138,15 +43,15 @@ def repeat(trace: Trace, count: int) -> Trace:
         )
     if count == blocks.count:
         return trace
-    chain = _Chain(blocks=blocks, pattern=0 if blocks.count == 2 else 1, copies=count - blocks.count)
+    chain = Chain(blocks=blocks, pattern=0 if blocks.count == 2 else 1, copies=count - blocks.count)
     owners = _owners(trace, chain)
-    names = _Names(fresh=counting(max(trace.storages, default=0) + 1))
+    names = Names(fresh=counting(max(trace.storages, default=0) + 1))
     ops = tuple(_ops(trace.ops, owners, chain, names, trace.storages))
     pinned = set(trace.pinned)
     for i in trace.pinned:
         if chain.place.get(i) == chain.pattern:
             pinned.update(names.name((i, n)) for n in range(chain.pattern + 1, chain.pattern + chain.copies + 1))
-    before = _Names(fresh=names.fresh)
+    before = Names(fresh=names.fresh)
     setup = _setup(trace, owners, chain, names, before)
     storages = _storages(trace, chain, {**before.copies, **names.copies})
     if setup is None:
@@ -162,25 +67,7 @@ def repeat(trace: Trace, count: int) -> Trace:
     )
 
 
-def _run_ends(places: Sequence[Place]) -> Iterator[int]:
-    for i in range(1, len(places)):
-        if places[i] != places[i - 1]:
-            yield i
-    if places:
-        yield len(places)
-
-
-def _ascends(places: Sequence[Place], at: int, end: int) -> bool:
-    """True if blocks count up around the run of the pattern."""
-    here = places[at] or 0
-    if end < len(places) and (following := places[end]) is not None:
-        return following > here
-    if at > 0 and (preceding := places[at - 1]) is not None:
-        return preceding < here
-    return True
-
-
-def _owners(trace: Trace, chain: _Chain) -> list[Place]:
+def _owners(trace: Trace, chain: Chain) -> list[Place]:
     """The block of each op; fills in the chain."""
     owners = blocks_of_ops(trace.ops, chain.blocks)
     place = chain.place
@@ -205,7 +92,7 @@ def _allocates(op: Op, storage: int) -> bool:
     return any(e.storage == storage and e.nbytes > 0 for e in op.events)
 
 
-def _link(ops: Sequence[Op], owners: Sequence[Place], chain: _Chain) -> None:
+def _link(ops: Sequence[Op], owners: Sequence[Place], chain: Chain) -> None:
     """Lay the pattern beside the block after it."""
     ours, theirs = ([op for op, owner in zip(ops, owners, strict=True) if owner == chain.pattern + d] for d in (0, 1))
     shared: set[int] = set()
@@ -226,7 +113,7 @@ def _link(ops: Sequence[Op], owners: Sequence[Place], chain: _Chain) -> None:
         chain.place.pop(i, None)
 
 
-def _unlike(chain: _Chain, what: str) -> UnsupportedError:
+def _unlike(chain: Chain, what: str) -> UnsupportedError:
     root = ".".join(chain.blocks.root)
     return UnsupportedError(
         f"blocks {chain.pattern} and {chain.pattern + 1} of {root} are not alike: {what}",
@@ -235,7 +122,7 @@ def _unlike(chain: _Chain, what: str) -> UnsupportedError:
 
 
 def _ops(
-    ops: Sequence[Op], owners: Sequence[Place], chain: _Chain, names: _Names, storages: Mapping[int, Storage]
+    ops: Sequence[Op], owners: Sequence[Place], chain: Chain, names: Names, storages: Mapping[int, Storage]
 ) -> Iterator[Op]:
     for k, copy in chain.spread(owners):
         op, owner = ops[k], owners[k]
@@ -263,7 +150,7 @@ def _touched(op: Op) -> dict[int, None]:
     return dict.fromkeys((*op.reads, *op.writes, *(e.storage for e in op.events if e.storage >= 0)))
 
 
-def _storages(trace: Trace, chain: _Chain, copies: Mapping[tuple[int, int], int]) -> dict[int, Storage]:
+def _storages(trace: Trace, chain: Chain, copies: Mapping[tuple[int, int], int]) -> dict[int, Storage]:
     """Storages of the trace and their copies, in the order of a model that long."""
     found: dict[int, Storage] = {}
     copied = {i for i, _ in copies}
@@ -276,7 +163,7 @@ def _storages(trace: Trace, chain: _Chain, copies: Mapping[tuple[int, int], int]
     return found
 
 
-def _widen(op: Op, chain: _Chain, names: _Names, storages: Mapping[int, Storage]) -> Op:
+def _widen(op: Op, chain: Chain, names: Names, storages: Mapping[int, Storage]) -> Op:
     """An op outside of the blocks: where it takes a list with the pattern's storages, it takes the copies' too."""
     if all(chain.place.get(i) != chain.pattern for i in _touched(op)):
         return op
@@ -294,12 +181,12 @@ def _widen(op: Op, chain: _Chain, names: _Names, storages: Mapping[int, Storage]
     )
 
 
-def _widen_ids(ids: Sequence[int], chain: _Chain, names: _Names) -> tuple[int, ...]:
+def _widen_ids(ids: Sequence[int], chain: Chain, names: Names) -> tuple[int, ...]:
     spread = chain.spread([chain.place.get(i) for i in ids])
     return tuple(names.name((ids[k], copy)) for k, copy in spread)
 
 
-def _widen_events(events: Sequence[Event], chain: _Chain, names: _Names) -> tuple[Event, ...]:
+def _widen_events(events: Sequence[Event], chain: Chain, names: Names) -> tuple[Event, ...]:
     base = [names.base.get(e.storage, e.storage) for e in events]
     spread = chain.spread([chain.place.get(i) for i in base])
     return tuple(
@@ -309,7 +196,7 @@ def _widen_events(events: Sequence[Event], chain: _Chain, names: _Names) -> tupl
 
 
 def _setup(
-    trace: Trace, owners: Sequence[Place], chain: _Chain, names: _Names, before: _Names
+    trace: Trace, owners: Sequence[Place], chain: Chain, names: Names, before: Names
 ) -> tuple[Event, ...] | None:
     """The set-up with copies; None where it is not some steps like the recorded one, and what is pinned besides.
 
@@ -338,15 +225,13 @@ def _setup(
             place = place if event.storage in trace.pinned else next(ops)
             lists.setdefault(place, []).append(event)
         at = end
-        own = _Names(fresh=names.fresh, base=base, own={b: a for a, b in base.items()}, copies=dict(pinned))
+        own = Names(fresh=names.fresh, base=base, own={b: a for a, b in base.items()}, copies=dict(pinned))
         found += _setup_step(lists, owners, chain, own)
         before.copies.update({(own.own[i], n): new for (i, n), new in own.copies.items() if i not in trace.pinned})
     return tuple(found)
 
 
-def _setup_step(
-    lists: dict[int, list[Event]], owners: Sequence[Place], chain: _Chain, names: _Names
-) -> Iterator[Event]:
+def _setup_step(lists: dict[int, list[Event]], owners: Sequence[Place], chain: Chain, names: Names) -> Iterator[Event]:
     yield from _widen_events(lists.pop(-1, ()), chain, names)
     for k, copy in chain.spread(owners):
         events, owner = lists.get(k, ()), owners[k]

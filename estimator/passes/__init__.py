@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.passes import batch, kernels, pipeline, precision, remat, sharding, tensor
+from dnnmem.estimator.repeat import repeat
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -29,14 +30,20 @@ _AFTER_SPLIT = ("batch", "sharding", "kernels")
 
 
 @collector_paused()
-def rewrite(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> list[Trace]:
+def rewrite(trace: Trace, plan: Plan, cluster: Cluster | None = None, layers: int | None = None) -> list[Trace]:
     """The traces of one rank under `plan`: one, or one for each chunk of a pipeline, in the order of the model.
 
-    A chunk's gradients stay, and are sent, within it, so that batch and sharding come after the split.
-    Raises what the passes raise.
+    With `layers` the model has as many blocks as that: what is done to every block alike is done to the few of the
+    record, and then repeated. A chunk's gradients stay, and are sent, within it, so that batch and sharding come after
+    the split. Raises what the passes and `repeat` raise.
     """
+    if layers is not None and plan.remat.policy == "every":
+        trace, layers = repeat(trace, layers), None
+    trace = trace.without_waits()
     for field in _BEFORE_SPLIT:
         trace = PASSES[field](trace, plan, cluster)
+    if layers is not None:
+        trace = repeat(trace, layers)
     chunks = pipeline.split(trace, plan)
     for field in _AFTER_SPLIT:
         chunks = [PASSES[field](chunk, plan, cluster) for chunk in chunks]

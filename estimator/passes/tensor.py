@@ -95,8 +95,7 @@ class _Splitter:
         if self.sequence:
             self._replicated_gradients()
         return self.draft.finish(
-            f"Tensor parallel over {self.tp} ranks: {len(self.layout.column)} storages are split by columns and "
-            f"{len(self.layout.row)} by rows, assumed from the data flow."
+            f"Tensor parallel over {self.tp} ranks: which matrices are split, and how, is assumed from the data flow."
         )
 
     def _choose(self) -> None:
