@@ -59,10 +59,12 @@ class Chunk:
     """What its ops ask of a GPU."""
     messages: tuple[Message, ...]
     """Its collectives."""
+    passed: tuple[Message, ...]
+    """Those of them that carry a micro-batch to another stage, at the schedule's times."""
     forward: npt.NDArray[np.intp]
-    """Indices of its forward ops; what it sends to other stages is the schedule's."""
+    """Indices of its forward ops, `passed` left out."""
     backward: npt.NDArray[np.intp]
-    """Indices of its backward ops, `sync` left out."""
+    """Indices of its backward ops, `passed` and `sync` left out."""
     sync: npt.NDArray[np.intp]
     """Indices of the messages that are sent once an optimizer step."""
     step: npt.NDArray[np.intp]
@@ -116,13 +118,15 @@ def _chunk(trace: Trace, plan: Plan, cluster: Cluster) -> Chunk:
     found = [_message(i, op, plan, cluster) for i, op in enumerate(trace.ops) if op.lane is Lane.COMM]
     messages = tuple(message for message in found if message is not None)
     sync = {m.index for m in messages if once and m.axis in _DATA_AXES and trace.ops[m.index].phase is Phase.BACKWARD}
-    sends = {m.index for m in messages if m.axis == "pp" and m.kind == "send"}
-    left = [(i, op.phase) for i, op in enumerate(trace.ops) if i not in sync and i not in sends]
+    passed = tuple(m for m in messages if m.kind == "send" and trace.ops[m.index].phase is not Phase.STEP)
+    elsewhere = sync | {m.index for m in passed}
+    left = [(i, op.phase) for i, op in enumerate(trace.ops) if i not in elsewhere]
     by_phase = {phase: [i for i, where in left if where is phase] for phase in Phase}
     return Chunk(
         trace=trace,
         work=work_of(trace),
         messages=messages,
+        passed=passed,
         forward=np.array(by_phase[Phase.FORWARD], np.intp),
         backward=np.array(by_phase[Phase.BACKWARD], np.intp),
         sync=np.array(sorted(sync), np.intp),

@@ -173,7 +173,7 @@ def _pipelined(step: LocalStep, priced: list[_Priced], model: TimeModel) -> Step
 def _send_seconds(step: LocalStep, model: TimeModel) -> float:
     """Seconds of the longest message between stages, and of gathering it where tensor-parallel ranks send parts."""
     plan, cluster = step.plan, step.cluster
-    sends = [m for chunk in step.chunks for m in chunk.messages if m.axis == "pp" and m.kind == "send"]
+    sends = [m for chunk in step.chunks for m in chunk.passed]
     if not sends:
         return 0.0
     longest = max(sends, key=lambda m: m.nbytes)
