@@ -124,11 +124,11 @@ def price(step: LocalStep, model: TimeModel, *, memory: bool = True) -> Estimate
         mfu=flops / (timed.seconds * gpus * peak) if peak and timed.seconds else None,
         usd_per_step=prices and (prices[0] * hours, prices[1] * hours),
         joules_bound=cluster.device.power_watts * gpus * timed.seconds,
-        peak_allocated_bytes=held and held.peak_allocated_bytes,
-        peak_reserved_bytes=held and held.peak_reserved_bytes,
+        peak_allocated_bytes=held.peak_allocated_bytes if held else None,
+        peak_reserved_bytes=held.peak_reserved_bytes if held else None,
         context_bytes=cluster.device.context_bytes,
         fits=_fits(held, cluster),
-        notes=(*step.local.origin.notes, *_notes(step)),
+        notes=(*step.local.origin.notes, *_notes(step, stage)),
     )
 
 
@@ -163,10 +163,16 @@ def _peak_rate(step: LocalStep) -> float | None:
     return step.cluster.device.flops_per_s.get(max(flops, key=lambda dtype: flops[dtype])) if flops else None
 
 
-def _notes(step: LocalStep) -> list[str]:
-    notes = []
+def _worst_stage(step: LocalStep) -> StageMemory:
     if step.plan.mesh.pp > 1:
-        notes.append("Memory of pipeline stages is not predicted yet.")
+        return worst_stage([chunk.trace for chunk in step.chunks], step.plan)
+    return StageMemory(rank=0, held=replay_trace(step.local))
+
+
+def _notes(step: LocalStep, stage: StageMemory | None) -> list[str]:
+    notes = []
+    if stage is not None and step.plan.mesh.pp > 1:
+        notes.append(f"Memory is that of pipeline stage {stage.rank}, which reserves most.")
     if step.recorded.origin.gpu is None:
         notes.append("The step was recorded with a CPU's operators; record it with --gpu for those of a GPU.")
     return notes

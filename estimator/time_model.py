@@ -151,8 +151,9 @@ def at_site(model: TimeModel, own: Mapping[str, float]) -> TimeModel:
     0.5
     """
     factor = own.get("attention", 1.0)
-    attention = {name: getattr(model, name) * factor for name in ("attention_forward", "attention_backward")}
-    return replace(model, **attention, **{name: value for name, value in own.items() if name != "attention"})
+    values: dict[str, Any] = {name: value for name, value in own.items() if name != "attention"}
+    values |= {name: getattr(model, name) * factor for name in ("attention_forward", "attention_backward")}
+    return replace(model, **values)
 
 
 @cache

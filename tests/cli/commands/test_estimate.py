@@ -24,7 +24,7 @@ def told(arguments):
 
 
 def test_a_plan_has_its_price_on_the_terminal(saved, capsys):
-    # GIVEN a saved step  WHEN a plan of it is estimated  THEN memory, time and what bounds it are told, and no torch loads
+    # GIVEN a saved step  WHEN a plan of it is estimated  THEN memory, time and what bounds it are told
     code, error = told(["estimate", saved, "--cluster", "h100:8", "--set", "mesh.tp=2", "--no-color"])
     text = capsys.readouterr().out
     assert (code, error) == (0, "")
@@ -46,8 +46,8 @@ def test_json_holds_the_whole_estimate(saved, capsys):
 def test_a_plan_may_come_from_a_file_and_change_further(saved, tmp_path, capsys):
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"mesh": {"tp": 2}, "batch": {"accumulation": 4}}))
-    arguments = ["estimate", saved, "--cluster", "h100:8", "--plan", str(file), "--set", "mesh.tp=4", "--format", "json"]
-    assert told(arguments)[0] == 0
+    arguments = ["--cluster", "h100:8", "--plan", str(file), "--set", "mesh.tp=4", "--format", "json"]
+    assert told(["estimate", saved, *arguments])[0] == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert (plan["mesh"]["tp"], plan["batch"]["accumulation"]) == (4, 4)
 

@@ -1,0 +1,289 @@
+"""Fit the shares and costs of `specs/time_model.toml` on one half of the published rows; print how both halves fare.
+
+    python benchmarks/fit_time_model.py TABLES [--write] [--leave-out] [--rows N] [--most N]
+
+TABLES is a folder of the tables that `dnnmem validate` reads. Rows that are near twins (same source, model, sequence,
+micro-batch and tensor parallelism) are in the same half, chosen by a hash. What is fitted are logarithms of parameters
+with priors: the values that the file starts with, so that what the rows do not determine stays where books have it. A
+source's host, loop and attention kernels are constants of its site, fitted on the same half. `--leave-out` fits again
+without each source, and tells how it fares by the default site, and after a calibration on a few of its steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+
+from dnnmem.cli.validation_run import traces as record
+from dnnmem.estimator.calibration import fit as calibrate
+from dnnmem.estimator.cluster import find_cluster
+from dnnmem.estimator.errors import DnnmemError
+from dnnmem.estimator.local_step import LocalStep, local_step
+from dnnmem.estimator.repeat import repeat
+from dnnmem.estimator.step_time import time_step
+from dnnmem.estimator.time_model import TimeModel, at_site, load
+from dnnmem.estimator.validation.case import Case
+from dnnmem.estimator.validation.sources import cases as read_cases
+
+Floats = npt.NDArray[np.float64]
+
+SOURCES = (
+    "vtrain_single", "vtrain_multi", "megatron_selective_recompute_2022", "llmfoundry_mpt_throughput",
+    "torchtitan_llama_moe_curated",
+)  # fmt: skip
+SHARED = {
+    "stream": 0.1, "eager": 0.15, "norm": 0.15, "norm_backward": 0.15, "softmax": 0.15, "softmax_backward": 0.15,
+    "reduction": 0.15, "index_seconds": 0.3, "launch_seconds": 0.3, "host_seconds": 0.3,
+    "nvlink": 0.15, "nvlink_latency_seconds": 0.4, "network": 0.15, "network_latency_seconds": 0.4,
+}  # fmt: skip
+"""Fitted for all architectures, with the sd of the log prior."""
+BY_ARCH = {"gemm": 0.1, "attention_forward": 0.2, "attention_backward": 0.2}
+"""Fitted for each architecture."""
+BY_SITE = {"host_seconds": 0.7, "iteration_seconds": 1.0, "attention": 0.3}
+"""Fitted for each source."""
+NOISE = 0.06
+"""Sd of log(measured / predicted) of a good model: what equal published runs differ by."""
+_UNITS = {
+    "launch_seconds": ("launch_us", 1e6), "host_seconds": ("host_us", 1e6), "index_seconds": ("index_ns", 1e9),
+    "iteration_seconds": ("iteration_ms", 1e3), "nvlink_latency_seconds": ("nvlink_latency_us", 1e6),
+    "network_latency_seconds": ("network_latency_us", 1e6), "attention": ("attention", 1.0),
+}  # fmt: skip
+"""Keys of parameters that are no shares, with the factor to their unit."""
+FILE = Path(__file__).parents[1] / "estimator" / "specs" / "time_model.toml"
+ROUNDS = 4
+TINY = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A measured row, prepared."""
+
+    case: Case
+    step: LocalStep
+    arch: str
+    seconds: float
+    is_test: bool
+
+
+Name = tuple[str, str]
+"""Scope (`""`, an architecture or `site:` and a source) and parameter."""
+
+
+def main() -> None:
+    """Read, record, fit, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--leave-out", action="store_true")
+    parser.add_argument("--rows", type=int, default=160, help="most training rows of a source")
+    parser.add_argument("--most", type=int, default=10**6, help="most rows of a source, both halves")
+    parser.add_argument("--sources", default=",".join(SOURCES))
+    options = parser.parse_args()
+    rows = prepare(options.folder, options.sources.split(","), options.most)
+    train = thin([row for row in rows if not row.is_test], options.rows)
+    names = parameters(rows)
+    values = fit(train, names)
+    for name in names:
+        print(f"{name[0]:24s} {name[1]:26s} {start(rows, name):.4g} -> {values[name]:.4g}")
+    report("train", [r for r in rows if not r.is_test], values)
+    report("test", [r for r in rows if r.is_test], values)
+    if options.leave_out:
+        for source in {row.case.source for row in rows}:
+            others = fit([row for row in train if row.case.source != source], names)
+            left = {name: value for name, value in others.items() if name[0] != f"site:{source}"}
+            own = [row for row in rows if row.case.source == source]
+            report("left out", own, left)
+            for steps in (1, 3):
+                print(f"  calibrated with {steps}: mean {100 * calibrated(own, left, steps):.1f} %")
+    if options.write:
+        write(values)
+
+
+def prepare(folder: Path, sources: Sequence[str], most: int) -> list[Row]:
+    """Every row that can be predicted, its passes done."""
+    cases = []
+    for name in sources:
+        own = [case for case in read_cases([folder / f"{name}.csv"]) if case.measured_seconds and not case.reason]
+        cases += own[:: max(1, math.ceil(len(own) / most))]
+    recorded = record(cases, lambda *words: print(*words, file=sys.stderr))
+    rows: list[Row] = []
+    for number, case in enumerate(cases):
+        try:
+            cluster = find_cluster(case.cluster)
+            trace = recorded[case.key]
+            step = local_step(repeat(trace, case.layers) if case.layers else trace, case.plan, cluster)
+        except (DnnmemError, KeyError) as error:
+            print(f"{case.source}:{case.line}: {error}", file=sys.stderr)
+            continue
+        rows.append(
+            Row(
+                case=case,
+                step=step,
+                arch=cluster.device.arch,
+                seconds=case.measured_seconds or 0.0,
+                is_test=test_half(case),
+            )
+        )
+        if number % 50 == 0:
+            print(f"{number} of {len(cases)} prepared", file=sys.stderr)
+    return rows
+
+
+def test_half(case: Case) -> bool:
+    """Near twins share a half."""
+    return hashlib.md5(repr((case.source, case.key, case.plan.mesh.tp)).encode()).digest()[0] % 2 == 1  # noqa: S324
+
+
+def thin(rows: Sequence[Row], most: int) -> list[Row]:
+    """At most so many rows of each source, evenly."""
+    kept: list[Row] = []
+    for source in dict.fromkeys(row.case.source for row in rows):
+        own = [row for row in rows if row.case.source == source]
+        kept += own[:: max(1, math.ceil(len(own) / most))]
+    return kept
+
+
+def parameters(rows: Iterable[Row]) -> list[Name]:
+    """What is fitted."""
+    rows = list(rows)
+    arches = sorted({row.arch for row in rows})
+    sites = sorted({row.case.source for row in rows})
+    return (
+        [("", name) for name in SHARED]
+        + [(arch, name) for arch in arches for name in BY_ARCH]
+        + [(f"site:{site}", name) for site in sites for name in BY_SITE]
+    )
+
+
+def start(rows: Sequence[Row], name: Name) -> float:
+    """Where a parameter starts."""
+    scope, field = name
+    if field == "attention":
+        return 1.0
+    row = next((r for r in rows if r.arch == scope), rows[0])
+    value: float = getattr(load(row.step.cluster.device), field)
+    return value
+
+
+def model_of(row: Row, values: dict[Name, float]) -> TimeModel:
+    """The parameters of a row."""
+    scopes = ("", row.arch, f"site:{row.case.source}")
+    shared, arch, site = ({n: v for (where, n), v in values.items() if where == scope} for scope in scopes)
+    return at_site(replace(load(row.step.cluster.device), **{**shared, **arch}), site)
+
+
+def log_seconds(row: Row, values: dict[Name, float]) -> float:
+    """Log of the predicted seconds."""
+    return math.log(time_step(row.step, model_of(row, values)).seconds)
+
+
+def fit(rows: Sequence[Row], names: Sequence[Name]) -> dict[Name, float]:
+    """Maximum a posteriori by Gauss-Newton on log parameters; each source has the same weight."""
+    counts = {s: sum(row.case.source == s for row in rows) for s in {row.case.source for row in rows}}
+    weight = np.array([math.sqrt(len(rows) / (len(counts) * counts[row.case.source])) for row in rows]) / NOISE
+    spreads = np.array(
+        [{**SHARED, **BY_ARCH}.get(n[1], 0) if not n[0].startswith("site") else BY_SITE[n[1]] for n in names]
+    )
+    prior = np.log([start(rows, name) for name in names])
+    x = prior + np.array(
+        [math.log(3) if name[1] == "host_seconds" and name[0] else 0.0 for name in names]
+    )  # where it binds
+    measured = np.log([row.seconds for row in rows])
+    for turn in range(ROUNDS):
+        values = dict(zip(names, np.exp(x).tolist(), strict=True))
+        predicted = np.array([log_seconds(row, values) for row in rows])
+        slopes = np.zeros((len(rows), len(names)))
+        for column, name in enumerate(names):
+            moved = {**values, name: values[name] * math.exp(TINY)}
+            for i, row in enumerate(rows):
+                if name[0] in ("", row.arch, f"site:{row.case.source}") and not shadowed(name, row, names):
+                    slopes[i, column] = (log_seconds(row, moved) - predicted[i]) / TINY
+        residual = measured - predicted
+        robust = weight * np.sqrt(huber(residual / 0.15))
+        a = np.vstack([slopes * robust[:, None], np.diag(1 / spreads)])
+        b = np.concatenate([residual * robust, (prior - x) / spreads])
+        x = x + np.clip(np.linalg.lstsq(a, b, rcond=None)[0], -0.5, 0.5)
+        print(
+            f"round {turn}: mean abs error {np.mean(np.abs(np.expm1(-residual))):.4f} {time.process_time():.0f} s",
+            file=sys.stderr,
+        )
+    return dict(zip(names, np.exp(x).tolist(), strict=True))
+
+
+def shadowed(name: Name, row: Row, names: Sequence[Name]) -> bool:
+    """True where a narrower scope has the same parameter."""
+    return not name[0].startswith("site:") and (f"site:{row.case.source}", name[1]) in names
+
+
+def huber(scaled: Floats) -> Floats:
+    """Weights of iteratively reweighted least squares."""
+    return 1 / np.maximum(1.0, np.abs(scaled))
+
+
+def report(title: str, rows: Sequence[Row], values: dict[Name, float]) -> None:
+    """Errors by source."""
+    for source in sorted({row.case.source for row in rows}):
+        own = [row for row in rows if row.case.source == source]
+        predicted = np.exp([log_seconds(row, values) for row in own])
+        measured = np.array([row.seconds for row in own])
+        error = predicted / measured - 1
+        rank: Callable[[Floats], Floats] = lambda v: np.argsort(np.argsort(v)).astype(float)  # noqa: E731
+        rho = np.corrcoef(rank(predicted), rank(measured))[0, 1] if len(own) > 2 else math.nan
+        print(
+            f"{title:9s} {source:16s} n {len(own):4d}  mean {100 * np.abs(error).mean():5.1f} %  median "
+            f"{100 * np.median(np.abs(error)):5.1f} %  worst {100 * np.abs(error).max():6.1f} %  bias "
+            f"{100 * np.median(error):+5.1f} %  rank {rho:.3f}"
+        )
+
+
+def calibrated(rows: Sequence[Row], values: dict[Name, float], steps: int, draws: int = 8) -> float:
+    """Mean error over the other rows after a calibration on so many steps of each GPU; the median of some draws."""
+    chance, found = Random(0), []  # noqa: S311  (no secret)
+    for _ in range(draws):
+        errors: list[float] = []
+        for gpu in {row.step.cluster.device.name for row in rows}:
+            own = [row for row in rows if row.step.cluster.device.name == gpu]
+            if len(own) <= steps:
+                continue
+            seen = chance.sample(own, steps)
+            model = calibrate([r.step for r in seen], [r.seconds for r in seen], model_of(own[0], values)).model
+            errors += [abs(time_step(r.step, model).seconds / r.seconds - 1) for r in own if r not in seen]
+        found.append(float(np.mean(errors)))
+    return float(np.median(found))
+
+
+def write(values: dict[Name, float]) -> None:
+    """Put the values in the file, in place: a key's line is changed, a new key ends its table."""
+    wanted: dict[str, dict[str, str]] = {}
+    for (scope, field), value in values.items():
+        key, factor = _UNITS.get(field, (f"{field}_share", 1.0))
+        wanted.setdefault(scope.replace("site:", "site.") or "default", {})[key] = f"{value * factor:.3g}"
+    lines, table = [], ""
+    for old in [*FILE.read_text("utf-8").splitlines(), "[end]"]:
+        line = old
+        if line.startswith("["):
+            lines += [f"{key} = {value}" for key, value in wanted.pop(table, {}).items()]
+            table = line.strip("[]") if line != "[end]" else ""
+        key = line.partition(" = ")[0]
+        if key in wanted.get(table, {}):
+            note = line.partition("#")[2]
+            line = f"{key} = {wanted[table].pop(key)}" + (f"      #{note}" if note else "")
+        if line != "[end]":
+            lines.append(line)
+    for table, keys in wanted.items():
+        lines += ["", f"[{table}]", *(f"{key} = {value}" for key, value in keys.items())]
+    FILE.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
