@@ -29,7 +29,6 @@ from dnnmem.estimator.calibration import fit as calibrate
 from dnnmem.estimator.cluster import find_cluster
 from dnnmem.estimator.errors import DnnmemError
 from dnnmem.estimator.local_step import LocalStep, local_step
-from dnnmem.estimator.repeat import repeat
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import TimeModel, at_site, load
 from dnnmem.estimator.validation.case import Case
@@ -121,7 +120,7 @@ def prepare(folder: Path, sources: Sequence[str], most: int) -> list[Row]:
         try:
             cluster = find_cluster(case.cluster)
             trace = recorded[case.key]
-            step = local_step(repeat(trace, case.layers) if case.layers else trace, case.plan, cluster)
+            step = local_step(trace, case.plan, cluster, case.layers)
         except (DnnmemError, KeyError) as error:
             print(f"{case.source}:{case.line}: {error}", file=sys.stderr)
             continue

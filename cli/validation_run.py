@@ -19,11 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import dnnmem
 from dnnmem.cli.cache import cache_folder
-from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import DnnmemError, UsageError
-from dnnmem.estimator.plan import Plan
-from dnnmem.estimator.repeat import repeat
-from dnnmem.estimator.replay import replay_on
 from dnnmem.estimator.trace import Trace
 from dnnmem.estimator.trace_file import load_trace
 from dnnmem.estimator.validation.case import METRICS, Case, Key
@@ -43,10 +39,9 @@ _LIBRARIES = ("torch", "torchvision", "timm", "transformers")
 
 
 class _Step(NamedTuple):
-    """A recorded step, its blocks repeated."""
+    """A recorded step, of few blocks where the model has many."""
 
     key: Key
-    layers: int | None
     trace: Trace
 
 
@@ -100,38 +95,26 @@ def predict(
 
 
 def _step(case: Case, recorded: Path | DnnmemError, last: _Step | None) -> _Step:
-    if last is not None and (last.key, last.layers) == (case.key, case.layers):
+    if last is not None and last.key == case.key:
         return last
     if isinstance(recorded, DnnmemError):
         raise recorded
-    trace = load_trace(recorded)[0]
-    return _Step(case.key, case.layers, repeat(trace, case.layers) if case.layers else trace)
+    return _Step(case.key, load_trace(recorded)[0])
 
 
 def _predict(case: Case, trace: Trace) -> list[Prediction]:
-    """Times and peaks are the estimate's; the peak of one GPU's plain step is replayed within what that GPU offers."""
     metrics = [metric for metric in METRICS if case.measured(metric) is not None]
     if not metrics:
         return _missed(case, "nothing that is compared was measured")
-    plain = case.plan == Plan() and case.layers is None
-    values: dict[str, float | None] = {}
-    interval: tuple[float, float] | None = None
-    if not plain or "step_seconds" in metrics:
-        found = estimated(case, trace, memory=not plain and metrics != ["step_seconds"])
-        values["step_seconds"], interval = found.step_seconds, found.interval_seconds
-        values["peak_reserved_bytes"] = found.peak_reserved_bytes
-        values["peak_allocated_bytes"] = found.peak_allocated_bytes
-    if plain and metrics != ["step_seconds"]:
-        held = replay_on(trace, find_device(case.gpu))
-        values["peak_reserved_bytes"] = held.peak_reserved_bytes
-        values["peak_allocated_bytes"] = held.peak_allocated_bytes
+    found = estimated(case, trace, memory=metrics != ["step_seconds"])
+    values: dict[str, float | None] = {metric: getattr(found, metric) for metric in METRICS}
     return [
         Prediction(
             case=case,
             metric=metric,
             measured=case.measured(metric),
             predicted=values[metric],
-            interval=interval if metric == "step_seconds" else None,
+            interval=found.interval_seconds if metric == "step_seconds" else None,
             reason="" if values[metric] is not None else "the memory of this plan is not predicted yet",
         )
         for metric in metrics
@@ -146,7 +129,8 @@ def estimated(case: Case, trace: Trace, *, memory: bool) -> Estimate:
     from dnnmem.estimator.time_model import load
 
     cluster = find_cluster(case.cluster)
-    return price(local_step(trace, case.plan, cluster), load(cluster.device, site=case.source), memory=memory)
+    step = local_step(trace, case.plan, cluster, case.layers)
+    return price(step, load(cluster.device, site=case.source), memory=memory)
 
 
 def _missed(case: Case, reason: str) -> list[Prediction]:
