@@ -19,6 +19,7 @@ from dnnmem.estimator.local_step import LocalStep, local_step
 from dnnmem.estimator.op_class import ARITHMETIC
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.replay import ReplayResult, replay_on
+from dnnmem.estimator.stage_memory import StageMemory, worst_stage
 from dnnmem.estimator.step_time import StepTime, time_step
 from dnnmem.estimator.time_model import TimeModel, load
 from dnnmem.estimator.trace import Trace
@@ -107,7 +108,8 @@ def price(step: LocalStep, model: TimeModel, *, memory: bool = True) -> Estimate
     flops = sum(op.flops for op in recorded.ops) * micro
     peak = _peak_rate(step)
     gpus = plan.mesh.world_size
-    held = replay_on(step.local, cluster.device) if memory and plan.mesh.pp == 1 else None
+    stage = _worst_stage(step) if memory else None
+    held = stage.held if stage else None
     prices, hours = cluster.price_usd_per_h, timed.seconds / 3600 * gpus
     return Estimate(
         plan=plan,
@@ -165,8 +167,8 @@ def _peak_rate(step: LocalStep) -> float | None:
 
 def _worst_stage(step: LocalStep) -> StageMemory:
     if step.plan.mesh.pp > 1:
-        return worst_stage([chunk.trace for chunk in step.chunks], step.plan)
-    return StageMemory(rank=0, held=replay_trace(step.local))
+        return worst_stage([chunk.trace for chunk in step.chunks], step.plan, step.cluster.device)
+    return StageMemory(rank=0, held=replay_on(step.local, step.cluster.device))
 
 
 def _notes(step: LocalStep, stage: StageMemory | None) -> list[str]:

@@ -107,9 +107,9 @@ def test_memory_is_the_replay_of_the_rewritten_step():
     assert priced().peak_reserved_bytes == reserved(gpt(4))
     assert priced(*ZERO3).peak_allocated_bytes < priced().peak_allocated_bytes
     deep = priced("mesh.pp=2", "batch.accumulation=4")
-    assert deep.peak_reserved_bytes is None
-    assert deep.fits is None
-    assert "Memory of pipeline stages is not predicted yet." in deep.notes
+    assert deep.peak_allocated_bytes < deep.peak_reserved_bytes < reserved(gpt(4)) + (2 << 20)
+    assert deep.fits
+    assert "Memory is that of pipeline stage 0, which reserves most." in deep.notes
 
 
 def test_a_pipeline_has_a_bubble_that_more_micro_batches_thin_out():

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import pytest
+
+from dnnmem.estimator.cluster import find_cluster
+from dnnmem.estimator.passes import rewrite
+from dnnmem.estimator.plan import Batch, Mesh, Pipeline, Plan, Precision, Remat, Sharding
+from dnnmem.estimator.replay import replay_trace
+from dnnmem.estimator.schedules import SCHEDULES
+from dnnmem.estimator.schedules.grid import Step
+from dnnmem.estimator.stage_memory import rank_step, worst_stage
+from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
+from tests.estimator.passes.steps import LLAMA, gpt, reserved
+
+MIB = 1 << 20
+DEVICE = find_cluster("h100-sxm-80gb:8").device
+STRATEGIES = {
+    "none": Plan(),
+    "ddp": Plan(mesh=Mesh(dp_replicate=2), sharding=Sharding(strategy="ddp")),
+    "zero1": Plan(mesh=Mesh(dp_shard=2), sharding=Sharding(strategy="zero1")),
+    "zero2": Plan(mesh=Mesh(dp_shard=2), sharding=Sharding(strategy="zero2")),
+    "zero3": Plan(mesh=Mesh(dp_shard=2), sharding=Sharding(strategy="zero3")),
+}
+
+
+def chunk(weight=10, activation=3, work=2, state=1):
+    """A weight, an activation from forward to backward, a temporary in both, and one of the update; MiB."""
+    sizes = {0: weight, 1: activation, 2: work, 3: work, 4: state}
+    kinds = {0: Kind.PARAM, 1: Kind.ACTIVATION}
+    storages = {
+        i: Storage(id=i, nbytes=size * MIB, kind=kinds.get(i, Kind.TEMP), name=f"s{i}") for i, size in sizes.items()
+    }
+
+    def event(i, sign=1):
+        return Event(sign * storages[i].nbytes, 0, i)
+
+    ops = (
+        Op(name="f", reads=(0,), writes=(1,), events=(event(1), event(2), event(2, -1))),
+        Op(name="b", phase=Phase.BACKWARD, reads=(1,), events=(event(3), event(1, -1), event(3, -1))),
+        Op(name="s", phase=Phase.STEP, writes=(0,), events=(event(4), event(4, -1))),
+    )
+    trace = Trace(ops=ops, storages=storages, setup=(event(0),), pinned=frozenset({0}))
+    trace.check()
+    return trace
+
+
+def planned(m, schedule="1f1b", stages=4, chunks=1, base=STRATEGIES["none"], layers=8, **arguments):
+    mesh = Mesh(pp=stages, dp_replicate=base.mesh.dp_replicate, dp_shard=base.mesh.dp_shard)
+    plan = Plan(
+        mesh=mesh,
+        batch=Batch(accumulation=m),
+        sharding=base.sharding,
+        pipeline=Pipeline(schedule=schedule, chunks=chunks),
+        **arguments,
+    )
+    return plan, rewrite(gpt(3, **LLAMA), plan, layers=layers)
+
+
+def peaks(plan, parts):
+    """Requested bytes of each rank at most."""
+    p = plan.mesh.pp
+    grid = SCHEDULES[plan.pipeline.schedule](p, plan.batch.accumulation, plan.pipeline.chunks)
+    steps = [rank_step(parts[r::p], grid[r]) for r in range(p)]
+    for step in steps:
+        step.check()
+    return [step.peak_bytes() for step in steps]
+
+
+def test_a_rank_holds_a_micro_batch_for_each_forward_without_its_backward():
+    # GIVEN stages of a weight of 10, activations of 3 and work of 2 each
+    # WHEN rank 0 of 3 runs 1F1B: F0 F1 F2 B0 F3 B1 ...
+    step = rank_step([chunk()], SCHEDULES["1f1b"](3, 5, 1)[0])
+    step.check()
+    # THEN it holds three micro-batches and works in the third, or in the backward pass of the first
+    assert step.peak_bytes() == (10 + 3 * 3 + 2) * MIB
+    assert step.pinned_bytes() == 10 * MIB
+    # AND the last rank holds one
+    assert rank_step([chunk()], SCHEDULES["1f1b"](3, 5, 1)[2]).peak_bytes() == (10 + 3 + 2) * MIB
+    # AND gpipe holds all
+    assert rank_step([chunk()], SCHEDULES["gpipe"](3, 5, 1)[2]).peak_bytes() == (10 + 5 * 3 + 2) * MIB
+
+
+def test_chunks_of_a_rank_share_what_is_the_same_storage():
+    # GIVEN two chunks with a workspace of one id, and parameters of one id but other modules
+    def with_workspace(module):
+        trace = chunk()
+        space = Storage(id=9, nbytes=MIB, kind=Kind.UNKNOWN, name="workspace")
+        weight = Storage(id=0, nbytes=10 * MIB, kind=Kind.PARAM, name="s0", module=(module,))
+        storages = {**trace.storages, 0: weight, 9: space}
+        setup = (*trace.setup, Event(MIB, 0, 9))
+        return Trace(ops=trace.ops, storages=storages, setup=setup, pinned=frozenset({0, 9}))
+
+    step = rank_step([with_workspace("a"), with_workspace("b")], [Step("F", 0, 0), Step("B", 0, 0)])
+    # THEN there is one workspace and two weights
+    assert step.pinned_bytes() == 21 * MIB
+    # AND their updates run together
+    assert [op.name for op in step.ops[2:]] == ["s", "s"]
+
+
+def test_what_the_program_holds_until_the_update_is_replaced_by_the_next_micro_batch():
+    # GIVEN a loss that is freed in the update
+    loss = Storage(id=0, nbytes=MIB, kind=Kind.ACTIVATION)
+    ops = (
+        Op(name="f", writes=(0,), events=(Event(MIB, 0, 0),)),
+        Op(name="s", phase=Phase.STEP, events=(Event(-MIB, 0, 0),)),
+    )
+    trace = Trace(ops=ops, storages={0: loss})
+    step = rank_step([trace], SCHEDULES["gpipe"](1, 4, 1)[0])
+    # THEN there are two of them for a moment, and none in the end
+    step.check()
+    assert step.peak_bytes() == 2 * MIB
+
+
+@pytest.mark.parametrize("base", STRATEGIES.values(), ids=STRATEGIES)
+def test_one_f_one_b_holds_no_more_for_more_micro_batches_and_gpipe_does(base):
+    short, long = peaks(*planned(4, base=base)), peaks(*planned(12, base=base))
+    assert short[1:] == long[1:]
+    held, more = peaks(*planned(4, "gpipe", base=base)), peaks(*planned(12, "gpipe", base=base))
+    assert all(a > b for a, b in zip(more, held, strict=True))
+    # AND gpipe never holds less
+    assert all(a >= b for a, b in zip(held, short, strict=True))
+    assert all(a > b for a, b in zip(more, long, strict=True))
+
+
+def test_memory_falls_by_one_micro_batch_a_stage():
+    # GIVEN 1F1B over four stages, those in the middle alike
+    plan, parts = planned(12)
+    found = peaks(plan, parts)
+    grown, held = peaks(*planned(5, "gpipe")), peaks(*planned(4, "gpipe"))
+    # THEN rank r holds p - r micro-batches: one less costs what one more costs gpipe
+    assert found[1] - found[2] == grown[1] - held[1]
+
+
+def test_a_gathered_parameter_is_there_once_however_many_micro_batches_are_in_flight():
+    growth = []
+    for base in (STRATEGIES["zero2"], STRATEGIES["zero3"]):
+        four, eight = (peaks(*planned(m, "gpipe", base=base)) for m in (4, 8))
+        growth.append(eight[1] - four[1])
+    assert growth[0] == growth[1]
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved"])
+def test_the_steady_state_shows_in_few_micro_batches(schedule):
+    # GIVEN far more micro-batches than stages
+    chunks = 2 if schedule == "interleaved" else 1
+    plan, parts = planned(32, schedule, chunks=chunks, remat=Remat(policy="selective"))
+    grid = SCHEDULES[schedule](4, 32, chunks)
+    every = [replay_trace(rank_step(parts[r::4], grid[r])).peak_reserved_bytes for r in range(4)]
+    # THEN playing some on some ranks finds the peak of playing all on all
+    found = worst_stage(parts, plan, DEVICE)
+    assert found.held.peak_reserved_bytes == max(every) == every[found.rank]
+
+
+def test_one_stage_holds_what_a_plain_step_does():
+    plan = Plan(precision=Precision(param="float32"))
+    [trace] = rewrite(gpt(3, **LLAMA, dtype="bfloat16"), plan)
+    step = rank_step([trace], [Step("F", 0, 0), Step("B", 0, 0)])
+    step.check()
+    assert replay_trace(step).peak_reserved_bytes == reserved(trace)
+    assert step.peak_bytes() == trace.peak_bytes()
