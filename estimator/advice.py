@@ -145,7 +145,8 @@ def _chunked_loss(trace: Trace, peak: int) -> Advice | None:
 
     def scaled(event: Event) -> Event:
         nbytes = smaller.get(event.storage)
-        return event if nbytes is None else event._replace(nbytes=nbytes if event.nbytes > 0 else -nbytes)
+        sign = (event.nbytes > 0) - (event.nbytes < 0)
+        return event if nbytes is None else event._replace(nbytes=sign * nbytes)
 
     ops = tuple(replace(op, events=tuple(map(scaled, op.events))) for op in trace.ops)
     setup = tuple(map(scaled, trace.setup))

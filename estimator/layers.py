@@ -107,7 +107,8 @@ def _saved_bytes(trace: Trace) -> Counter[Path]:
         if total > most and phase is Phase.FORWARD:
             most, best = total, count
     for _, event in changes[:best]:
-        live[event.storage] = max(event.nbytes, 0)
+        if event.nbytes:
+            live[event.storage] = max(event.nbytes, 0)
     rows: Counter[Path] = Counter()
     for i, nbytes in live.items():
         rows[saved[i].module] += nbytes
@@ -127,7 +128,7 @@ def _temp_bytes(trace: Trace) -> Counter[Path]:
             path = owner[event.storage] = trace.ops[index].module
             now[path] += event.nbytes
             most[path] = max(most[path], now[path])
-        elif event.storage in owner:  # a pinned one that was there before the step is no op's
+        elif event.nbytes and event.storage in owner:  # a pinned one that was there before the step is no op's
             now[owner.pop(event.storage)] += event.nbytes
     return most
 

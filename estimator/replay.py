@@ -13,8 +13,10 @@ the first ones leave behind. `fragmentation_bytes` is what is reserved and in no
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,7 +69,7 @@ def replay(
     """Play `events` from an empty allocator. Raises `TraceError` if one frees what is not alive or allocates twice."""
     allocator = CachingAllocator(settings, capacity_bytes)
     try:
-        _play(allocator, events, {})
+        _Player(allocator=allocator).play(events)
     except OutOfMemoryError as error:
         return _result(allocator, error)
     return _result(allocator)
@@ -82,13 +84,12 @@ def replay_trace(
     it, in the order of their ids. Raises `TraceError` as `replay` does.
     """
     allocator = CachingAllocator(settings, capacity_bytes, rules=_rules(trace))
-    addresses: dict[int, int] = {}
     step = [event for _, event in trace.events()]
     try:
-        _start(allocator, trace, addresses)
+        player = _started(allocator, trace)
         for _ in range(steps):
             allocator.reset_peak()
-            _play(allocator, step, addresses)
+            player.play(step)
     except OutOfMemoryError as error:
         return _result(allocator, error)
     return _result(allocator)
@@ -122,15 +123,14 @@ class Curve:
 def replay_curve(trace: Trace, settings: AllocatorSettings | None = None, steps: int = 2) -> Curve:
     """What the allocator holds after each event of the last of `steps` steps; raises `TraceError` as `replay` does."""
     allocator = CachingAllocator(settings, rules=_rules(trace))
-    addresses: dict[int, int] = {}
-    _start(allocator, trace, addresses)
+    player = _started(allocator, trace)
     step = [event for _, event in trace.events()]
     for _ in range(steps - 1):
-        _play(allocator, step, addresses)
+        player.play(step)
     stats = allocator.stats
     allocated, reserved = [stats.allocated_bytes], [stats.reserved_bytes]
     for event in step:
-        _play(allocator, (event,), addresses)
+        player.play((event,))
         allocated.append(stats.allocated_bytes)
         reserved.append(stats.reserved_bytes)
     return Curve(allocated=np.array(allocated, np.int64), reserved=np.array(reserved, np.int64))
@@ -146,25 +146,49 @@ def _rules(trace: Trace) -> AllocatorRules:
     return rules_of(trace.origin.versions.get("torch"))
 
 
-def _start(allocator: CachingAllocator, trace: Trace, addresses: dict[int, int]) -> None:
-    """What lives before the first step."""
-    _play(allocator, trace.setup, addresses)
-    missing = sorted(trace.pinned - addresses.keys())
-    _play(allocator, (Event(trace.storages[i].nbytes, 0, i) for i in missing if trace.storages[i].nbytes), addresses)
+@dataclass(slots=True, kw_only=True)
+class _Player:
+    """Serves events."""
+
+    allocator: CachingAllocator
+    late: frozenset[int] = frozenset()
+    """Storages whose memory serves again some time after their free."""
+    addresses: dict[int, int] = field(default_factory=dict)
+    """Of the live storages, by id."""
+    waiting: dict[int, deque[int]] = field(default_factory=lambda: defaultdict(deque))
+    """Addresses that do not serve again yet, by storage, oldest first."""
+
+    def play(self, events: Iterable[Event]) -> None:
+        """Serve `events`."""
+        malloc, addresses = self.allocator.malloc, self.addresses
+        for index, (nbytes, stream, storage) in enumerate(events):
+            if nbytes > 0:
+                if storage in addresses:
+                    raise TraceError(f"event {index} allocates storage {storage}, which is already alive")
+                addresses[storage] = malloc(nbytes, stream)
+            elif nbytes < 0:
+                if storage not in addresses:
+                    raise TraceError(f"event {index} frees storage {storage}, which is not alive")
+                self._free(storage, addresses.pop(storage))
+            elif self.waiting[storage]:
+                self.allocator.complete_free(self.waiting[storage].popleft())
+
+    def _free(self, storage: int, address: int) -> None:
+        if storage in self.late:
+            self.allocator.request_free(address)
+            self.waiting[storage].append(address)
+        else:
+            self.allocator.free(address)
 
 
-def _play(allocator: CachingAllocator, events: Iterable[Event], addresses: dict[int, int]) -> None:
-    """Serve `events`; `addresses` holds the live storages by id. Events of 0 bytes reach no allocator."""
-    malloc, free = allocator.malloc, allocator.free
-    for index, (nbytes, stream, storage) in enumerate(events):
-        if nbytes > 0:
-            if storage in addresses:
-                raise TraceError(f"event {index} allocates storage {storage}, which is already alive")
-            addresses[storage] = malloc(nbytes, stream)
-        elif nbytes < 0:
-            if storage not in addresses:
-                raise TraceError(f"event {index} frees storage {storage}, which is not alive")
-            free(addresses.pop(storage))
+def _started(allocator: CachingAllocator, trace: Trace) -> _Player:
+    """With what lives before the first step."""
+    late = frozenset(e.storage for e in chain(trace.setup, *(op.events for op in trace.ops)) if not e.nbytes)
+    player = _Player(allocator=allocator, late=late)
+    player.play(trace.setup)
+    missing = sorted(trace.pinned - player.addresses.keys())
+    player.play(Event(trace.storages[i].nbytes, 0, i) for i in missing if trace.storages[i].nbytes)
+    return player
 
 
 def _result(allocator: CachingAllocator, error: OutOfMemoryError | None = None) -> ReplayResult:

@@ -43,6 +43,7 @@ def refit(traces: Sequence[Trace], batch_size: int, *, by: str = "batch_size", d
     Raises `UsageError` for sizes that are missing, equal, too few or not positive, and `UnsupportedError` where the
     steps differ in more than sizes (it names the first op that does).
     """
+    traces = [trace.without_waits() for trace in traces]
     sizes = [_size(trace, by) for trace in traces]
     if len(set(sizes)) != len(sizes) or len(sizes) <= degree:
         raise UsageError(

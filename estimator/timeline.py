@@ -109,7 +109,7 @@ def alive_at(trace: Trace, index: int) -> dict[int, int]:
     for _, event in islice(trace.events(), index):
         if event.nbytes > 0:
             live[event.storage] = event.nbytes
-        else:
+        elif event.nbytes:
             live.pop(event.storage, None)
     return live
 

@@ -24,8 +24,9 @@ of the loop).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import chain
 from typing import NamedTuple
 
 from dnnmem.estimator.errors import TraceError
@@ -66,7 +67,11 @@ class Event(NamedTuple):
     """One call of the allocator."""
 
     nbytes: int
-    """Requested bytes: positive for an allocation, negative for a free."""
+    """Requested bytes: positive for an allocation, negative for a free, 0 for the end of a wait.
+
+    What another stream uses when it is freed waits: its memory serves again only from an event of 0 bytes on, which may
+    come in the next step. If several blocks of one storage wait, the oldest one's wait ends.
+    """
     stream: int
     """Stream the block belongs to; 0 is the default stream."""
     storage: int
@@ -187,6 +192,13 @@ class Trace:
             for event in op.events:
                 yield index, event
 
+    def without_waits(self) -> Trace:
+        """The same with frees that are complete at once, for whoever moves events about."""
+        if all(event.nbytes for event in chain(self.setup, *(op.events for op in self.ops))):
+            return self
+        ops = tuple(replace(op, events=tuple(e for e in op.events if e.nbytes)) for op in self.ops)
+        return replace(self, ops=ops, setup=tuple(e for e in self.setup if e.nbytes))
+
     def pinned_bytes(self) -> int:
         """Bytes alive before and after the step."""
         return sum(self.storages[i].nbytes for i in self.pinned)
@@ -249,7 +261,8 @@ def _check_event(where: str, event: Event, live: dict[int, int], storages: Mappi
             raise TraceError(f"{where} allocates {nbytes} bytes for storage {i}, which the trace does not list so")
         live[i] = nbytes
     elif nbytes == 0:
-        raise TraceError(f"{where} has an event of 0 bytes for storage {i}; what has no bytes has no block")
+        if i not in storages:
+            raise TraceError(f"{where} ends a wait for storage {i}, which the trace does not list")
     elif live.pop(i, None) != -nbytes:
         raise TraceError(f"{where} frees {-nbytes} bytes of storage {i}, which is not alive with that size")
 

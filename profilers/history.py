@@ -3,7 +3,8 @@
 Each history entry carries the label that was set when it happened: `12` inside the operator with dispatch count 12,
 `~12` after it, empty before the first one. A block of the log is the allocation at its address that lives when it is
 first seen; allocations which no block claims are temporaries, or a library's workspace if they outlive their operator
-or are older than the first one and never freed.
+or are older than the first one and never freed. A block that another stream uses serves again some time after its free,
+which is an event of its own then.
 
     history   alloc 0x1000 "7"   alloc 0x2000 "7"   free 0x2000 "7"   free 0x1000 "~9"
     log       op 7 made block 3 at 0x1000
@@ -36,11 +37,17 @@ class _Allocation:
     """True if it was made inside the operator."""
     number: int | None = None
     """Storage in the trace."""
+    late: bool = False
+    """True if it did not serve again at once when it was freed."""
+
+
+_Order = list[tuple[int, int, int, _Allocation]]
+"""(tick, address, 1 for an allocation, -1 for its free or 0 for when it serves again, which) in order."""
 
 
 def use_history(log: Log, history: list[dict[str, Any]]) -> None:
     """Replace the events of `log` by those of the allocator's history, temporaries and workspaces included."""
-    allocations, order = _read(history)
+    allocations, order, waiting = _read(history)
     at_address = _by_address(order)
     for number, block in log.blocks.items():
         fitting = [a for a in at_address.get(block.address, ()) if _may_be(a, block)]
@@ -51,12 +58,13 @@ def use_history(log: Log, history: list[dict[str, Any]]) -> None:
             block.nbytes = allocation.nbytes
     named = {allocation.number for allocation in allocations}
     before = [
-        (0, block.address, True, _Allocation(block.nbytes, 0, number=number))
+        (0, block.address, 1, _Allocation(block.nbytes, 0, number=number))
         for number, block in log.blocks.items()
         if number not in named
     ]  # what lived when the history began, such as a library's state
     _name_the_rest(log, allocations)
     _rebuild(log, before + order)
+    log.waiting = [a.number for a in waiting if a.number is not None]
 
 
 def _may_be(allocation: _Allocation, block: Block) -> bool:
@@ -65,11 +73,12 @@ def _may_be(allocation: _Allocation, block: Block) -> bool:
     return allocation.number is None and allocation.tick <= block.seen and lives
 
 
-def _read(history: list[dict[str, Any]]) -> tuple[list[_Allocation], list[tuple[int, int, bool, _Allocation]]]:
-    """Allocations, and (tick, address, is it an allocation, which) in order."""
+def _read(history: list[dict[str, Any]]) -> tuple[list[_Allocation], _Order, list[_Allocation]]:
+    """Allocations, what happened to them, and which of them are freed and do not serve again yet at the end."""
     live: dict[int, _Allocation] = {}
+    waiting: dict[int, _Allocation] = {}
     found: list[_Allocation] = []
-    order: list[tuple[int, int, bool, _Allocation]] = []
+    order: _Order = []
     streams = {0: 0}
     now = 0
     for event in history:
@@ -83,18 +92,27 @@ def _read(history: list[dict[str, Any]]) -> tuple[list[_Allocation], list[tuple[
             allocation = _Allocation(int(event["size"]), tick, stream, inside=inside)
             live[address] = allocation
             found.append(allocation)
-            order.append((tick, address, True, allocation))
+            order.append((tick, address, 1, allocation))
         elif event["action"] in _FREE and address in live:
             allocation = live.pop(address)
             allocation.freed = tick
-            order.append((tick, address, False, allocation))
-    return found, order
+            order.append((tick, address, -1, allocation))
+            if event["action"] == "free_requested":
+                waiting[address] = allocation
+        elif event["action"] == "free_completed" and address in waiting:
+            allocation = waiting.pop(address)
+            if order[-1][3] is not allocation:
+                allocation.late = True
+                order.append((tick, address, 0, allocation))
+    for allocation in waiting.values():
+        allocation.late = True
+    return found, order, list(waiting.values())
 
 
-def _by_address(order: list[tuple[int, int, bool, _Allocation]]) -> dict[int, list[_Allocation]]:
+def _by_address(order: _Order) -> dict[int, list[_Allocation]]:
     result: dict[int, list[_Allocation]] = defaultdict(list)
-    for _, address, is_allocation, allocation in order:
-        if is_allocation:
+    for _, address, sign, allocation in order:
+        if sign > 0:
             result[address].insert(0, allocation)
     return result
 
@@ -106,7 +124,7 @@ def _name_the_rest(log: Log, allocations: list[_Allocation]) -> None:
     for allocation in allocations:
         if allocation.number is not None:
             continue
-        if allocation.inside and allocation.freed == allocation.tick:
+        if allocation.inside and allocation.freed == allocation.tick and not allocation.late:
             temporary -= 1
             allocation.number = temporary
             continue
@@ -126,14 +144,14 @@ def _name_the_rest(log: Log, allocations: list[_Allocation]) -> None:
         )
 
 
-def _rebuild(log: Log, order: list[tuple[int, int, bool, _Allocation]]) -> None:
+def _rebuild(log: Log, order: _Order) -> None:
     """Events in the allocator's order, and where each op and step begins in them."""
     log.events = []
     log.streams = {a.number: a.stream for _, _, _, a in order if a.number is not None and a.stream}
     ticks = [tick for tick, _, _, _ in order]
-    for _, _, is_allocation, allocation in order:
+    for _, _, sign, allocation in order:
         assert allocation.number is not None  # noqa: S101 - all are named by now
-        log.events.append((allocation.nbytes if is_allocation else -allocation.nbytes, allocation.number))
+        log.events.append((sign * allocation.nbytes, allocation.number))
     for entry in log.entries:
         entry.start = bisect_left(ticks, entry.tick)
     log.steps = [(first, bisect_left(ticks, tick)) for (first, _), tick in zip(log.steps, log.ticks, strict=True)]

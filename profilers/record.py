@@ -108,7 +108,9 @@ class Log:
     entries: list[Entry] = field(default_factory=list)
     """In dispatch order."""
     events: list[tuple[int, int]] = field(default_factory=list)
-    """(signed bytes, storage) in program order."""
+    """(signed bytes, storage) in program order; 0 bytes: what was freed serves again."""
+    waiting: list[int] = field(default_factory=list)
+    """What is freed and does not serve again yet at the end, in the order of the frees."""
     streams: dict[int, int] = field(default_factory=dict)
     """Streams of the storages, temporaries too, that are not the default one's, by number."""
     blocks: dict[int, Block] = field(default_factory=dict)
@@ -333,8 +335,8 @@ class Recorder(TorchDispatchMode):
 def saved_hooks(recorder: Recorder) -> torch.autograd.graph.saved_tensors_hooks:
     """Hooks that note what autograd keeps; they hand each tensor through.
 
-    A node that keeps its own result gets it without its history: else both would keep each other alive for ever, if no
-    backward comes. Such a node is the newest one.
+    A node that keeps its own result, which is the newest one, gets it without its history: else both would keep each
+    other alive for ever, if no backward comes.
     """
 
     def pack(tensor: Tensor) -> Tensor:
@@ -343,8 +345,4 @@ def saved_hooks(recorder: Recorder) -> torch.autograd.graph.saved_tensors_hooks:
         is_result = node is not None and node._sequence_nr() == torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
         return tensor.detach() if is_result else tensor
 
-    return torch.autograd.graph.saved_tensors_hooks(pack, _same)
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)

@@ -17,6 +17,7 @@ from dnnmem.estimator.trace import Event, Kind, Module, Op, Origin, Phase, Stora
 from dnnmem.profilers.kinds import kind_of
 from dnnmem.profilers.modules import LOSS
 from dnnmem.profilers.record import Block, Log
+from dnnmem.profilers.waits import close_waits
 
 
 def to_trace(
@@ -35,6 +36,7 @@ def to_trace(
     first_entry, first_event = log.steps[-1]
     setup, pinned = _setup(log, names, first_event)
     windows = _windows(log, names, first_entry, first_event, pinned)
+    setup = close_waits(setup, windows, log.waiting)
     entries = log.entries[first_entry:]
     moments, growth = _close(log, windows)
     ops = _ops(log, windows, names, moments, seconds or [None] * len(entries))
@@ -79,12 +81,12 @@ def _events(log: Log, names: Mapping[int, int]) -> list[Event | None]:
         root = names.get(number, number)
         block = log.blocks[root]
         joined = nbytes > 0 and number != root
-        passed_on = nbytes < 0 and last[root] != number
+        passed_on = nbytes <= 0 and last[root] != number
         if block.host or joined or passed_on:
             result.append(None)
         else:
-            signed = block.nbytes if nbytes > 0 else -block.nbytes
-            result.append(Event(signed, log.streams.get(root, 0), root))
+            sign = (nbytes > 0) - (nbytes < 0)
+            result.append(Event(sign * block.nbytes, log.streams.get(root, 0), root))
     return result
 
 
@@ -129,7 +131,7 @@ def _close(log: Log, windows: list[list[Event]]) -> tuple[dict[int, tuple[int, i
         for event in window:
             if event.nbytes > 0:
                 made[event.storage] = index
-            elif made.pop(event.storage, None) is None:
+            elif event.nbytes < 0 and made.pop(event.storage, None) is None:
                 freed[event.storage] = index
     partners = _partners(log, made, freed)
     moments = _rename_events(windows, {left: (freed[found], found) for left, found in partners.items()})
@@ -173,6 +175,7 @@ def _rename_events(windows: list[list[Event]], partners: dict[int, tuple[int, in
     left_of = {found: left for left, (_, found) in partners.items()}
     alive: set[int] = set()
     moments: dict[int, tuple[int, int]] = {}
+    swapped: dict[int, int] = {}
     for index, window in enumerate(windows):
         for i, event in enumerate(window):
             number = event.storage
@@ -180,7 +183,10 @@ def _rename_events(windows: list[list[Event]], partners: dict[int, tuple[int, in
                 left = left_of[number]
                 moments[left] = (index + 1 if left in alive else index, number)
                 if left in alive:
+                    swapped[number] = left
                     window[i] = event._replace(storage=left)
+            elif not event.nbytes and number in swapped:
+                window[i] = event._replace(storage=swapped[number])
             elif number in moments:
                 window[i] = event._replace(storage=moments[number][1])
             elif number in partners:
@@ -295,5 +301,6 @@ def _outlive_forward(ops: tuple[Op, ...]) -> set[int]:
             result |= live
         backward = op.phase is Phase.BACKWARD
         for event in op.events:
-            (live.add if event.nbytes > 0 else live.discard)(event.storage)
+            if event.nbytes:
+                (live.add if event.nbytes > 0 else live.discard)(event.storage)
     return result

@@ -63,7 +63,7 @@ class _Player:
     """Plays a trace and notes what a history would."""
 
     def __init__(self, trace: Trace, settings: AllocatorSettings) -> None:
-        self.trace = trace
+        self.trace = trace.without_waits()
         self.allocator = CachingAllocator(settings)
         self.frames_at: dict[int, list[dict[str, Any]]] = {}
         self._addresses: dict[int, int] = {}

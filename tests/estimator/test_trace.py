@@ -65,7 +65,7 @@ def test_these_are_valid(op):
         ([_op((5, 9))], "op 0 (mm) allocates 5 bytes for storage 9, which the trace does not list so"),
         ([_op(), _op((-4, 1))], "op 1 (mm) frees 4 bytes of storage 1, which is not alive with that size"),
         ([_op((4, 1), (-3, 1))], "op 0 (mm) frees 3 bytes of storage 1, which is not alive with that size"),
-        ([_op((0, 2))], "op 0 (mm) has an event of 0 bytes for storage 2"),
+        ([_op((0, 9))], "op 0 (mm) ends a wait for storage 9, which the trace does not list"),
         ([_op((6, -1)), _op((-6, -1))], "op 0 (mm) leaves 6 bytes of its temporaries alive"),
         ([_op((4, 1))], "after the last op, storages [1] live"),
         ([_op((-8, 0))], "pinned storages [0] do not"),

@@ -235,3 +235,22 @@ def test_a_tensor_made_between_operators_is_not_the_next_one_at_its_address():
     use_history(log, [alloc(0x10, 8, "~2"), *free(0x10, "~4"), alloc(0x10, 8, "~4"), *free(0x10, "~6")])
     # THEN each is its own
     assert log.events == [(8, 0), (-8, 0), (8, 1), (-8, 1)]
+
+
+def test_a_block_in_use_by_another_stream_serves_again_later():
+    # GIVEN a block and a temporary that are freed in one operator and come free in the next, one that never does, and
+    # one that does at once
+    log = log_of([entry(2, (), (0,)), entry(3)], [block(64, seen=2, address=0x20)])
+    over = {"action": "free_completed", "size": 0, "user_metadata": "3"}
+    history = [
+        alloc(0x20, 64, "2"), alloc(0x30, 16, "2"), alloc(0x40, 8, "2"), *free(0x20, "2", whole=False),
+        *free(0x30, "2", whole=False), *free(0x40, "2", whole=False), {**over, "addr": 0x30},
+        {**over, "addr": 0x20}, alloc(0x50, 4, "3"), *free(0x50, "3"),
+    ]  # fmt: skip
+    use_history(log, history)
+    # THEN both are blocks with an event of 0 bytes where they serve again, and the third one waits at the end
+    assert windows(log) == [
+        [(64, 0), (16, 1), (8, 2), (-64, 0), (-16, 1), (-8, 2)],
+        [(0, 1), (0, 0), (4, -1), (-4, -1)],
+    ]
+    assert log.waiting == [2]

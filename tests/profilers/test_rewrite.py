@@ -18,7 +18,7 @@ def program(*operators, blocks, first=0, began=0):
         place = Place(phase, ("fc",), "model.py:1", node)
         start = len(log.events)
         log.events += events
-        log.entries.append(Entry(f"op{tick}", place, reads, writes, start, 0, 0, None, tick, accumulates))
+        log.entries.append(Entry(f"op{tick}", place, reads, writes, start, 0, 0, None, tick, accumulates=accumulates))
     starts = [entry.start for entry in log.entries]
     log.steps = [(0, began)] if not first else [(0, 0), (first, starts[first])]
     log.ticks = [0] * len(log.steps)
