@@ -25,6 +25,8 @@ from dnnmem.estimator.trace_copy import storage_like
 
 _BEYOND = 2
 """Micro-batches that are played after those that fill the pipeline."""
+_CLOSE = 0.9
+"""Share of the largest peak of requested bytes from which a rank may be the one that reserves most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +44,15 @@ def worst_stage(chunks: Sequence[Trace], plan: Plan, device: Device) -> StageMem
     """The rank that reserves most of its `device`; `chunks` are those of one micro-batch, in the order of the model.
 
     Of the ranks between the first and the last, one of each size is played: the earliest, which holds the most
-    micro-batches. Raises what the schedule raises.
+    micro-batches. A rank whose program asks for a tenth less than another's is not played: fragments of ranks that do
+    the same are alike. Raises what the schedule raises.
     """
     ranks = plan.mesh.pp
     grid = SCHEDULES[plan.pipeline.schedule](ranks, _microbatches(plan), plan.pipeline.chunks)
-    found = []
-    for r in _candidates(chunks, ranks):
-        held = replay_on(rank_step(chunks[r::ranks], grid[r]), device)
-        found.append(StageMemory(rank=r, held=held))
+    steps = {r: rank_step(chunks[r::ranks], grid[r]) for r in _candidates(chunks, ranks)}
+    asked = {r: step.peak_bytes() for r, step in steps.items()}
+    enough = max(asked.values()) * _CLOSE
+    found = [StageMemory(rank=r, held=replay_on(steps[r], device)) for r in steps if asked[r] >= enough]
     return max(found, key=lambda one: (one.held.peak_reserved_bytes, one.held.peak_allocated_bytes))
 
 

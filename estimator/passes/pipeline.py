@@ -13,11 +13,11 @@ chunk has for itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.block_list import blocks_of_ops, main_list
+from dnnmem.estimator.block_list import Path, blocks_of_ops, main_list
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Life, lives
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
@@ -55,14 +55,13 @@ def split(trace: Trace, plan: Plan) -> list[Trace]:
     of_block = [b * count // blocks.count for b in range(blocks.count)]
     inside = blocks_of_ops(trace.ops, blocks)
     owners = _owners(trace.ops, inside, of_block, count)
-    trace, owners, tied = _untie(trace, owners)
-    stages = _Stages(trace=trace, owners=owners, count=count, known=lives(trace.ops), tied=tied)
-    for k, owner in enumerate(owners):
-        for i in (*trace.ops[k].reads, *trace.ops[k].writes):
-            stages.used.setdefault(i, set()).add(owner)
-    for i, s in trace.storages.items():
-        block = blocks.index(s.module)
-        if i in trace.pinned and s.kind is Kind.PARAM and not stages.used.get(i, set()) - {-1}:
+    trace, owners, tied, known = _untie(trace, owners)
+    stages = _Stages(trace=trace, owners=owners, count=count, known=known, tied=tied)
+    _tell_apart(stages)
+    for i in trace.pinned:
+        s = trace.storages[i]
+        if s.kind is Kind.PARAM and not stages.used.get(i, set()) - {-1}:
+            block = blocks.index(s.module)
             stages.used.setdefault(i, set()).add(0 if block is None else of_block[block])
     return [_chunk(stages, c) for c in range(count)]
 
@@ -78,6 +77,27 @@ class _Stages:
     """Chunk -> gradient of a weight it shares with an earlier chunk -> its own term of it."""
     used: dict[int, set[int]] = field(default_factory=dict)
     """Storage -> chunks that touch it."""
+    order: dict[int, int] = field(default_factory=dict)
+    """Storage -> its place among all."""
+    bodies: list[list[Op]] = field(default_factory=list)
+    """Ops of each chunk's forward and backward pass."""
+    theirs: dict[tuple[Path, str], list[int]] = field(default_factory=dict)
+    """Module and name of a parameter -> its gradients and states."""
+
+
+def _tell_apart(stages: _Stages) -> None:
+    """Whose each op and storage is."""
+    trace = stages.trace
+    stages.bodies = [[] for _ in range(stages.count)]
+    for op, owner in zip(trace.ops, stages.owners, strict=True):
+        if owner >= 0:
+            stages.bodies[owner].append(op)
+        for i in (*op.reads, *op.writes):
+            stages.used.setdefault(i, set()).add(owner)
+    for n, (i, s) in enumerate(trace.storages.items()):
+        stages.order[i] = n
+        if s.kind in {Kind.GRAD, Kind.OPTIMIZER}:
+            stages.theirs.setdefault((s.module, s.name.split(".")[0]), []).append(i)
 
 
 def _owners(ops: Sequence[Op], inside: Sequence[int | None], of_block: Sequence[int], count: int) -> list[int]:
@@ -94,8 +114,11 @@ def _owners(ops: Sequence[Op], inside: Sequence[int | None], of_block: Sequence[
     return found
 
 
-def _untie(trace: Trace, owners: list[int]) -> tuple[Trace, list[int], dict[int, dict[int, int]]]:
-    """Leave each chunk its own term of a tied weight's gradient: for chunks, the gradient that stands for another."""
+def _untie(trace: Trace, owners: list[int]) -> tuple[Trace, list[int], dict[int, dict[int, int]], Mapping[int, Life]]:
+    """Leave each chunk its own term of a tied weight's gradient: for chunks, the gradient that stands for another.
+
+    Also the lives in the new trace.
+    """
     known = lives(trace.ops)
     ops, storages = list(trace.ops), dict(trace.storages)
     aliases: dict[int, dict[int, int]] = {}
@@ -118,8 +141,11 @@ def _untie(trace: Trace, owners: list[int]) -> tuple[Trace, list[int], dict[int,
         for at in known[near[0]].uses:
             if at != k:
                 ops[at] = renamed(ops[at], {near[0]: grad})
+    if not drop:
+        return trace, owners, aliases, known
     kept = [k for k in range(len(ops)) if k not in drop]
-    return replace(trace, ops=tuple(ops[k] for k in kept), storages=storages), [owners[k] for k in kept], aliases
+    trace = replace(trace, ops=tuple(ops[k] for k in kept), storages=storages)
+    return trace, [owners[k] for k in kept], aliases, lives(trace.ops)
 
 
 def _chunk(stages: _Stages, c: int) -> Trace:
@@ -127,11 +153,10 @@ def _chunk(stages: _Stages, c: int) -> Trace:
     trace = stages.trace
     mine = {i for i, chunks in stages.used.items() if c in chunks}
     pinned = _pinned(stages, c, mine)
-    body = [op for op, owner in zip(trace.ops, stages.owners, strict=True) if owner == c]
     live: set[int] = set(pinned)
     received: dict[Phase, list[int]] = {Phase.FORWARD: [], Phase.BACKWARD: []}
     ops: list[Op] = []
-    for op in body:
+    for op in stages.bodies[c]:
         touched = [i for i in dict.fromkeys((*op.reads, *op.writes)) if trace.storages[i].nbytes]
         made = {e.storage for e in op.events if e.nbytes > 0}
         for i in touched:
@@ -149,7 +174,7 @@ def _chunk(stages: _Stages, c: int) -> Trace:
     ops = _with_messages(stages, c, ops, received)
     ops += _update(stages, c, mine | pinned)
     ops = _closed(trace, ops, pinned)
-    storages = _storages(trace, ops, pinned, {i for ids in received.values() for i in ids})
+    storages = _storages(stages, ops, pinned, {i for ids in received.values() for i in ids})
     setup = tuple(Event(storages[i].nbytes, 0, i) for i in _in_order(trace, pinned) if storages[i].nbytes)
     note = f"Chunk {c} of {stages.count} of a pipeline."
     origin = replace(trace.origin, notes=(*trace.origin.notes, note))
@@ -159,15 +184,21 @@ def _chunk(stages: _Stages, c: int) -> Trace:
 def _pinned(stages: _Stages, c: int, mine: set[int]) -> set[int]:
     """What of the pinned is this chunk's: what it touches, and states and gradients of its parameters."""
     storages, pinned = stages.trace.storages, stages.trace.pinned
-    owned = {(storages[i].module, storages[i].name) for i in mine if storages[i].kind is Kind.PARAM}
-    found = set()
-    for i in pinned:
+    found = (mine | set(_of_params(stages, mine))) & pinned
+    for i in pinned - found:
         s = storages[i]
-        states = s.kind in {Kind.OPTIMIZER, Kind.GRAD} and (s.module, s.name.split(".")[0]) in owned
         unused = i not in stages.used and c == 0 and s.kind not in {Kind.OPTIMIZER, Kind.GRAD}
-        if i in mine or states or s.name == "workspace" or unused:
+        if s.name == "workspace" or unused:
             found.add(i)
     return found
+
+
+def _of_params(stages: _Stages, mine: set[int]) -> Iterator[int]:
+    """Gradients and states of the parameters among `mine`."""
+    for i in mine:
+        s = stages.trace.storages[i]
+        if s.kind is Kind.PARAM:
+            yield from stages.theirs.get((s.module, s.name), ())
 
 
 def _in_order(trace: Trace, pinned: set[int]) -> list[int]:
@@ -201,11 +232,13 @@ def _sent(stages: _Stages, c: int, inside: Sequence[Op], phase: Phase) -> list[i
     """What another chunk reads in this pass and this one has written; constants are not sent."""
     trace, found = stages.trace, []
     others = range(c + 1, stages.count) if phase is Phase.FORWARD else range(c)
-    written = {i for op in inside for i in op.writes if i not in trace.pinned}
-    blocks = {i for op in inside for i in op.writes if _is_stream(trace, op)}
-    for i in sorted(written & blocks):
-        readers = [k for k in stages.known[i].uses if trace.ops[k].phase is phase and stages.owners[k] in others]
-        if readers and trace.storages[i].nbytes:
+    written: dict[int, list[Op]] = {}
+    for op in inside:
+        for i in op.writes:
+            written.setdefault(i, []).append(op)
+    for i in sorted(i for i in written if i not in trace.pinned and trace.storages[i].nbytes):
+        read = any(trace.ops[k].phase is phase and stages.owners[k] in others for k in stages.known[i].uses)
+        if read and any(_is_stream(trace, op) for op in written[i]):
             found.append(i)
     return found
 
@@ -226,9 +259,7 @@ def _update(stages: _Stages, c: int, mine: set[int]) -> list[Op]:
         nbytes = storages[i].nbytes
         found.append(Op(name=SEND, phase=Phase.STEP, lane=Lane.COMM, reads=(i,), writes=(i,), moved_bytes=nbytes))
     here = set(mine) | set(alias)
-    grads = {(storages[i].module, storages[i].name) for i in mine if storages[i].kind is Kind.PARAM}
-    here |= {i for i, s in storages.items() if s.kind is Kind.GRAD and (s.module, s.name.split(".")[0]) in grads}
-    owned = here | {i for i, s in storages.items() if s.kind is Kind.OPTIMIZER and i in mine}
+    owned = here | {i for i in _of_params(stages, mine) if storages[i].kind is Kind.GRAD}
     for k, op in enumerate(trace.ops):
         if op.phase is not Phase.STEP:
             continue
@@ -284,10 +315,10 @@ def _closed(trace: Trace, ops: list[Op], pinned: set[int]) -> list[Op]:
     return ops
 
 
-def _storages(trace: Trace, ops: Iterable[Op], pinned: set[int], received: set[int]) -> dict[int, Storage]:
+def _storages(stages: _Stages, ops: Iterable[Op], pinned: set[int], received: set[int]) -> dict[int, Storage]:
     touched = set(pinned)
     for op in ops:
         touched.update(op.reads, op.writes, (e.storage for e in op.events if e.storage >= 0))
-    return {
-        i: storage_like(s, kind=Kind.INPUT) if i in received else s for i, s in trace.storages.items() if i in touched
-    }
+    storages = stages.trace.storages
+    order = sorted(touched, key=stages.order.__getitem__)
+    return {i: storage_like(storages[i], kind=Kind.INPUT) if i in received else storages[i] for i in order}
