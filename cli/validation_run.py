@@ -104,6 +104,8 @@ def _step(case: Case, recorded: Path | DnnmemError, last: _Step | None) -> _Step
 
 def _predict(case: Case, trace: Trace) -> list[Prediction]:
     metrics = [metric for metric in METRICS if case.measured(metric) is not None]
+    if case.out_of_memory:
+        return _missed(case, _verdict(estimated(case, trace, memory=True)))
     if not metrics:
         return _missed(case, "nothing that is compared was measured")
     found = estimated(case, trace, memory=metrics != ["step_seconds"])
@@ -121,8 +123,16 @@ def _predict(case: Case, trace: Trace) -> list[Prediction]:
     ]
 
 
+def _verdict(found: Estimate) -> str:
+    """Of a run that ended out of memory."""
+    gib = (found.peak_reserved_bytes or 0) / 2**30
+    called = "so is the prediction" if found.fits is False else "the prediction says that it fits"
+    return f"the run ended out of memory, and {called}: {gib:.1f} GiB"
+
+
 def estimated(case: Case, trace: Trace, *, memory: bool) -> Estimate:
     """The estimate of a case; without its bytes if `memory` is False. Raises a `DnnmemError` for what has none."""
+    from dnnmem.estimator.allocator_settings import parse_settings
     from dnnmem.estimator.cluster import find_cluster
     from dnnmem.estimator.estimate import price
     from dnnmem.estimator.local_step import local_step
@@ -130,7 +140,8 @@ def estimated(case: Case, trace: Trace, *, memory: bool) -> Estimate:
 
     cluster = find_cluster(case.cluster)
     step = local_step(trace, case.plan, cluster, case.layers)
-    return price(step, load(cluster.device, site=case.source), memory=memory)
+    settings = parse_settings(case.allocator) if case.allocator else None
+    return price(step, load(cluster.device, site=case.source), memory=memory, settings=settings)
 
 
 def _missed(case: Case, reason: str) -> list[Prediction]:

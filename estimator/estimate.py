@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dnnmem.estimator.allocator_settings import AllocatorSettings
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.local_step import LocalStep, local_step
 from dnnmem.estimator.op_class import ARITHMETIC
@@ -98,8 +99,13 @@ def estimate(trace: Trace, plan: Plan, cluster: Cluster, model: TimeModel | None
     return price(local_step(trace, plan, cluster), model or load(cluster.device))
 
 
-def price(step: LocalStep, model: TimeModel, *, memory: bool = True) -> Estimate:
-    """The price of a prepared step by the rates of `model`; `memory` False leaves the bytes out."""
+def price(
+    step: LocalStep, model: TimeModel, *, memory: bool = True, settings: AllocatorSettings | None = None
+) -> Estimate:
+    """The price of a prepared step by the rates of `model`; `memory` False leaves the bytes out.
+
+    `settings` are those of PyTorch's allocator; None = its defaults.
+    """
     timed = time_step(step, model)
     plan, cluster, recorded = step.plan, step.cluster, step.recorded
     micro = plan.batch.accumulation * plan.mesh.data_ranks
@@ -108,7 +114,7 @@ def price(step: LocalStep, model: TimeModel, *, memory: bool = True) -> Estimate
     flops = sum(op.flops for op in recorded.ops) * micro
     peak = _peak_rate(step)
     gpus = plan.mesh.world_size
-    stage = _worst_stage(step) if memory else None
+    stage = _worst_stage(step, settings) if memory else None
     held = stage.held if stage else None
     prices, hours = cluster.price_usd_per_h, timed.seconds / 3600 * gpus
     return Estimate(
@@ -165,10 +171,10 @@ def _peak_rate(step: LocalStep) -> float | None:
     return step.cluster.device.flops_per_s.get(max(flops, key=lambda dtype: flops[dtype])) if flops else None
 
 
-def _worst_stage(step: LocalStep) -> StageMemory:
+def _worst_stage(step: LocalStep, settings: AllocatorSettings | None) -> StageMemory:
     if step.plan.mesh.pp > 1:
         return worst_stage([chunk.trace for chunk in step.chunks], step.plan, step.cluster.device)
-    return StageMemory(rank=0, held=replay_on(step.local, step.cluster.device))
+    return StageMemory(rank=0, held=replay_on(step.local, step.cluster.device, settings))
 
 
 def _notes(step: LocalStep, stage: StageMemory | None) -> list[str]:

@@ -81,6 +81,8 @@ class Tensor:
 
     sequence_parallel: bool = False
     """Split norms, dropouts and residuals along the sequence: all-gather and reduce-scatter for each all-reduce."""
+    sequence_first: bool = False
+    """Activations are (sequence, batch, ...), as Megatron's: parts of the sequence are gathered without a copy."""
     loss_parallel: bool = False
     """Cross entropy over logits split along the vocabulary, never gathered (Megatron; torch's `loss_parallel`)."""
 
@@ -137,7 +139,9 @@ class Kernels:
 
     fusion: str = "none"
     """`none`: one op, one kernel; `pointwise`: neighbours without a matrix product are one kernel (torch.compile, or a
-    framework's hand-fused kernels)."""
+    framework's hand-fused kernels); `blocks`: so within each block only (torchtitan compiles block by block)."""
+    fused_update: bool = False
+    """The optimizer's update is one kernel without temporaries: `AdamW(fused=True)`."""
     graphs: bool = False
     """CUDA graphs: the host issues a whole pass at once."""
 
@@ -168,7 +172,7 @@ _CHOICES = {
     ("remat", "policy"): ("none", "full", "every", "selective", "attention"),
     ("sharding", "strategy"): ("none", "ddp", "zero1", "zero2", "zero3"),
     ("pipeline", "schedule"): ("1f1b", "gpipe", "interleaved"),
-    ("kernels", "fusion"): ("none", "pointwise"),
+    ("kernels", "fusion"): ("none", "blocks", "pointwise"),
 }
 _DTYPES = ("float32", "float16", "bfloat16", None)
 

@@ -95,13 +95,13 @@ def replay_trace(
     return _result(allocator)
 
 
-def replay_on(trace: Trace, device: Device) -> ReplayResult:
+def replay_on(trace: Trace, device: Device, settings: AllocatorSettings | None = None) -> ReplayResult:
     """Play the step on a GPU: near the end of its memory the allocator gives cached segments back, before it fails.
 
     Where the step does not fit even so, what it would hold on a larger GPU. Raises `TraceError` as `replay` does.
     """
-    held = replay_trace(trace, capacity_bytes=device.usable_bytes - (device.context_bytes or 0))
-    return replay_trace(trace) if held.out_of_memory else held
+    held = replay_trace(trace, settings, capacity_bytes=device.usable_bytes - (device.context_bytes or 0))
+    return replay_trace(trace, settings) if held.out_of_memory else held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -34,8 +34,11 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         )
     if not plan.batch.keep_output:
         trace = _drop_output(trace)
-    if plan.batch.accumulation == 1:
-        return trace
+    return trace if plan.batch.accumulation == 1 else _accumulated(trace, plan)
+
+
+def _accumulated(trace: Trace, plan: Plan) -> Trace:
+    """Gradients that stay between micro-batches."""
     draft, known = Draft(trace), lives(trace.ops)
     kept: dict[int, set[int]] = {}
     parts = plan.sharding.strategy in {"zero2", "zero3"} and plan.mesh.data_ranks > 1

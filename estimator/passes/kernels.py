@@ -6,7 +6,8 @@
 An op joins the kernel before it if it shares a storage with it. The kernel reads what comes from outside once, and
 writes what somebody outside reads; what lives and dies inside is never in memory, so its events go too. A reduction
 over rows of a batch (the gradient of a bias) walks the other way and stays a kernel of its own. The optimizer's ops
-stay as they were recorded. `graphs` marks the step as issued at once, so that its ops cost the host nothing.
+stay as they were recorded, unless `fused_update` makes one of them. `graphs` marks the step as issued at once, so that
+its ops cost the host nothing.
 
 >>> from dnnmem.estimator.plan import Kernels, Plan
 >>> from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
@@ -25,7 +26,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
+from dnnmem.estimator.block_list import Path, block_lists
 from dnnmem.estimator.op_class import OpClass, kind_of
+from dnnmem.estimator.passes.fused_update import fuse_update
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.trace import Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.work import GRAPHS
@@ -37,15 +40,17 @@ _FUSIBLE = frozenset({OpClass.STREAM, OpClass.EAGER, OpClass.NORM, OpClass.SOFTM
 
 def apply(trace: Trace, plan: Plan, cluster: object = None) -> Trace:  # noqa: ARG001  (all passes take the same)
     """`trace` with the kernels that `plan.kernels` names; the same object if it names nothing."""
-    if plan.kernels.fusion == "pointwise":
-        trace = _fused(trace)
+    if plan.kernels.fusion != "none":
+        trace = _fused(trace, whole=plan.kernels.fusion == "pointwise")
+    if plan.kernels.fused_update:
+        trace = fuse_update(trace)
     if plan.kernels.graphs:
         trace = replace(trace, origin=replace(trace.origin, versions={**trace.origin.versions, GRAPHS: "whole step"}))
     return trace
 
 
-def _fused(trace: Trace) -> Trace:
-    groups = _groups(trace.ops, trace.storages)
+def _fused(trace: Trace, *, whole: bool) -> Trace:
+    groups = _groups(trace.ops, trace.storages, [()] * len(trace.ops) if whole else _blocks(trace))
     readers: dict[int, set[int]] = {}
     for number, group in enumerate(groups):
         for op in group:
@@ -65,19 +70,31 @@ def _fused(trace: Trace) -> Trace:
     return replace(trace, ops=ops, storages=storages)
 
 
-def _groups(ops: Sequence[Op], storages: Mapping[int, Storage]) -> list[list[Op]]:
-    """Runs of ops that one kernel carries out, in order."""
+def _blocks(trace: Trace) -> list[Path | None]:
+    """The block of each op; None outside of all."""
+    lists = block_lists(trace)
+    of = {
+        path: next((some.path(n) for some in lists if (n := some.index(path)) is not None), None)
+        for path in {op.module for op in trace.ops}
+    }
+    return [of[op.module] for op in trace.ops]
+
+
+def _groups(ops: Sequence[Op], storages: Mapping[int, Storage], regions: Sequence[Path | None]) -> list[list[Op]]:
+    """Runs of ops that one kernel carries out, in order: of one region, None being no place for them."""
     groups: list[list[Op]] = []
     touched: set[int] = set()
-    for op in ops:
-        joins = _is_fusible(op, storages)
+    last: tuple[Phase, Path | None] | None = None
+    for op, region in zip(ops, regions, strict=True):
+        joins = region is not None and _is_fusible(op, storages)
         own = {*op.reads, *op.writes}
-        if joins and touched and groups[-1][-1].phase is op.phase and not own.isdisjoint(touched):
+        if joins and touched and last == (op.phase, region) and not own.isdisjoint(touched):
             groups[-1].append(op)
             touched |= own
         else:
             groups.append([op])
             touched = own if joins else set()
+        last = (op.phase, region)
     return groups
 
 

@@ -70,12 +70,16 @@ class Case:
     """For targets that bring none of their own."""
     plan: Plan = field(default_factory=Plan)
     """How it ran."""
+    allocator: str = ""
+    """Settings of PyTorch's allocator, as `PYTORCH_ALLOC_CONF` has them."""
     cluster: str = ""
     """Where, as `--cluster` takes it."""
     gpu: str = ""
     """Name in `specs/`, or what the row says."""
     measured_seconds: float | None = None
     """An optimizer step."""
+    out_of_memory: bool = False
+    """The run ended so."""
     measured_reserved_bytes: int | None = None
     """Peak of the caching allocator."""
     measured_allocated_bytes: int | None = None

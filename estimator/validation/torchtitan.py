@@ -2,11 +2,13 @@
 
 RMSNorm, rotary positions as complex numbers, grouped keys and values, fused causal attention, fp32 cross entropy.
 Weights, gradients and AdamW's states are float32 shards; what is computed and gathered is bfloat16. Tensor parallelism
-comes with sequence parallelism and a split loss.
+comes with sequence parallelism and a split loss. What the table leaves out follows from its day, by the project's
+history.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from dnnmem.estimator import plan as p
@@ -35,6 +37,11 @@ _NOTES = {
 }
 """What a note says, and why that cannot be predicted."""
 
+_EXPANDABLE, _DROPS, _FUSED, _SPLIT, _LOSS = "2024-10-22", "2024-06-12", "2025-02-24", "2025-07-28", "2025-04-02"
+"""Days of commits (a5e57e4a9, e29b6b4d4, 6e4988550, 83e694105, bbb1b616e): run_train.sh asks for expandable segments;
+the logits are dropped before the backward pass; AdamW is fused; embedding and head are groups of FSDP by themselves;
+the loss is compiled too, where blocks are."""
+
 
 def read(row: Mapping[str, str]) -> Case:
     """The case of one row."""
@@ -43,6 +50,7 @@ def read(row: Mapping[str, str]) -> Case:
     measured = Case(
         gpu=gpu or row.get("gpu", ""), reason=next(_reasons(row, gpu), ""),
         measured_seconds=seconds, measured_reserved_bytes=None if reserved is None else round(reserved * 2**30),
+        out_of_memory=row.get("peak_reserved_GiB") == "OOM",
     )  # fmt: skip
     return measured if measured.reason else _usable(row, measured)
 
@@ -57,6 +65,7 @@ def _usable(row: Mapping[str, str], measured: Case) -> Case:
     )  # fmt: skip
     return Case(
         target=GPT, target_args=args, batch=batch, seq=seq, layers=layers,
+        allocator="expandable_segments:True" if _day(row) >= _EXPANDABLE else "", out_of_memory=measured.out_of_memory,
         plan=_plan(row), cluster=f"{measured.gpu}:{whole(row, 'ngpu')}", gpu=measured.gpu,
         measured_seconds=measured.measured_seconds, measured_reserved_bytes=measured.measured_reserved_bytes,
     )  # fmt: skip
@@ -66,10 +75,11 @@ def _plan(row: Mapping[str, str]) -> p.Plan:
     shard, tp, batch = whole(row, "dp_shard"), whole(row, "tp"), whole(row, "local_bs")
     replicas = divided(whole(row, "ngpu"), shard * tp, "GPUs over dp_shard * tp")
     accumulation = max(1, divided(whole(row, "global_bs"), batch * shard * replicas, "global batch over local batches"))
-    reshard, compiled = row.get("reshard_after_forward", ""), row.get("torch_compile", "")
+    reshard, compiled, day = row.get("reshard_after_forward", ""), row.get("torch_compile", ""), _day(row)
+    fusion = "blocks" if compiled == "True" and day < _LOSS else "pointwise"
     return p.Plan(
         mesh=p.Mesh(dp_replicate=replicas, dp_shard=shard, tp=tp),
-        batch=p.Batch(micro_batch=batch, accumulation=accumulation),
+        batch=p.Batch(micro_batch=batch, accumulation=accumulation, keep_output=day < _DROPS),
         precision=p.Precision(param="float32", grad="float32", reduce="float32"),
         tensor=p.Tensor(sequence_parallel=tp > 1, loss_parallel=tp > 1),
         remat=p.Remat(policy=_RECOMPUTE[row["activation_ckpt"]]),
@@ -77,12 +87,20 @@ def _plan(row: Mapping[str, str]) -> p.Plan:
             strategy="zero3" if shard > 1 else "ddp" if replicas > 1 else "none",
             reshard_after_forward=reshard != "never",
             keep_last=reshard != "always",
+            split_root=day >= _SPLIT,
         ),
         kernels=p.Kernels(
-            fusion="pointwise" if compiled == "True" or "inductor" in compiled else "none",
+            fusion=fusion if compiled == "True" or "inductor" in compiled else "none",
+            fused_update=day >= _FUSED,
             graphs="cudagraph" in compiled,
         ),
     )
+
+
+def _day(row: Mapping[str, str]) -> str:
+    """`2025-02-05`, or as much of it as is known; late if nothing is."""
+    found = re.search(r"(20\d\d)-?(\d\d)(?:-?(\d\d))?", row.get("version", ""))
+    return "-".join(part for part in found.groups() if part) if found else "9999"
 
 
 def _seconds(row: Mapping[str, str]) -> float | None:
@@ -111,6 +129,4 @@ def _reasons(row: Mapping[str, str], gpu: str) -> Iterator[str]:
         yield f"{row.get('optimizer')} with {row.get('loss_impl')} is not predicted yet"
     if row.get("config_confidence") == "low":
         yield "the configuration is only guessed"
-    if row.get("peak_reserved_GiB") == "OOM":
-        yield "the run ended out of memory: there is no number to compare"
     yield from (why for mark, why in _NOTES.items() if mark in note)

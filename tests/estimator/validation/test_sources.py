@@ -14,7 +14,7 @@ from dnnmem.estimator.validation.sources import cases
 
 USABLE = {
     "vtrain_single": 680, "vtrain_multi": 68, "megatron_selective_recompute_2022": 8, "llmfoundry_mpt_throughput": 105,
-    "torchtitan_llama_moe_curated": 36, "internevo_a100_a800": 20, "fms_megatron_throughput": 1,
+    "torchtitan_llama_moe_curated": 40, "internevo_a100_a800": 20, "fms_megatron_throughput": 1,
     "torchao_torchtune_curated": 2, "xmem_sample": 5, "torchgpipe": 0, "litgpt_resource": 0,
 }  # fmt: skip
 
@@ -40,7 +40,7 @@ def test_every_case_has_a_sound_plan_that_fills_its_cluster_and_something_measur
         cluster = find_cluster(case.cluster)
         assert 0 <= cluster.gpus - case.plan.mesh.world_size < cluster.gpus_per_node
         assert cluster.device.name == case.gpu
-        assert any(case.measured(metric) for metric in ("step_seconds", "peak_reserved_bytes"))
+        assert case.out_of_memory or any(case.measured(metric) for metric in ("step_seconds", "peak_reserved_bytes"))
         assert case.plan.batch.micro_batch in (case.batch, None)
 
 
@@ -61,10 +61,22 @@ def test_tokens_of_a_step_over_its_rate_are_its_seconds(found):
             assert tokens / float(case.row["Throughput (T/s/GPU)"]) == pytest.approx(case.measured_seconds, rel=0.02)
 
 
-def test_float8_experts_and_runs_out_of_memory_say_so(found):
+def test_float8_and_experts_say_so(found):
     reasons = " ".join(case.reason for case in found if case.source == "torchtitan_llama_moe_curated")
-    for word in ("float8", "mixtures of experts", "out of memory", "context and expert parallelism"):
+    for word in ("float8", "mixtures of experts", "context and expert parallelism"):
         assert word in reasons
+
+
+def test_what_torchtitan_did_follows_from_the_day(found):
+    # GIVEN runs of June 2024, February 2025 and September 2025
+    early, middle, late = (of(found, "torchtitan_llama_moe_curated", line) for line in (34, 38, 77))
+    # THEN segments are expandable, logits dropped, updates fused and roots split since the commits that did it
+    assert [case.allocator for case in (early, middle, late)] == ["", *["expandable_segments:True"] * 2]
+    assert [case.plan.batch.keep_output for case in (early, middle, late)] == [True, False, False]
+    assert [case.plan.kernels.fused_update for case in (early, middle, late)] == [False, False, True]
+    assert [case.plan.sharding.split_root for case in (early, middle, late)] == [False, False, True]
+    # AND a run that ended out of memory is predicted too
+    assert of(found, "torchtitan_llama_moe_curated", 81).out_of_memory
 
 
 def test_interleaving_and_selective_recompute_are_in_the_plan(found):
