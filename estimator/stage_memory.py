@@ -24,7 +24,7 @@ from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import storage_like
 
 _BEYOND = 2
-"""Micro-batches that are played after those that fill the pipeline."""
+"""Micro-batches that are played after those that a rank holds at once."""
 _CLOSE = 0.9
 """Share of the largest peak of requested bytes from which a rank may be the one that reserves most."""
 
@@ -48,19 +48,22 @@ def worst_stage(chunks: Sequence[Trace], plan: Plan, device: Device) -> StageMem
     the same are alike. Raises what the schedule raises.
     """
     ranks = plan.mesh.pp
-    grid = SCHEDULES[plan.pipeline.schedule](ranks, _microbatches(plan), plan.pipeline.chunks)
-    steps = {r: rank_step(chunks[r::ranks], grid[r]) for r in _candidates(chunks, ranks)}
+    order = SCHEDULES[plan.pipeline.schedule]
+    steps = {
+        r: rank_step(chunks[r::ranks], order(ranks, _microbatches(plan, r), plan.pipeline.chunks)[r])
+        for r in _candidates(chunks, ranks)
+    }
     asked = {r: step.peak_bytes() for r, step in steps.items()}
     enough = max(asked.values()) * _CLOSE
     found = [StageMemory(rank=r, held=replay_on(steps[r], device)) for r in steps if asked[r] >= enough]
     return max(found, key=lambda one: (one.held.peak_reserved_bytes, one.held.peak_allocated_bytes))
 
 
-def _microbatches(plan: Plan) -> int:
-    """How many show the peak: all of them, or those that fill the pipeline and a few more."""
+def _microbatches(plan: Plan, rank: int) -> int:
+    """How many show the peak of a rank: all of them, or those that it holds at once and a few more."""
     ranks, wanted, schedule = plan.mesh.pp, plan.batch.accumulation, plan.pipeline.schedule
     if schedule == "1f1b":
-        return min(wanted, ranks + _BEYOND)
+        return min(wanted, ranks - rank + _BEYOND)
     if schedule == "interleaved" and wanted > ranks:
         return min(wanted, 2 * ranks)  # a multiple of the ranks that is not the ranks, which have an order of their own
     return wanted
