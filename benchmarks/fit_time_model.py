@@ -90,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = prepare(options.folder, options.sources.split(","), options.most)
     train = thin([row for row in rows if not row.is_test], options.rows)
-    names = parameters(rows)
+    names = parameters(train)
     values = fit(train, names)
     for name in names:
         print(f"{name[0]:24s} {name[1]:26s} {start(rows, name):.4g} -> {values[name]:.4g}")

@@ -83,6 +83,8 @@ class Tensor:
     """Split norms, dropouts and residuals along the sequence: all-gather and reduce-scatter for each all-reduce."""
     sequence_first: bool = False
     """Activations are (sequence, batch, ...), as Megatron's: parts of the sequence are gathered without a copy."""
+    keep_gathered: bool = False
+    """Gathered sequences are kept for the backward pass (DTensor), instead of gathered again (Megatron)."""
     loss_parallel: bool = False
     """Cross entropy over logits split along the vocabulary, never gathered (Megatron; torch's `loss_parallel`)."""
 
@@ -138,8 +140,9 @@ class Kernels:
     """How ops become kernels."""
 
     fusion: str = "none"
-    """`none`: one op, one kernel; `pointwise`: neighbours without a matrix product are one kernel (torch.compile, or a
-    framework's hand-fused kernels); `blocks`: so within each block only (torchtitan compiles block by block)."""
+    """`none`: one op, one kernel; `pointwise`: neighbours without a matrix product are one kernel (torch.compile);
+    `blocks`: so within each block only (torchtitan compiles block by block); `hand`: as Megatron's own kernels, which
+    leave norms, and dropouts beside a softmax, alone."""
     fused_update: bool = False
     """The optimizer's update is one kernel without temporaries: `AdamW(fused=True)`."""
     graphs: bool = False
@@ -172,7 +175,7 @@ _CHOICES = {
     ("remat", "policy"): ("none", "full", "every", "selective", "attention"),
     ("sharding", "strategy"): ("none", "ddp", "zero1", "zero2", "zero3"),
     ("pipeline", "schedule"): ("1f1b", "gpipe", "interleaved"),
-    ("kernels", "fusion"): ("none", "blocks", "pointwise"),
+    ("kernels", "fusion"): ("none", "hand", "blocks", "pointwise"),
 }
 _DTYPES = ("float32", "float16", "bfloat16", None)
 

@@ -24,6 +24,8 @@ from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.trace import Lane, Phase
 
 Index = npt.NDArray[np.intp]
+_IN_PARTS = ("all_gather", "reduce_scatter")
+"""Messages along the sequence: where it is no first dimension, torch copies the parts together, or apart."""
 SHARES = ("compute", "memory", "communication", "bubble", "host")
 """What bounds a step."""
 
@@ -133,6 +135,8 @@ def _priced(chunk: Chunk, step: LocalStep, model: TimeModel) -> _Priced:
     seconds = np.nan_to_num(op_seconds(chunk.work, device, model), nan=0.0)
     for m in chunk.messages:
         seconds[m.index] = collective_seconds(m.kind, m.nbytes, m.group, step.cluster, model)
+        if m.axis == "tp" and m.kind in _IN_PARTS and not step.plan.tensor.sequence_first:
+            seconds[m.index] += 2 * m.nbytes / (model.stream * device.memory_bytes_per_s)
     for i, op in enumerate(chunk.trace.ops):
         if op.lane in (Lane.TO_HOST, Lane.TO_DEVICE):
             seconds[i] = op.moved_bytes / link.bytes_per_s + link.latency_seconds

@@ -22,7 +22,7 @@ its ops cost the host nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -41,7 +41,7 @@ _FUSIBLE = frozenset({OpClass.STREAM, OpClass.EAGER, OpClass.NORM, OpClass.SOFTM
 def apply(trace: Trace, plan: Plan, cluster: object = None) -> Trace:  # noqa: ARG001  (all passes take the same)
     """`trace` with the kernels that `plan.kernels` names; the same object if it names nothing."""
     if plan.kernels.fusion != "none":
-        trace = _fused(trace, whole=plan.kernels.fusion == "pointwise")
+        trace = _fused(trace, plan.kernels.fusion)
     if plan.kernels.fused_update:
         trace = fuse_update(trace)
     if plan.kernels.graphs:
@@ -49,8 +49,9 @@ def apply(trace: Trace, plan: Plan, cluster: object = None) -> Trace:  # noqa: A
     return trace
 
 
-def _fused(trace: Trace, *, whole: bool) -> Trace:
-    groups = _groups(trace.ops, trace.storages, [()] * len(trace.ops) if whole else _blocks(trace))
+def _fused(trace: Trace, fusion: str) -> Trace:
+    regions = _blocks(trace) if fusion == "blocks" else [()] * len(trace.ops)
+    groups = _groups(trace.ops, trace.storages, regions, _stands_apart if fusion == "hand" else lambda *_: False)
     readers: dict[int, set[int]] = {}
     for number, group in enumerate(groups):
         for op in group:
@@ -80,7 +81,19 @@ def _blocks(trace: Trace) -> list[Path | None]:
     return [of[op.module] for op in trace.ops]
 
 
-def _groups(ops: Sequence[Op], storages: Mapping[int, Storage], regions: Sequence[Path | None]) -> list[list[Op]]:
+def _stands_apart(op: Op, group: Sequence[Op]) -> bool:
+    """Whether Megatron has a kernel of its own for `op`: a norm has, and a softmax takes only scale and mask along."""
+    both = (op, *group)
+    kinds = {kind_of(other.name) for other in both}
+    return OpClass.NORM in kinds or (OpClass.SOFTMAX in kinds and any("dropout" in other.name for other in both))
+
+
+def _groups(
+    ops: Sequence[Op],
+    storages: Mapping[int, Storage],
+    regions: Sequence[Path | None],
+    stands_apart: Callable[[Op, Sequence[Op]], bool],
+) -> list[list[Op]]:
     """Runs of ops that one kernel carries out, in order: of one region, None being no place for them."""
     groups: list[list[Op]] = []
     touched: set[int] = set()
@@ -88,7 +101,8 @@ def _groups(ops: Sequence[Op], storages: Mapping[int, Storage], regions: Sequenc
     for op, region in zip(ops, regions, strict=True):
         joins = region is not None and _is_fusible(op, storages)
         own = {*op.reads, *op.writes}
-        if joins and touched and last == (op.phase, region) and not own.isdisjoint(touched):
+        follows = bool(touched) and last == (op.phase, region) and not own.isdisjoint(touched)
+        if joins and follows and not stands_apart(op, groups[-1]):
             groups[-1].append(op)
             touched |= own
         else:

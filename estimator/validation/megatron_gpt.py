@@ -64,11 +64,11 @@ def megatron_gpt(run: Run, node: str, *, seconds: float | None) -> Case:
             ),
         ),
         precision=p.Precision(param="float32"),
-        tensor=p.Tensor(sequence_parallel=run.sequence_parallel, loss_parallel=run.tp > 1),
+        tensor=p.Tensor(sequence_parallel=run.sequence_parallel, sequence_first=True, loss_parallel=run.tp > 1),
         remat=p.Remat(policy=run.recompute, early_stop=False),
         sharding=p.Sharding(strategy="ddp" if run.dp > 1 else "none", overlap=False),
         pipeline=p.Pipeline(schedule="interleaved" if run.chunks > 1 else "1f1b", chunks=run.chunks),
-        kernels=p.Kernels(fusion="pointwise"),
+        kernels=p.Kernels(fusion="hand"),
     )
     return Case(
         target=GPT, target_args=args, batch=run.micro_batch, seq=run.seq,
