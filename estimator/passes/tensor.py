@@ -11,6 +11,7 @@ split, and how, is *assumed* from the data flow (`tensor_layout`).
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
@@ -71,6 +72,7 @@ class _Splitter:
 
     def __init__(self, trace: Trace, layout: Layout, plan: Plan) -> None:
         self.trace, self.layout, self.tp = trace, layout, plan.mesh.tp
+        self.keeps = plan.tensor.keep_gathered
         self.sequence, self.loss = plan.tensor.sequence_parallel, plan.tensor.loss_parallel
         self.draft = Draft(trace)
         self.known = lives(trace.ops)
@@ -226,21 +228,33 @@ class _Splitter:
         groups: dict[tuple[int, int, Phase], list[int]] = {}
         for k, i in sorted(self.layout.whole_for):
             if i in self.split:
-                groups.setdefault((i, self._written(i, k), self.trace.ops[k].phase), []).append(k)
-        for (i, _, phase), readers in groups.items():
+                phase = Phase.FORWARD if self.keeps else self.trace.ops[k].phase
+                groups.setdefault((i, self._written(i, k), phase), []).append(k)
+        for (i, _, _), readers in groups.items():
             first, last = readers[0], readers[-1]
             whole, nbytes = self._temporary(i), self.trace.storages[i].nbytes
             for k in readers:
                 op = self.draft.ops[k]
                 self.draft.ops[k] = op_like(op, reads=tuple(whole if r == i else r for r in op.reads))
             self.draft.free(last, whole)
+            if self.keeps:
+                self._part_ends(i, first, readers)
             # a gather for a matrix's gradient runs beside the product before it
-            early = phase is Phase.BACKWARD and first and self.trace.ops[first - 1].name in PRODUCTS
+            early = (
+                self.trace.ops[first].phase is Phase.BACKWARD and first and self.trace.ops[first - 1].name in PRODUCTS
+            )
             at = first - 1 if early and i not in self.trace.ops[first - 1].writes else first
             gather = self._comm(
                 "all_gather", nbytes, first, reads=(i,), writes=(whole,), events=(Event(nbytes, 0, whole),)
             )
             self.draft.before.setdefault(at, []).append(gather)
+
+    def _part_ends(self, i: int, first: int, readers: Sequence[int]) -> None:
+        """Nothing but gathers needs the part, and the whole is kept: it goes when it is gathered."""
+        life = self.known[i]
+        if i not in self.draft.pinned and life.freed > first and not any(k > first for k in {*life.uses} - {*readers}):
+            self.draft.unfree(life.freed, i)
+            self.draft.free(first, i)
 
     def _written(self, i: int, k: int) -> int:
         """The last op before `k` that writes it, -1 if none does."""
@@ -258,6 +272,8 @@ class _Splitter:
             return
         for k, states in enumerate(self.layout.state):
             op = self.trace.ops[k]
+            if SPLIT in states.values() and "_log_softmax" in op.name:
+                self._exponentials(k)
             if op.phase is Phase.FORWARD and SPLIT in states.values() and "_log_softmax" in op.name:
                 logits = self.trace.storages[op.writes[0]]
                 rows = logits.nbytes // 4 // max(1, logits.shape[-1] if logits.shape else 1)
@@ -265,6 +281,15 @@ class _Splitter:
                 self.draft.after.setdefault(k, []).append(
                     self._comm("all_reduce", sums, k, reads=(op.writes[0],), writes=(op.writes[0],))
                 )
+
+    def _exponentials(self, k: int) -> None:
+        """Without a fused kernel for a part of the vocabulary, exponentials are a tensor, in both passes."""
+        op = self.draft.ops[k]
+        at = next((at for at, e in enumerate(op.events, 1) if e.nbytes > 0 and e.storage >= 0), 0)
+        if at:
+            nbytes, own = op.events[at - 1].nbytes, min(0, *(e.storage for e in op.events)) - 1
+            pair = (Event(nbytes, 0, own), Event(-nbytes, 0, own))
+            self.draft.ops[k] = op_like(op, events=(*op.events[:at], *pair, *op.events[at:]))
 
     def _gather_logits(self, k: int, out: int) -> None:
         whole = self.trace.storages[out]

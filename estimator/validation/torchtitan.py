@@ -81,7 +81,7 @@ def _plan(row: Mapping[str, str]) -> p.Plan:
         mesh=p.Mesh(dp_replicate=replicas, dp_shard=shard, tp=tp),
         batch=p.Batch(micro_batch=batch, accumulation=accumulation, keep_output=day < _DROPS),
         precision=p.Precision(param="float32", grad="float32", reduce="float32"),
-        tensor=p.Tensor(sequence_parallel=tp > 1, loss_parallel=tp > 1),
+        tensor=p.Tensor(sequence_parallel=tp > 1, keep_gathered=tp > 1, loss_parallel=tp > 1),
         remat=p.Remat(policy=_RECOMPUTE[row["activation_ckpt"]]),
         sharding=p.Sharding(
             strategy="zero3" if shard > 1 else "ddp" if replicas > 1 else "none",
