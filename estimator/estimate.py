@@ -111,7 +111,7 @@ def price(
     micro = plan.batch.accumulation * plan.mesh.data_ranks
     samples = int(recorded.batch.get("batch_size", 1)) * micro
     length = recorded.batch.get("seq_len")
-    flops = sum(op.flops for op in recorded.ops) * micro
+    flops = step.model_flops * micro
     peak = _peak_rate(step)
     gpus = plan.mesh.world_size
     stage = _worst_stage(step, settings) if memory else None

@@ -24,7 +24,7 @@ from dnnmem.estimator.collectives import Group, group_of
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Plan, check
-from dnnmem.estimator.repeat import repeat
+from dnnmem.estimator.repeat import repeated_flops
 from dnnmem.estimator.trace import Lane, Op, Phase, Trace
 from dnnmem.estimator.work import Work, work_of
 
@@ -80,11 +80,13 @@ class LocalStep:
     cluster: Cluster
     """The machine."""
     recorded: Trace
-    """The step as recorded: its flops are the model's."""
+    """The step as recorded."""
+    model_flops: int
+    """Of a micro-batch of the whole model, recomputation left out."""
     local: Trace
     """The step of a rank; of the first chunk, where there are several."""
     chunks: tuple[Chunk, ...]
-    """In the order of the model."""
+    """In the order of the model; those that do the same may be one object."""
 
 
 def local_step(trace: Trace, plan: Plan, cluster: Cluster, layers: int | None = None) -> LocalStep:
@@ -96,9 +98,10 @@ def local_step(trace: Trace, plan: Plan, cluster: Cluster, layers: int | None = 
     check(plan)
     _check_fits(plan, cluster)
     parts = rewrite(trace, plan, cluster, layers)
-    chunks = tuple(_chunk(part, plan, cluster) for part in parts)
-    recorded = trace if layers is None else repeat(trace, layers)
-    return LocalStep(plan=plan, cluster=cluster, recorded=recorded, local=parts[0], chunks=chunks)
+    done = {id(part): _chunk(part, plan, cluster) for part in {id(part): part for part in parts}.values()}
+    flops = sum(op.flops for op in trace.ops) if layers is None else repeated_flops(trace, layers)
+    chunks = tuple(done[id(part)] for part in parts)
+    return LocalStep(plan=plan, cluster=cluster, recorded=trace, model_flops=flops, local=parts[0], chunks=chunks)
 
 
 def _check_fits(plan: Plan, cluster: Cluster) -> None:

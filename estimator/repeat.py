@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import count as counting
 
 from dnnmem.estimator.block_chain import Chain, Names, Place
-from dnnmem.estimator.block_list import blocks_of_ops, main_list
+from dnnmem.estimator.block_list import BlockList, blocks_of_ops, main_list
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.trace import Event, Op, Phase, Storage, Trace
@@ -43,7 +43,7 @@ def repeat(trace: Trace, count: int) -> Trace:
         )
     if count == blocks.count:
         return trace
-    chain = Chain(blocks=blocks, pattern=0 if blocks.count == 2 else 1, copies=count - blocks.count)
+    chain = Chain(blocks=blocks, pattern=_pattern(blocks), copies=count - blocks.count)
     owners = _owners(trace, chain)
     names = Names(fresh=counting(max(trace.storages, default=0) + 1))
     ops = tuple(_ops(trace.ops, owners, chain, names, trace.storages))
@@ -58,13 +58,33 @@ def repeat(trace: Trace, count: int) -> Trace:
         setup = tuple(Event(storages[i].nbytes, 0, i) for i in sorted(pinned) if storages[i].nbytes)
     spread = chain.spread([blocks.index(m.path) for m in trace.modules])
     modules = tuple(replace(m, path=chain.rename(m.path, n)) for m, n in ((trace.modules[i], n) for i, n in spread))
-    note = (
-        f"{'.'.join(blocks.root)} has {count} blocks: {blocks.count} were recorded, block {chain.pattern} is repeated."
-    )
-    origin = replace(trace.origin, notes=(*trace.origin.notes, note))
+    origin = replace(trace.origin, notes=(*trace.origin.notes, note_of(blocks, count)))
     return replace(
         trace, ops=ops, storages=storages, setup=setup, pinned=frozenset(pinned), modules=modules, origin=origin
     )
+
+
+def note_of(blocks: BlockList, count: int) -> str:
+    """What a trace says that has `count` of these blocks."""
+    return (
+        f"{'.'.join(blocks.root)} has {count} blocks: {blocks.count} were recorded, block {_pattern(blocks)} is "
+        "repeated."
+    )
+
+
+def repeated_flops(trace: Trace, count: int) -> int:
+    """Flops of the step that `repeat` makes, `trace` having equal blocks."""
+    flops, blocks = sum(op.flops for op in trace.ops), main_list(trace)
+    if blocks is None:
+        return flops
+    owners = blocks_of_ops(trace.ops, blocks)
+    each = sum(op.flops for op, owner in zip(trace.ops, owners, strict=True) if owner == _pattern(blocks))
+    return flops + (count - blocks.count) * each
+
+
+def _pattern(blocks: BlockList) -> int:
+    """The block that is like those after it: the second, or the first of two."""
+    return 0 if blocks.count == 2 else 1
 
 
 def _owners(trace: Trace, chain: Chain) -> list[Place]:

@@ -27,6 +27,8 @@ _BEYOND = 2
 """Micro-batches that are played after those that a rank holds at once."""
 _CLOSE = 0.9
 """Share of the largest peak of requested bytes from which a rank may be the one that reserves most."""
+_OF_A_CHUNK = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER, Kind.COMM})
+"""Kinds that each chunk has for itself, even where chunks of a rank are one trace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,7 @@ class _Writer:
             for i in (*order, *sorted(chunk.pinned - order.keys())):
                 storage = chunk.storages[i]
                 known = seen.get(i)
-                if known is not None and known[0] == storage and storage.kind is not Kind.COMM:
+                if known is not None and known[0] == storage and storage.kind not in _OF_A_CHUNK:
                     new[i] = known[1]
                     continue
                 new[i] = self._enter(storage)

@@ -60,7 +60,8 @@ class LayerTime:
 
 def time_step(step: LocalStep, model: TimeModel) -> StepTime:
     """Time a prepared step by the rates of `model`."""
-    priced = [_priced(chunk, step, model) for chunk in step.chunks]
+    done = {id(chunk): _priced(chunk, step, model) for chunk in {id(chunk): chunk for chunk in step.chunks}.values()}
+    priced = [done[id(chunk)] for chunk in step.chunks]
     timed = _pipelined(step, priced, model) if step.plan.mesh.pp > 1 else _alone(step, priced[0])
     shares = dict(timed.breakdown)
     shares["host"] += model.iteration_seconds

@@ -34,17 +34,16 @@ def rewrite(trace: Trace, plan: Plan, cluster: Cluster | None = None, layers: in
     """The traces of one rank under `plan`: one, or one for each chunk of a pipeline, in the order of the model.
 
     With `layers` the model has as many blocks as that: what is done to every block alike is done to the few of the
-    record, and then repeated. A chunk's gradients stay, and are sent, within it, so that batch and sharding come after
-    the split. Raises what the passes and `repeat` raise.
+    record, and then repeated; chunks that do the same are one trace. A chunk's gradients stay, and are sent, within
+    it, so that batch and sharding come after the split. Raises what the passes and `repeat` raise.
     """
     if layers is not None and plan.remat.policy == "every":
         trace, layers = repeat(trace, layers), None
     trace = trace.without_waits()
     for field in _BEFORE_SPLIT:
         trace = PASSES[field](trace, plan, cluster)
-    if layers is not None:
-        trace = repeat(trace, layers)
-    chunks = pipeline.split(trace, plan)
+    chunks = pipeline.split(trace, plan) if layers is None else pipeline.split_repeated(trace, plan, layers)
+    done = {id(chunk): chunk for chunk in chunks}
     for field in _AFTER_SPLIT:
-        chunks = [PASSES[field](chunk, plan, cluster) for chunk in chunks]
-    return chunks
+        done = {key: PASSES[field](chunk, plan, cluster) for key, chunk in done.items()}
+    return [done[id(chunk)] for chunk in chunks]

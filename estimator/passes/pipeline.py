@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.block_list import Path, blocks_of_ops, main_list
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Life, lives
+from dnnmem.estimator.repeat import note_of, repeat
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
@@ -64,6 +65,23 @@ def split(trace: Trace, plan: Plan) -> list[Trace]:
             block = blocks.index(s.module)
             stages.used.setdefault(i, set()).add(0 if block is None else of_block[block])
     return [_chunk(stages, c) for c in range(count)]
+
+
+def split_repeated(trace: Trace, plan: Plan, layers: int) -> list[Trace]:
+    """The chunks of a model of `layers` blocks, of which `trace` has a few.
+
+    Where all chunks have as many blocks, those between the first and the last do the same: they are one trace, with the
+    module names of the earliest. Raises what `split` and `repeat` raise.
+    """
+    count = plan.mesh.pp * plan.pipeline.chunks
+    blocks, few = main_list(trace), 3 * layers // count
+    if count <= 3 or layers % count or blocks is None or few < blocks.count:
+        return split(repeat(trace, layers), plan)
+    three = replace(plan, mesh=replace(plan.mesh, pp=3), pipeline=replace(plan.pipeline, chunks=1))
+    parts = split(repeat(trace, few), three)
+    notes = (*trace.origin.notes, *([note_of(blocks, layers)] if layers != blocks.count else []))
+    first, middle, last = (replace(part, origin=replace(part.origin, notes=notes)) for part in parts)
+    return [first, *[middle] * (count - 2), last]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -176,9 +194,7 @@ def _chunk(stages: _Stages, c: int) -> Trace:
     ops = _closed(trace, ops, pinned)
     storages = _storages(stages, ops, pinned, {i for ids in received.values() for i in ids})
     setup = tuple(Event(storages[i].nbytes, 0, i) for i in _in_order(trace, pinned) if storages[i].nbytes)
-    note = f"Chunk {c} of {stages.count} of a pipeline."
-    origin = replace(trace.origin, notes=(*trace.origin.notes, note))
-    return replace(trace, ops=tuple(ops), storages=storages, setup=setup, pinned=frozenset(pinned), origin=origin)
+    return replace(trace, ops=tuple(ops), storages=storages, setup=setup, pinned=frozenset(pinned))
 
 
 def _pinned(stages: _Stages, c: int, mine: set[int]) -> set[int]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from dnnmem.estimator.cluster import find_cluster
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Batch, Kernels, Mesh, Pipeline, Plan, Precision, Remat, Sharding, Tensor
-from dnnmem.estimator.repeat import repeat
+from dnnmem.estimator.repeat import repeat, repeated_flops
+from dnnmem.estimator.stage_memory import worst_stage
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, plain
 
 STEPS = {"gpt": {}, "llama": LLAMA, "written": WRITTEN, "bfloat16": {**LLAMA, "dtype": "bfloat16"}}
@@ -55,3 +59,39 @@ def test_blocks_are_repeated_before_or_after_the_passes(name, plan):
     assert [_used(part) for part in late] == [_used(part) for part in early]
     for part in late:
         part.check()
+
+
+def _shapes(traces):
+    """What chunks say, their modules and the names of their ops' temporaries left out."""
+    found = []
+    for trace in traces:
+        bare = {i: replace(s, module=()) for i, s in trace.storages.items()}
+        ops = tuple(
+            replace(op, module=(), events=tuple(e._replace(storage=max(e.storage, -1)) for e in op.events))
+            for op in trace.ops
+        )
+        found.append(_used(replace(trace, ops=ops, storages=bare, modules=())))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(STEPS))
+@pytest.mark.parametrize("strategy", ["none", "zero2", "zero3"])
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_chunks_between_the_first_and_the_last_are_one(name, strategy, chunks):
+    # GIVEN a plan that splits 24 blocks evenly into 4 stages, of 1 or 2 chunks
+    plan = Plan(
+        mesh=Mesh(pp=4, tp=2, dp_shard=1 if strategy == "none" else 2),
+        batch=Batch(accumulation=4),
+        remat=Remat(policy="selective"),
+        sharding=Sharding(strategy=strategy),
+        pipeline=Pipeline(schedule="interleaved", chunks=2) if chunks == 2 else Pipeline(),
+    )
+    trace = gpt(3, **STEPS[name])
+    early, late = rewrite(repeat(trace, 24), plan), rewrite(trace, plan, layers=24)
+    # THEN the chunks are those of the whole model, and the same object where they do the same
+    assert len({id(chunk) for chunk in late}) == 3
+    assert _shapes(late) == _shapes(early)
+    # AND so is what the worst stage holds, and the flops
+    device = find_cluster("h100:8").device
+    assert worst_stage(late, plan, device) == worst_stage(early, plan, device)
+    assert repeated_flops(trace, 24) == sum(op.flops for op in repeat(trace, 24).ops)
