@@ -2,8 +2,8 @@
 
 import pytest
 
-from dnnmem.estimator.devices import load_devices
 from dnnmem.estimator.context_memory import modelled_context
+from dnnmem.estimator.devices import load_devices
 
 PUBLISHED = [device for device in load_devices().values() if device.context_source and device.vendor == "nvidia"]
 

@@ -142,3 +142,16 @@ def test_what_cannot_be_is_one_error(settings, cluster, error, words):
     with pytest.raises(error) as raised:
         priced(*settings, cluster=cluster)
     assert words in raised.value.message
+
+
+def test_gathering_along_a_later_dimension_costs_a_copy():
+    settings = ("mesh.tp=2", "tensor.sequence_parallel=true")
+    copied, first = priced(*settings), priced(*settings, "tensor.sequence_first=true")
+    assert copied.classes["communication"] > first.classes["communication"]
+
+
+def test_tensor_parallel_ranks_share_what_goes_between_stages():
+    settings = ("mesh.pp=2", "mesh.tp=2", "batch.accumulation=8")
+    wide = {"batch": 64, "width": 256}
+    alone = priced(*settings, "pipeline.scatter_gather=false", cluster="hgx-a100-4nic:1", **wide)
+    assert priced(*settings, cluster="hgx-a100-4nic:1", **wide).step_seconds != alone.step_seconds

@@ -99,3 +99,19 @@ def test_nothing_asked_changes_nothing() -> None:
 def test_graphs_are_noted() -> None:
     """GIVEN a plan with CUDA graphs WHEN applied THEN the trace says so where the time model reads it."""
     assert GRAPHS in apply(norm_like(), Plan(kernels=Kernels(graphs=True))).origin.versions
+
+
+def test_hand_written_kernels_leave_norms_and_dropouts_beside_a_softmax_alone() -> None:
+    """GIVEN scale, mask, softmax, dropout, then an add and a norm WHEN fused by hand THEN as Megatron has them."""
+    names = ("mul.Tensor", "masked_fill.Scalar", "_softmax.default", "native_dropout.default", "add.Tensor")
+    chain = [*names, "native_layer_norm.default"]
+    held = {i: storage(i, 8, 16, kind=Kind.ACTIVATION) for i in range(len(chain) + 1)}
+    ops = tuple(
+        Op(name=f"aten.{name}", reads=(i,), writes=(i + 1,), events=(Event(512, 0, i + 1),), moved_bytes=1024)
+        for i, name in enumerate(chain)
+    )
+    trace = Trace(ops=ops, storages=held, pinned=frozenset({0}))
+    fused = apply(trace, Plan(kernels=Kernels(fusion="hand")))
+    assert [op.name for op in fused.ops] == [NAME, NAME, "aten.native_layer_norm.default"]
+    assert [op.moved_bytes for op in fused.ops] == [1024, 1024, 1024]
+    assert len(apply(trace, FUSED).ops) == 1
