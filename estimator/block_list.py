@@ -41,6 +41,11 @@ class BlockList:
             return None
         return int(path[depth])
 
+    def numbers(self, ops: Sequence[Op]) -> list[int | None]:
+        """The block that each op's module lies in."""
+        known = {path: self.index(path) for path in {op.module for op in ops}}
+        return [known[op.module] for op in ops]
+
     def path(self, index: int) -> Path:
         """Path of a block."""
         return (*self.root, str(index))
@@ -70,8 +75,9 @@ def main_list(trace: Trace) -> BlockList | None:
     """The list with the most flops, then ops, of those whose blocks are equal; None if there is no such list."""
     best: tuple[tuple[int, int], BlockList] | None = None
     for blocks in block_lists(trace):
-        inside = [op for op in trace.ops if blocks.index(op.module) is not None]
-        size = (sum(op.flops for op in inside), len(inside))
+        numbers = blocks.numbers(trace.ops)
+        inside = [op.flops for op, number in zip(trace.ops, numbers, strict=True) if number is not None]
+        size = (sum(inside), len(inside))
         if blocks.equal and (best is None or size > best[0]):
             best = (size, blocks)
     return best[1] if best else None
@@ -79,7 +85,7 @@ def main_list(trace: Trace) -> BlockList | None:
 
 def blocks_of_ops(ops: Sequence[Op], blocks: BlockList) -> list[int | None]:
     """The block of each op. What runs between two blocks, outside of both, belongs to the later one of the model."""
-    found = [blocks.index(op.module) for op in ops]
+    found = blocks.numbers(ops)
     last = -1
     for k, block in enumerate(found):
         if block is None:

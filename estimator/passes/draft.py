@@ -37,7 +37,7 @@ def lives(ops: Iterable[Op]) -> dict[int, Life]:
         for i in (*op.reads, *op.writes):
             life = found.get(i)
             if life is None:
-                life = found[i] = Life(uses=[k])
+                found[i] = Life(-1, -1, [k])
             elif not life.uses or life.uses[-1] != k:
                 life.uses.append(k)
         for nbytes, _, i in op.events:
@@ -99,7 +99,10 @@ class Draft:
                     break
 
     def finish(self, *notes: str) -> Trace:
-        """The trace; its set-up allocates what is pinned, in the recorded order, new storages last."""
+        """The trace; its set-up allocates what is pinned, in the recorded order, new storages last.
+
+        It leaves out the optimizer's states, which the first update makes.
+        """
         ops: list[Op] = []
         for k, op in enumerate(self.ops):
             ops += self.before.get(k, ())
@@ -107,7 +110,8 @@ class Draft:
             ops += self.after.get(k, ())
         order = dict.fromkeys(e.storage for e in self.trace.setup if e.nbytes > 0 and e.storage in self.pinned)
         order.update(dict.fromkeys(sorted(self.pinned)))
-        setup = tuple(Event(self.storages[i].nbytes, 0, i) for i in order if self.storages[i].nbytes)
+        first = (self.storages[i] for i in order if self.storages[i].kind is not Kind.OPTIMIZER)
+        setup = tuple(Event(s.nbytes, 0, s.id) for s in first if s.nbytes)
         origin = self.trace.origin
         if notes:
             origin = replace(origin, notes=(*origin.notes, *notes))

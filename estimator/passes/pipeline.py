@@ -142,8 +142,10 @@ def _untie(trace: Trace, owners: list[int]) -> tuple[Trace, list[int], dict[int,
     aliases: dict[int, dict[int, int]] = {}
     drop: set[int] = set()
     for k, op in enumerate(trace.ops):
+        if owners[k] < 0 or len(op.reads) != 2 or not op.name.startswith("aten.add."):
+            continue
         grads = [i for i in op.writes if storages[i].kind is Kind.GRAD]
-        if owners[k] < 0 or len(grads) != 1 or len(op.reads) != 2 or not op.name.startswith("aten.add."):
+        if len(grads) != 1:
             continue
         grad = grads[0]
         makers = {i: known[i].made for i in op.reads}

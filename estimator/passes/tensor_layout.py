@@ -85,21 +85,20 @@ class _Finder:
         for k, op in enumerate(self.trace.ops):
             if op.phase is Phase.STEP:
                 break
-            before = {i: self.now[i] for i in op.reads if i in self.now}
             found = self._product(k, op) if op.name in PRODUCTS else self._other(k, op)
             if isinstance(found, set):
                 return found
-            after = {i: found for i in op.writes if self.storages[i].kind is not Kind.PARAM}
-            after.update({i: state for i in after if (state := self.of_param(i)) is not None})
-            self.now.update(after)
-            self.writer.update(dict.fromkeys(after, k))
-            self.layout.state.append({**before, **{i: self.now[i] for i in op.reads if i in self.now}, **after})
+            states = {i: self.now[i] for i in op.reads if i in self.now}
+            for i in op.writes:
+                kind = self.storages[i].kind
+                if kind is not Kind.PARAM:
+                    states[i] = self.now[i] = found if kind is not Kind.GRAD else self._of_param(i)
+                    self.writer[i] = k
+            self.layout.state.append(states)
         return set()
 
-    def of_param(self, i: int) -> State | None:
-        """State of a gradient: that of its parameter. None for other storages."""
-        if self.storages[i].kind is not Kind.GRAD:
-            return None
+    def _of_param(self, i: int) -> State:
+        """State of a gradient: that of its parameter."""
         owner = self._owners().get((self.storages[i].module, self.storages[i].name.split(".")[0]))
         return SPLIT if owner in self.layout.column or owner in self.layout.row else WHOLE
 
@@ -154,8 +153,10 @@ class _Finder:
         return any(self.storages[i].shape in shapes for i in op.writes)
 
     def _other(self, k: int, op: Op) -> State | set[int]:
-        data = [i for i in op.reads if self.storages[i].kind is not Kind.PARAM]
-        params = [i for i in op.reads if self.storages[i].kind is Kind.PARAM]
+        data: list[int] = []
+        params: list[int] = []
+        for i in op.reads:
+            (params if self.storages[i].kind is Kind.PARAM else data).append(i)
         if op.name.startswith("aten.embedding."):
             return self._embedding(params, data)
         if op.name.startswith("aten.embedding_dense_backward") and self._table_of(op) in self.layout.tables:
