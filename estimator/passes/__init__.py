@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.collector import collector_paused
+from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import batch, kernels, pipeline, precision, remat, sharding, tensor
 from dnnmem.estimator.repeat import repeat
 
@@ -37,8 +39,15 @@ def rewrite(trace: Trace, plan: Plan, cluster: Cluster | None = None, layers: in
     record, and then repeated; chunks that do the same are one trace. A chunk's gradients stay, and are sent, within
     it, so that batch and sharding come after the split. Raises what the passes and `repeat` raise.
     """
-    if layers is not None and plan.remat.policy == "every":
-        trace, layers = repeat(trace, layers), None
+    if layers is not None and plan.remat.policy != "every":
+        with suppress(UnsupportedError):  # blocks may differ where they are rewritten, and not where they were recorded
+            return _rewritten(trace, plan, cluster, layers)
+    if layers is not None:
+        trace = repeat(trace, layers)
+    return _rewritten(trace, plan, cluster, None)
+
+
+def _rewritten(trace: Trace, plan: Plan, cluster: Cluster | None, layers: int | None) -> list[Trace]:
     trace = trace.without_waits()
     for field in _BEFORE_SPLIT:
         trace = PASSES[field](trace, plan, cluster)
