@@ -1,7 +1,7 @@
 """Megatron's GPT of 2022, as several tables ran it.
 
-Scores are written out, there is dropout, neighbours are fused by hand; fp16 with fp32 master weights; gradients are
-all-reduced after the last backward pass; the cross entropy is split along the vocabulary.
+Scores are written out, there is dropout, neighbours are fused by hand, and so is Adam (apex); fp16 with fp32 master
+weights; gradients are all-reduced after the last backward pass; the cross entropy is split along the vocabulary.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def megatron_gpt(run: Run, node: str, *, seconds: float | None) -> Case:
         remat=p.Remat(policy=run.recompute, early_stop=False),
         sharding=p.Sharding(strategy="ddp" if run.dp > 1 else "none", overlap=False),
         pipeline=p.Pipeline(schedule="interleaved" if run.chunks > 1 else "1f1b", chunks=run.chunks),
-        kernels=p.Kernels(fusion="hand"),
+        kernels=p.Kernels(fusion="hand", fused_update=True),
     )
     return Case(
         target=GPT, target_args=args, batch=run.micro_batch, seq=run.seq,
