@@ -14,7 +14,7 @@ the first ones leave behind. `fragmentation_bytes` is what is reserved and in no
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -28,10 +28,14 @@ from dnnmem.estimator.allocator_versions import AllocatorRules, rules_of
 from dnnmem.estimator.errors import TraceError
 from dnnmem.estimator.out_of_memory import OutOfMemoryError
 from dnnmem.estimator.timeline import Timeline
-from dnnmem.estimator.trace import Event, Trace
+from dnnmem.estimator.trace import Event, Kind, Phase, Storage, Trace
 
 if TYPE_CHECKING:
     from dnnmem.estimator.device import Device
+
+
+FIRST_STEP = frozenset({Kind.OPTIMIZER, Kind.TEMP})
+"""What the first step makes and leaves alive: states of the optimizer, workspaces of libraries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +85,13 @@ def replay_trace(
     """Play the set-up of `trace`, then its step `steps` times; the peaks are those of the last step.
 
     Pinned storages that the set-up does not allocate (a trace that a pass has made may have none) are allocated after
-    it, in the order of their ids. Raises `TraceError` as `replay` does.
+    it, in the order of their ids; `FIRST_STEP` within the first step. Raises `TraceError` as `replay` does.
     """
     allocator = CachingAllocator(settings, capacity_bytes, rules=_rules(trace))
     step = [event for _, event in trace.events()]
     try:
         player = _started(allocator, trace)
-        for _ in range(steps):
+        for _ in range(max(1, steps - player.steps)):
             allocator.reset_peak()
             player.play(step)
     except OutOfMemoryError as error:
@@ -125,7 +129,7 @@ def replay_curve(trace: Trace, settings: AllocatorSettings | None = None, steps:
     allocator = CachingAllocator(settings, rules=_rules(trace))
     player = _started(allocator, trace)
     step = [event for _, event in trace.events()]
-    for _ in range(steps - 1):
+    for _ in range(steps - 1 - player.steps):
         player.play(step)
     stats = allocator.stats
     allocated, reserved = [stats.allocated_bytes], [stats.reserved_bytes]
@@ -157,6 +161,8 @@ class _Player:
     """Of the live storages, by id."""
     waiting: dict[int, deque[int]] = field(default_factory=lambda: defaultdict(deque))
     """Addresses that do not serve again yet, by storage, oldest first."""
+    steps: int = 0
+    """Steps that have been played before the first one was asked for."""
 
     def play(self, events: Iterable[Event]) -> None:
         """Serve `events`."""
@@ -182,13 +188,38 @@ class _Player:
 
 
 def _started(allocator: CachingAllocator, trace: Trace) -> _Player:
-    """With what lives before the first step."""
+    """With what lives before the first step, or after it, if its update has to make the optimizer's states."""
     late = frozenset(e.storage for e in chain(trace.setup, *(op.events for op in trace.ops)) if not e.nbytes)
     player = _Player(allocator=allocator, late=late)
     player.play(trace.setup)
-    missing = sorted(trace.pinned - player.addresses.keys())
-    player.play(Event(trace.storages[i].nbytes, 0, i) for i in missing if trace.storages[i].nbytes)
+    missing = [trace.storages[i] for i in sorted(trace.pinned - player.addresses.keys()) if trace.storages[i].nbytes]
+    late = [s for s in missing if s.kind in FIRST_STEP]
+    player.play(Event(s.nbytes, 0, s.id) for s in missing if s.kind not in FIRST_STEP)
+    if late:
+        player.play(_first_step(trace, late))
+        player.steps = 1
     return player
+
+
+def _first_step(trace: Trace, late: list[Storage]) -> Iterator[Event]:
+    """Events of a step that also makes the states, before its update, and workspaces, in the first products of a pass.
+
+    The backward pass runs on a thread of its own, with a workspace of its own.
+    """
+    states = [s for s in late if s.kind is Kind.OPTIMIZER]
+    spaces: dict[Phase, list[Storage]] = {phase: [] for phase in Phase}
+    for n, s in enumerate(s for s in late if s.kind is not Kind.OPTIMIZER):
+        spaces[Phase.BACKWARD if n % 2 else Phase.FORWARD].append(s)
+    for op in trace.ops:
+        if op.phase is Phase.STEP and states:
+            yield from (Event(s.nbytes, 0, s.id) for s in states)
+            states = []
+        yield from op.events
+        if op.flops and spaces[op.phase]:
+            s = spaces[op.phase].pop(0)
+            yield Event(s.nbytes, 0, s.id)
+    left = [*states, *(s for some in spaces.values() for s in some)]
+    yield from (Event(s.nbytes, 0, s.id) for s in left)
 
 
 def _result(allocator: CachingAllocator, error: OutOfMemoryError | None = None) -> ReplayResult:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from dnnmem.estimator.replay import FIRST_STEP
 from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
@@ -101,7 +102,7 @@ class Draft:
     def finish(self, *notes: str) -> Trace:
         """The trace; its set-up allocates what is pinned, in the recorded order, new storages last.
 
-        It leaves out the optimizer's states, which the first update makes.
+        It leaves out what the first step makes: the optimizer's states, and workspaces.
         """
         ops: list[Op] = []
         for k, op in enumerate(self.ops):
@@ -110,7 +111,7 @@ class Draft:
             ops += self.after.get(k, ())
         order = dict.fromkeys(e.storage for e in self.trace.setup if e.nbytes > 0 and e.storage in self.pinned)
         order.update(dict.fromkeys(sorted(self.pinned)))
-        first = (self.storages[i] for i in order if self.storages[i].kind is not Kind.OPTIMIZER)
+        first = (self.storages[i] for i in order if self.storages[i].kind not in FIRST_STEP)
         setup = tuple(Event(s.nbytes, 0, s.id) for s in first if s.nbytes)
         origin = self.trace.origin
         if notes:
