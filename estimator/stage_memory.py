@@ -87,7 +87,7 @@ def rank_step(chunks: Sequence[Trace], steps: Sequence[Step]) -> Trace:
     writer = _Writer(chunks)
     ops = [writer.op(step) for step in steps]
     ops += writer.update()
-    setup = tuple(Event(writer.storages[i].nbytes, 0, i) for i in writer.pinned if writer.storages[i].nbytes)
+    setup = tuple(Event(writer.storages[i].nbytes, 0, i) for i in writer.early if writer.storages[i].nbytes)
     first = chunks[0]
     note = f"At most {in_flight(tuple(steps))} micro-batches of its chunks are held at once."
     origin = replace(first.origin, notes=(*first.origin.notes, note))
@@ -107,7 +107,8 @@ class _Writer:
     def __init__(self, chunks: Sequence[Trace]) -> None:
         self.chunks = chunks
         self.storages: dict[int, Storage] = {}
-        self.pinned: dict[int, None] = {}
+        self.pinned: set[int] = set()
+        self.early: list[int] = []
         self.alive: set[int] = set()
         self.kept = self._kept()
         self.own: dict[tuple[int, int], dict[int, int]] = {}
@@ -132,7 +133,9 @@ class _Writer:
                     continue
                 new[i] = self._enter(storage)
                 seen[i] = storage, new[i]
-                self.pinned[new[i]] = None
+                self.pinned.add(new[i])
+                if i in order:  # what the set-up leaves out is made by the first step
+                    self.early.append(new[i])
                 if storage.nbytes:
                     self.alive.add(new[i])
             found.append(new)

@@ -41,11 +41,12 @@ PLANS = {
 
 
 def _used(trace):
-    """All that a trace says of storages that are used."""
+    """All that a trace says of storages that are used; those that are only pinned in any order."""
     setup, ops, storages, pinned, modules = plain(trace)
-    used = {i for op in ops for i in (*op[4], *op[5], *(e[2] for e in op[6]))} | pinned
+    used = {i for op in ops for i in (*op[4], *op[5], *(e[2] for e in op[6]))} | {e[2] for e in setup}
     moved = [(op.moved_bytes, op.seconds) for op in trace.ops]
-    return setup, ops, {i: s for i, s in storages.items() if i in used}, pinned, modules, moved
+    resting = sorted(repr(storages[i]) for i in pinned - used)
+    return setup, ops, {i: s for i, s in storages.items() if i in used}, pinned & used, resting, modules, moved
 
 
 @pytest.mark.parametrize("name", sorted(STEPS))
@@ -74,7 +75,7 @@ def _shapes(traces):
     return found
 
 
-@pytest.mark.parametrize("name", sorted(STEPS))
+@pytest.mark.parametrize("name", ["gpt", "bfloat16"])
 @pytest.mark.parametrize("strategy", ["none", "zero2", "zero3"])
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_chunks_between_the_first_and_the_last_are_one(name, strategy, chunks):
