@@ -83,10 +83,10 @@ def cudnn_backward(_gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> Needs:
 
 
 def efficient_forward(_gpu: Gpu, args: Any, _kwargs: Any, out: Any) -> Needs:
-    """Half precision with wide heads adds up its output in float32."""
+    """Half precision with wide heads adds up its output in float32; the random state is made first."""
     query, value = args[0], args[2]
     wide = value.shape[-1] > 128 and query.element_size() == 2
-    return Needs(during=[(out[0].numel() * _FLOAT,)]) if wide else Needs()
+    return Needs(order=(2, 3, 0, 1), during=[(out[0].numel() * _FLOAT,)] if wide else ())
 
 
 def efficient_backward(_gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> Needs:
