@@ -57,8 +57,9 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         )
     draft, known = Draft(trace), lives(trace.ops)
     later: dict[int, int] = {}
+    cached = plan.kernels.fusion == "none"  # a compiler keeps only what is used
     for region in regions:
-        _recompute(draft, region, known, later, early_stop=plan.remat.early_stop)
+        _recompute(draft, region, known, later, early_stop=plan.remat.early_stop, cached=cached)
     for i, k in later.items():
         draft.unfree(known[i].freed, i)
         draft.free(k, i)
@@ -114,9 +115,12 @@ def _attentions(ops: Sequence[Op], forward: Sequence[int]) -> list[list[int]]:
 
 
 def _recompute(
-    draft: Draft, region: _Region, known: dict[int, Life], later: dict[int, int], *, early_stop: bool
+    draft: Draft, region: _Region, known: dict[int, Life], later: dict[int, int], *, early_stop: bool, cached: bool
 ) -> None:
-    """Enter one region. `later` gathers what must live longer than recorded, each with the op that frees it then."""
+    """Enter one region. `later` gathers what must live longer than recorded, each with the op that frees it then.
+
+    With `cached` the outputs of all kept ops wait for the recomputation, also those that nothing reads there.
+    """
     ops = draft.trace.ops
     inside, backward = set(region.forward), set(region.backward)
     end = region.forward[-1]
@@ -145,9 +149,22 @@ def _recompute(
         draft.storages[i] = storage_like(draft.storages[i], kind=Kind.TEMP, saved=False)
         _free_before_sum(draft, known[i].freed, new[i])
     needed = {i: None for k in again for i in ops[k].reads if i not in new and i not in draft.trace.pinned}
-    for i in {**needed, **kept}:
-        if 0 <= known[i].freed < finish and (i in kept or known[i].freed < start):
+    for i in {**needed, **(kept if cached else {})}:
+        if 0 <= known[i].freed < start and not (
+            i in kept and i in needed and _free_after_clone(draft, i, known, start)
+        ):
             later[i] = max(later.get(i, -1), finish)
+
+
+def _free_after_clone(draft: Draft, i: int, known: dict[int, Life], start: int) -> bool:
+    """Free what was kept with the last op that reads it again; False if none of those before op `start` does."""
+    clones = draft.before[start]
+    at = next((at for at in range(len(clones) - 1, -1, -1) if i in clones[at].reads), -1)
+    if at >= 0:
+        draft.unfree(known[i].freed, i)
+        event = Event(-draft.storages[i].nbytes, 0, i)
+        clones[at] = op_like(clones[at], events=(*clones[at].events, event))
+    return at >= 0
 
 
 def _free_before_sum(draft: Draft, freed: int, storage: int) -> None:

@@ -36,6 +36,8 @@ _NOTES = {
     "#1344": "the peak is disputed in an issue of the project",
 }
 """What a note says, and why that cannot be predicted."""
+_TRACED = ("SimpleFSDP", "compiler_toolkit", "graph_trainer")
+"""Ways of torchtitan's experiments to run a model."""
 
 _EXPANDABLE, _DROPS, _FUSED, _SPLIT, _LOSS = "2024-10-22", "2024-06-12", "2025-02-24", "2025-07-28", "2025-04-02"
 """Days of commits (a5e57e4a9, e29b6b4d4, 6e4988550, 83e694105, bbb1b616e): run_train.sh asks for expandable segments;
@@ -98,8 +100,8 @@ def _plan(row: Mapping[str, str]) -> p.Plan:
 
 
 def _day(row: Mapping[str, str]) -> str:
-    """`2025-02-05`, or as much of it as is known; late if nothing is."""
-    found = re.search(r"(20\d\d)-?(\d\d)(?:-?(\d\d))?", row.get("version", ""))
+    """`2025-02-05`, or as much of it as is known; late if nothing is. torch was called 2.7.0a0 until March 2025."""
+    found = re.search(r"(20\d\d)-?(\d\d)(?:-?(\d\d))?", row.get("version", "").replace("2.7.0a0", "2025-03"))
     return "-".join(part for part in found.groups() if part) if found else "9999"
 
 
@@ -113,6 +115,7 @@ def _seconds(row: Mapping[str, str]) -> float | None:
 def _reasons(row: Mapping[str, str], gpu: str) -> Iterator[str]:
     """Why a row cannot be predicted."""
     said, note = row.get("activation_ckpt", ""), row.get("note", "")
+    way = " ".join((note, row.get("version", ""), row.get("torch_compile", "")))
     float8 = row.get("float8", "").strip()
     if not row.get("model", "").startswith(_DENSE):
         yield f"{row.get('model')}: mixtures of experts are not predicted yet"
@@ -121,6 +124,8 @@ def _reasons(row: Mapping[str, str], gpu: str) -> Iterator[str]:
         yield f"{kind} is not predicted yet"
     if number(row, "cp") != 1 or number(row, "pp") != 1 or number(row, "ep") != 1:
         yield "context and expert parallelism, and its pipelines, are not predicted yet"
+    if any(mark in way for mark in _TRACED):
+        yield "FSDP as ops of one traced graph (SimpleFSDP), which a compiler places, is not predicted"
     if not gpu:
         yield f"no packaged NVIDIA GPU is {row.get('gpu')!r}"
     if said not in _RECOMPUTE:

@@ -14,7 +14,7 @@ from dnnmem.estimator.validation.sources import cases
 
 USABLE = {
     "vtrain_single": 680, "vtrain_multi": 68, "megatron_selective_recompute_2022": 8, "llmfoundry_mpt_throughput": 105,
-    "torchtitan_llama_moe_curated": 40, "internevo_a100_a800": 20, "fms_megatron_throughput": 1,
+    "torchtitan_llama_moe_curated": 34, "internevo_a100_a800": 20, "fms_megatron_throughput": 1,
     "torchao_torchtune_curated": 2, "xmem_sample": 5, "torchgpipe": 0, "litgpt_resource": 0,
 }  # fmt: skip
 
