@@ -82,7 +82,7 @@ def _candidates(chunks: Sequence[Trace], ranks: int) -> list[int]:
 def rank_step(chunks: Sequence[Trace], steps: Sequence[Step]) -> Trace:
     """The step of a rank that holds `chunks`: an op for each of the schedule's `steps`, then the update.
 
-    Its ops carry events only: it is made to be played, not to be timed.
+    Its ops carry events and flops: it is made to be played, not to be timed.
     """
     writer = _Writer(chunks)
     ops = [writer.op(step) for step in steps]
@@ -150,7 +150,8 @@ class _Writer:
         """One forward or backward of a chunk."""
         phase = Phase.FORWARD if step.phase == "F" else Phase.BACKWARD
         events = self._renamed(self.events[step.chunk][phase], step.chunk, step.microbatch)
-        return Op(name=f"dnnmem.{phase.value}.{step.microbatch}", phase=phase, events=tuple(events))
+        flops = sum(op.flops for op in self.chunks[step.chunk].ops if op.phase is phase)
+        return Op(name=f"dnnmem.{phase.value}.{step.microbatch}", phase=phase, events=tuple(events), flops=flops)
 
     def update(self) -> Iterator[Op]:
         """The optimizer's step: one over the parameters of all chunks, where their ops are alike."""
