@@ -83,3 +83,16 @@ def test_messages_of_other_nodes_and_over_networks_take_what_was_measured(cluste
     ]
     assert len(errors) == rows
     assert max(errors) < worst
+
+
+def test_the_packaged_rates_are_those_of_nccl_tests_on_a_node():
+    # GIVEN nccl-tests on 2 to 8 A100, 1 MiB to 1 GiB, as vTrain publishes it (VIA-Research/vTrain, trace/a100)
+    rows, model = _rows("nccl_all_reduce_a100.csv"), load(NODE.device)
+    errors = [
+        _error(NODE.name, "all_reduce", int(row["bytes"]), Group(n, n), model, row["seconds"])
+        for row in rows
+        for n in [int(row["gpus"])]
+    ]
+    # THEN the time model's own share and latency give them
+    assert len(errors) == 77
+    assert (mean(errors) < 0.08, median(errors) < 0.07, max(errors) < 0.4) == (True, True, True)
