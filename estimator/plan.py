@@ -99,6 +99,8 @@ class Remat:
     and what follows them up to the product with the values (Megatron's selective recompute)."""
     every: int = 1
     """For `every`: 2 = each second block."""
+    keep_attention: bool = True
+    """For `selective`: attention's output is kept too; False = computed again, its kernel being on no list."""
     early_stop: bool = True
     """Recomputation ends with the last tensor that the backward pass needs, as torch's does; False = it runs the whole
     region again (Megatron, reentrant checkpoints)."""

@@ -79,7 +79,8 @@ def _regions(trace: Trace, remat: Remat) -> list[_Region]:
     if remat.policy == "every":
         return [region for k, region in enumerate(blocks) if (k + 1) % remat.every == 0]
     if remat.policy == "selective":
-        return [replace(region, kept=_kept(trace.ops, region.forward)) for region in blocks]
+        kept = (_kept(trace.ops, region.forward, attention=remat.keep_attention) for region in blocks)
+        return [replace(region, kept=mine) for region, mine in zip(blocks, kept, strict=True)]
     if remat.policy == "attention":
         return [
             _Region(forward=forward, backward=region.backward)
@@ -94,11 +95,12 @@ def is_attention(op: Op) -> bool:
     return ("_attention" in op.name and "scaled_dot_product" in op.name) or "flash_attn" in op.name
 
 
-def _kept(ops: Sequence[Op], forward: Sequence[int]) -> set[int]:
-    """Attention, and the first, third, ... of the matrix products."""
+def _kept(ops: Sequence[Op], forward: Sequence[int], *, attention: bool) -> set[int]:
+    """Attention if asked for, and the first, third, ... of the matrix products."""
     products = [k for k in forward if ops[k].name in PRODUCTS]
     scattered = "dnnmem.reduce_scatter.tp"  # what was waited for is kept as well
-    return {*products[::2], *(k for k in forward if is_attention(ops[k]) or ops[k].name == scattered)}
+    others = (k for k in forward if (attention and is_attention(ops[k])) or ops[k].name == scattered)
+    return {*products[::2], *others}
 
 
 def _attentions(ops: Sequence[Op], forward: Sequence[int]) -> list[list[int]]:

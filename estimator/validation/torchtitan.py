@@ -43,6 +43,8 @@ _EXPANDABLE, _DROPS, _FUSED, _SPLIT, _LOSS = "2024-10-22", "2024-06-12", "2025-0
 """Days of commits (a5e57e4a9, e29b6b4d4, 6e4988550, 83e694105, bbb1b616e): run_train.sh asks for expandable segments;
 the logits are dropped before the backward pass; AdamW is fused; embedding and head are groups of FSDP by themselves;
 the loss is compiled too, where blocks are."""
+_UNLISTED = ("2025-10-09", "2025-12-01")
+"""From 6a3a9da95 attention runs by cuDNN, until b39377f9f selective recompute does not keep what that makes."""
 
 
 def read(row: Mapping[str, str]) -> Case:
@@ -84,7 +86,7 @@ def _plan(row: Mapping[str, str]) -> p.Plan:
         batch=p.Batch(micro_batch=batch, accumulation=accumulation, keep_output=day < _DROPS),
         precision=p.Precision(param="float32", grad="float32", reduce="float32"),
         tensor=p.Tensor(sequence_parallel=tp > 1, keep_gathered=tp > 1, loss_parallel=tp > 1),
-        remat=p.Remat(policy=_RECOMPUTE[row["activation_ckpt"]]),
+        remat=p.Remat(policy=_RECOMPUTE[row["activation_ckpt"]], keep_attention=not _UNLISTED[0] <= day < _UNLISTED[1]),
         sharding=p.Sharding(
             strategy="zero3" if shard > 1 else "ddp" if replicas > 1 else "none",
             reshard_after_forward=reshard != "never",
@@ -100,9 +102,9 @@ def _plan(row: Mapping[str, str]) -> p.Plan:
 
 
 def _day(row: Mapping[str, str]) -> str:
-    """`2025-02-05`, or as much of it as is known; late if nothing is. torch was called 2.7.0a0 until March 2025."""
+    """`2025-02-05`, the end of a month if no day is known; late if nothing is. torch was 2.7.0a0 until March 2025."""
     found = re.search(r"(20\d\d)-?(\d\d)(?:-?(\d\d))?", row.get("version", "").replace("2.7.0a0", "2025-03"))
-    return "-".join(part for part in found.groups() if part) if found else "9999"
+    return f"{found[1]}-{found[2]}-{found[3] or '31'}" if found else "9999"
 
 
 def _seconds(row: Mapping[str, str]) -> float | None:
