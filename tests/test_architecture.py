@@ -14,6 +14,8 @@ LAYERS = ("estimator", "profilers", "cli")
 
 MAY_TOUCH_THE_PROCESS = {
     "dnnmem.profilers.calibrate_worker": "the child process: tells its parent how far it is, through a pipe",
+    "dnnmem.profilers.fake": "the child process: asks cuDNN's server where it is told to",
+    "dnnmem.profilers.run_many": "the parent passes its whole environment on to the child, as `run` does",
     "dnnmem.profilers.script": "the child process of a script: flushes its own output before it is ended",
     "dnnmem.profilers.run": "the parent passes its whole environment on to the child, and reads nothing in it",
     "dnnmem.profilers.script_launcher_child": "the child process: what a launcher sets there is the answer",
