@@ -1,6 +1,6 @@
 /* libcuda.so.1: streams and events. Nothing executes, so that every wait is over before it begins; when an event counts
- * as complete, queue.c and watch.c say. What remains is who belongs to which capture: a stream that begins one, and each stream that
- * waits for an event of it. From cuda.h.
+ * as complete, queue.c and watch.c say. What remains is who belongs to which capture: a stream that begins one, and each
+ * stream that waits for an event of it. From cuda.h.
  */
 #include "driver.h"
 #include "virtual_gpu.h"
