@@ -19,7 +19,8 @@ WRITTEN = {"attention": "math"}
 
 
 @cache
-def _sample(name):
+def sample(name):
+    """A module of `sample_models`."""
     spec = importlib.util.spec_from_file_location(f"sample_{name}", ROOT / "sample_models" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -28,7 +29,7 @@ def _sample(name):
 
 @cache
 def _gpt(arguments) -> Trace:
-    gpt = _sample("gpt")
+    gpt = sample("gpt")
     arguments = {**SIZES, **dict(arguments)}
     batch = arguments.pop("batch", 2)
     if "dtype" in arguments:
