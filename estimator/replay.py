@@ -193,10 +193,10 @@ def _started(allocator: CachingAllocator, trace: Trace) -> _Player:
     player = _Player(allocator=allocator, late=late)
     player.play(trace.setup)
     missing = [trace.storages[i] for i in sorted(trace.pinned - player.addresses.keys()) if trace.storages[i].nbytes]
-    late = [s for s in missing if s.kind in FIRST_STEP]
+    first = [s for s in missing if s.kind in FIRST_STEP]
     player.play(Event(s.nbytes, 0, s.id) for s in missing if s.kind not in FIRST_STEP)
-    if late:
-        player.play(_first_step(trace, late))
+    if first:
+        player.play(_first_step(trace, first))
         player.steps = 1
     return player
 

@@ -7,7 +7,7 @@ import pytest
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.batch import apply
 from dnnmem.estimator.plan import Batch, Mesh, Plan, Sharding
-from dnnmem.estimator.trace import Kind
+from dnnmem.estimator.trace import Kind, Phase
 from tests.estimator.passes.steps import gpt
 
 
@@ -39,3 +39,16 @@ def test_another_micro_batch_is_refused():
     assert apply(gpt(3), Plan(batch=Batch(micro_batch=2))) is gpt(3)
     with pytest.raises(UnsupportedError, match="micro_batch is 8, but the step was recorded with 2"):
         apply(gpt(3), Plan(batch=Batch(micro_batch=8)))
+
+
+def test_logits_that_the_program_drops_are_gone_when_the_backward_pass_begins():
+    # GIVEN a loop whose variable holds the logits until the update is over
+    trace = gpt(3)
+    held = [i for i, s in trace.storages.items() if s.shape == (2, 32, 320) and s.kind is Kind.ACTIVATION]
+    found = apply(trace, Plan(batch=Batch(keep_output=False)))
+    found.check()
+    # THEN they go with the last op of the forward pass or the last that uses them, and no op is lost
+    freed = [op.phase for op in found.ops for e in op.events if e.nbytes < 0 and e.storage in held]
+    assert Phase.STEP not in freed
+    assert found.peak_bytes() < trace.peak_bytes()
+    assert [op.name for op in found.ops] == [op.name for op in trace.ops]

@@ -6,6 +6,7 @@ from dnnmem.estimator.passes.kernels import NAME, apply
 from dnnmem.estimator.plan import Kernels, Plan
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.work import GRAPHS
+from tests.estimator.passes.steps import gpt
 
 FUSED = Plan(kernels=Kernels(fusion="pointwise"))
 
@@ -115,3 +116,27 @@ def test_hand_written_kernels_leave_norms_and_dropouts_beside_a_softmax_alone() 
     assert [op.name for op in fused.ops] == [NAME, NAME, "aten.native_layer_norm.default"]
     assert [op.moved_bytes for op in fused.ops] == [1024, 1024, 1024]
     assert len(apply(trace, FUSED).ops) == 1
+
+
+def test_blocks_that_are_compiled_leave_the_loss_as_it_is():
+    trace = gpt(3)
+    found = apply(trace, Plan(kernels=Kernels(fusion="blocks")))
+    found.check()
+    names = {op.module[0] if op.module else "": [] for op in found.ops}
+    for op in found.ops:
+        names[op.module[0] if op.module else ""].append(op.name)
+    assert NAME in names["blocks"]
+    assert NAME not in names["<loss>"]
+    assert NAME in [op.name for op in apply(trace, FUSED).ops if op.module == ("<loss>",)]
+
+
+def test_a_fused_update_makes_nothing():
+    # GIVEN an update by lists, with temporaries as large as the parameters
+    trace = gpt(3)
+    found = apply(trace, Plan(kernels=Kernels(fused_update=True)))
+    found.check()
+    [update] = [op for op in found.ops if op.phase is Phase.STEP]
+    assert not any(e.nbytes > 0 for e in update.events)
+    # THEN it reads parameters, gradients and two states, and writes all but gradients
+    params = sum(s.nbytes for i, s in trace.storages.items() if s.kind is Kind.PARAM and i in trace.pinned)
+    assert 7 * params <= update.moved_bytes < 7.1 * params

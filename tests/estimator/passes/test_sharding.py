@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from dnnmem.estimator.passes import remat, sharding
+from dnnmem.estimator.passes.fsdp import SCATTER_STREAM
 from dnnmem.estimator.plan import Mesh, Plan, Precision, Remat, Sharding
 from dnnmem.estimator.trace import Kind, Lane, Phase
 from tests.estimator.passes.steps import LLAMA, gpt, passes_peak
@@ -139,3 +140,26 @@ def test_more_ranks_never_need_more(strategy):
     peaks = [sharded(gpt(4, batch=16), strategy, ranks).peak_bytes() for ranks in (2, 4, 8, 16)]
     assert peaks == sorted(peaks, reverse=True)
     assert passes_peak(sharded(gpt(4, batch=16), "zero2", 8, bucket_mib=1)) <= passes_peak(gpt(4, batch=16))
+
+
+def test_a_split_root_gathers_embedding_and_head_by_themselves():
+    # GIVEN a table before the blocks, and a norm and a head behind them
+    trace = gpt(4, **BF16)
+    found = sharded(trace, "zero3", split_root=True)
+    sizes = [op.moved_bytes for op in found.ops if op.name == "dnnmem.all_gather.dp_shard"]
+    table = next(s.nbytes for s in trace.storages.values() if s.kind is Kind.PARAM and s.module == ("tokens",))
+    # THEN the table is gathered in both passes, and what comes last only once
+    assert sizes[0] == table
+    assert sizes[-1] == table
+    assert sent(found, "all_gather")["backward"] == sent(found, "all_gather")["forward"] - sizes[5]
+    # AND less is alive than where both stay until the end
+    assert passes_peak(found) < passes_peak(sharded(trace, "zero3"))
+
+
+def test_gradients_at_rest_come_from_the_pool_of_their_sums_one_storage_a_group():
+    found = sharded(gpt(4, **BF16), "zero3")
+    grads = {i for i, s in found.storages.items() if s.kind is Kind.GRAD}
+    made = [e for op in found.ops for e in op.events if e.storage in grads and e.stream == SCATTER_STREAM]
+    made = [e for e in made if e.nbytes > 0]
+    assert len(made) == 5  # four blocks and the root
+    assert sum(e.nbytes for e in made) * 4 == owned(gpt(4, **BF16), *PARAMS)

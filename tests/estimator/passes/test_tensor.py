@@ -85,3 +85,15 @@ def test_sums_stand_between_their_last_term_and_their_reader():
 def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(UnsupportedError, match=r"192 % tp 5 = 2"):
         split(gpt(3), 5)
+
+
+def test_gathered_sequences_that_are_kept_are_gathered_once():
+    # GIVEN sequence parallelism, which gathers the stream again for the gradients of matrices
+    again = split(gpt(3, **LLAMA), sequence_parallel=True)
+    kept = split(gpt(3, **LLAMA), sequence_parallel=True, keep_gathered=True)
+    gathers = [
+        sum(n for (kind, *_), n in collectives(trace).items() if kind == "all_gather") for trace in (again, kept)
+    ]
+    # THEN keeping them saves gathers, and costs memory
+    assert gathers[1] < gathers[0]
+    assert passes_peak(kept) > passes_peak(again)
