@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from dnnmem.estimator.devices import find_device, load_devices
-from dnnmem.estimator.time_model import TimeModel, load, read_parameters
+from dnnmem.estimator.time_model import TimeModel, at_site, load, read_parameters
 
 
 @pytest.mark.parametrize("name", sorted(load_devices()))
@@ -26,8 +26,8 @@ def test_a_gpu_s_own_shares_go_before_the_defaults() -> None:
     """GIVEN a GPU with and without shares of its own WHEN loaded THEN its own count, else the fallback's."""
     device = find_device("a100-sxm-80gb")
     own = replace(device, efficiency={"gemm": 0.5, "stream": 0.6, "eager": 0.4, "flash": 0.2})
-    assert (load(own).stream, load(own).eager) == (0.6, 0.4)
-    assert load(replace(own, arch="unheard-of")).gemm == 0.5
+    unknown = load(replace(own, arch="unheard-of"))
+    assert (unknown.stream, unknown.eager, unknown.gemm) == (0.6, 0.4, 0.5)
     assert 0.1 < load(replace(device, efficiency={}, arch="unheard-of")).gemm < 1
 
 
@@ -52,3 +52,13 @@ def test_keys_say_their_unit() -> None:
         "reference_watts": 400,
         "l2_boost": 2,
     }
+
+
+def test_a_site_has_its_own_host_and_attention():
+    device = find_device("a100-sxm-80gb")
+    plain, site = load(device), load(device, site="vtrain_single")
+    assert site.host_seconds > 2 * plain.host_seconds
+    assert site.gemm == plain.gemm
+    assert load(device, site="nowhere") == plain
+    slower = at_site(plain, {"attention": 0.5, "host_seconds": 1e-4})
+    assert (slower.attention_backward, slower.host_seconds) == (plain.attention_backward / 2, 1e-4)
