@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 
+import jsonschema
 import pytest
 
 from dnnmem.cli.app import run
@@ -34,10 +35,12 @@ def test_a_plan_has_its_price_on_the_terminal(saved, capsys):
     assert "blocks.0-2.attention.qkv" in text
 
 
-def test_json_holds_the_whole_estimate(saved, capsys):
-    assert told(["estimate", saved, "--cluster", "h100:8", "--json", "-"])[0] == 0
+@pytest.mark.parametrize("settings", [(), ("mesh.pp=2", "batch.accumulation=4")])
+def test_json_holds_the_whole_estimate(saved, settings, capsys, root):
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    assert told(["estimate", saved, "--cluster", "h100:8", *arguments, "--json", "-"])[0] == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["schema"] == "dnnmem.estimate/1"
+    jsonschema.validate(data, json.loads((root / "src/dnnmem/schemas/estimate-1.schema.json").read_text()))
     assert sum(data["breakdown"].values()) == pytest.approx(data["step_seconds"])
     assert data["peak_reserved_bytes"] > data["peak_allocated_bytes"] > 0
     assert {layer["module"] for layer in data["layers"]} > {"blocks.0.mlp.0", "<optimizer>"}
