@@ -74,6 +74,7 @@ bench: setup
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/profile_speed.py
 	@$(BIN)/python benchmarks/virtual_speed.py
+	@$(BIN)/python benchmarks/simulate_speed.py
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
