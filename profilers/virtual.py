@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import torch
 
-from dnnmem.estimator.devices import load_devices
 from dnnmem.estimator.context_memory import context_notes
+from dnnmem.estimator.devices import load_devices
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
