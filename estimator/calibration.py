@@ -33,6 +33,8 @@ _KINDS = {
     "host": "host",
     "iteration": "host",
 }
+_HOST, _SLOWER = "host_seconds", 2.0
+"""A host that bounds no step at its packaged cost has no slope there, so the search begins again so many spreads up."""
 _FIXED = ("power_exponent", "reference_watts", "reference_flops_per_s", "l2_boost", "spread", "curves")
 
 
@@ -116,7 +118,7 @@ def fit(
 
     sd = np.array([spreads[name] for name in names])
     first = predict(np.zeros(len(names)))
-    logs, slope = _minimum(predict, first, target, sd)
+    logs, slope = _best(predict, names, target, sd)
     after = predict(logs)
     covariance = np.asarray(np.linalg.inv(slope.T @ slope / NOISE**2 + np.diag(1 / sd**2)), np.float64)
     fitted = _moved(model, names, logs)
@@ -146,9 +148,16 @@ def _moved(model: TimeModel, names: Sequence[str], logs: Floats) -> TimeModel:
     return replace(model, **known)
 
 
-def _minimum(predict: Predict, first: Floats, target: Floats, sd: Floats) -> tuple[Floats, Floats]:
-    """Most likely logarithms, and the slope of the steps' there: one row a step, one column a parameter."""
-    logs, now = np.zeros(len(sd)), first
+def _best(predict: Predict, names: Sequence[str], target: Floats, sd: Floats) -> tuple[Floats, Floats]:
+    """The likelier of the minima from the packaged rates and from a slower host."""
+    begins = [np.zeros(len(names)), np.where([name == _HOST for name in names], _SLOWER * sd, 0.0)]
+    logs, slope, _ = min((_minimum(predict, begin, target, sd) for begin in begins), key=lambda found: found[2])
+    return logs, slope
+
+
+def _minimum(predict: Predict, begin: Floats, target: Floats, sd: Floats) -> tuple[Floats, Floats, float]:
+    """Likeliest logarithms near `begin`, the slope of the steps there (a row each), and what is left of the sum."""
+    logs, now = begin, predict(begin)
     slope = _slope(predict, logs, now, np.arange(len(sd)))
     felt = np.flatnonzero(np.abs(slope).max(axis=0) > 0)
 
@@ -165,7 +174,7 @@ def _minimum(predict: Predict, first: Floats, target: Floats, sd: Floats) -> tup
         slope = _slope(predict, logs, now, felt)
         if np.abs(step).max(initial=0.0) < _CLOSE:
             break
-    return logs, slope
+    return logs, slope, cost(now, logs)
 
 
 def _descend(

@@ -69,3 +69,14 @@ def test_more_steps_make_surer():
         assert spreads[-1] >= NOISE or spreads[-1] == MODEL.spread[kind]
     assert fits[0].model.spread["arithmetic"] < MODEL.spread["arithmetic"]
     assert fits[2].model.spread["host"] < 0.5 * MODEL.spread["host"]
+
+
+def test_a_slow_host_is_found_though_the_packaged_one_bounds_no_step():
+    # GIVEN steps of kernels that each outlast the packaged host's dispatch  WHEN a site's host is four times as slow
+    site = replace(MODEL, host_seconds=4 * MODEL.host_seconds)
+    mid, long, more = (step(sums=n, nbytes=2**24) for n in (200, 400, 1000))
+    assert time_step(mid, site).seconds > 1.5 * time_step(mid, MODEL).seconds
+    found = fit([mid, long], seconds([mid, long], site), MODEL)
+    # THEN it is the host that is taken to be slow, and a longer step of the kind is predicted
+    assert found.model.host_seconds > 2 * MODEL.host_seconds
+    assert time_step(more, found.model).seconds == pytest.approx(time_step(more, site).seconds, rel=0.1)
