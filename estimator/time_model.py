@@ -5,8 +5,8 @@ They are physics with priors, never rows: one share a kind of kernel, fitted onc
 
 >>> from dnnmem.estimator.devices import find_device
 >>> model = load(find_device("a100-sxm-80gb"))
->>> model.gemm, round(model.host_seconds * 1e6)
-(0.83, 12)
+>>> 0.7 < model.gemm < 0.9, round(model.host_seconds * 1e6)
+(True, 12)
 """
 
 from __future__ import annotations

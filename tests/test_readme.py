@@ -24,7 +24,7 @@ def _run(*arguments: str, cwd: Path) -> str:
 
 
 def test_every_option_and_command_it_names_exists(text: str, tmp_path: Path) -> None:
-    help_ = "".join(_run(name, "--help", cwd=tmp_path) for name in ("profile", "run", "view", "diff"))
+    help_ = "".join(_run(name, "--help", cwd=tmp_path) for name in ("profile", "run", "view", "diff", "estimate"))
     own = re.sub(r"-- train\.py.*", "", text)  # what follows is the script's
     assert set(re.findall(r"(?<![\w-])--[a-z]+", own)) <= set(re.findall(r"--[a-z-]+", help_))
     commands = re.findall(r"^  (\w+)  ", _run("--help", cwd=tmp_path), re.MULTILINE)
