@@ -181,6 +181,9 @@ def _notes(step: LocalStep, stage: StageMemory | None) -> list[str]:
     notes = []
     if stage is not None and step.plan.mesh.pp > 1:
         notes.append(f"Memory is that of pipeline stage {stage.rank}, which reserves most.")
-    if step.recorded.origin.gpu is None:
+    recorded, gpu = step.recorded.origin.gpu, step.cluster.device.name
+    if recorded not in (None, gpu):
+        notes.append(f"The step was recorded with the kernels of {recorded}, which may not be those of {gpu}.")
+    if recorded is None:
         notes.append("The step was recorded with a CPU's operators; record it with --gpu for those of a GPU.")
     return notes

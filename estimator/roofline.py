@@ -46,7 +46,7 @@ Rows = npt.NDArray[np.intp]
 def op_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
     """Seconds on the GPU of each op; measured ones win. NaN for communication and host copies, priced elsewhere."""
     seconds = _traffic_seconds(work, device, model)
-    rate = _rates(work, device) * _power(device, model)
+    rate = peak_rates(work, device) * _power(device, model)
     for kind, price in (
         (OpClass.GEMM, _product_seconds),
         (OpClass.CONV, _convolution_seconds),
@@ -78,7 +78,7 @@ def by_class(work: Work, seconds: Floats) -> dict[str, float]:
     return {kind.label: float(sums[kind]) for kind in order if sums[kind]}
 
 
-def _rates(work: Work, device: Device) -> Floats:
+def peak_rates(work: Work, device: Device) -> Floats:
     """Peak flops per second of each op's arithmetic."""
     slowest = device.flops_per_s["float32"]
     peaks = np.array([device.flops_per_s.get(dtype, slowest) for dtype in DTYPES])

@@ -17,7 +17,7 @@ from dnnmem.estimator.collectives import collective_seconds, group_of
 from dnnmem.estimator.local_step import Chunk, LocalStep
 from dnnmem.estimator.op_class import OpClass
 from dnnmem.estimator.pipeline_timing import pipeline_seconds
-from dnnmem.estimator.roofline import by_class, host_seconds, op_seconds
+from dnnmem.estimator.roofline import by_class, host_seconds, op_seconds, peak_rates
 from dnnmem.estimator.schedules import SCHEDULES
 from dnnmem.estimator.simulate import simulate
 from dnnmem.estimator.time_model import TimeModel
@@ -142,7 +142,7 @@ def _priced(chunk: Chunk, step: LocalStep, model: TimeModel) -> _Priced:
         if op.lane in (Lane.TO_HOST, Lane.TO_DEVICE):
             seconds[i] = op.moved_bytes / link.bytes_per_s + link.latency_seconds
     work = chunk.work
-    arithmetic = work.flops * device.memory_bytes_per_s > work.bytes * max(device.flops_per_s.values())
+    arithmetic = work.flops * device.memory_bytes_per_s > work.bytes * peak_rates(work, device)
     return _Priced(chunk=chunk, seconds=seconds, host=host_seconds(work, model), arithmetic=arithmetic)
 
 

@@ -155,3 +155,16 @@ def test_tensor_parallel_ranks_share_what_goes_between_stages():
     wide = {"batch": 64, "width": 256}
     alone = priced(*settings, "pipeline.scatter_gather=false", cluster="hgx-a100-4nic:1", **wide)
     assert priced(*settings, cluster="hgx-a100-4nic:1", **wide).step_seconds != alone.step_seconds
+
+
+def test_what_bounds_an_op_is_told_by_the_rate_of_its_own_type():
+    # GIVEN products of 2048 in float32, whose peak is an eighth of that of float16  WHEN their step is priced
+    found = priced(batch=64, width=2048, layers=2)
+    # THEN arithmetic bounds all of them
+    assert found.breakdown["compute"] >= found.classes["gemm"]
+
+
+def test_kernels_of_another_gpu_are_told():
+    words = "recorded with the kernels of h100-sxm-80gb, which may not be those of a100-sxm-80gb"
+    assert any(words in note for note in priced(cluster="a100-sxm-80gb:1").notes)
+    assert not any("may not be" in note for note in priced().notes)
