@@ -4,7 +4,7 @@
 
 TABLES is a folder of the tables that `dnnmem validate` reads. Rows that are near twins (same source, model, sequence,
 micro-batch and tensor parallelism) are in the same half, chosen by a hash. What is fitted are logarithms of parameters
-with priors: the values that the file starts with, so that what the rows do not determine stays where books have it. A
+with priors, `time_model_priors.toml`, so that what the rows do not determine stays where books have it. A
 source's host, loop and attention kernels are constants of its site, fitted on the same half. `--leave-out` fits again
 without each source, and tells how it fares by the default site, and after a calibration on a few of its steps.
 """
@@ -32,9 +32,14 @@ from dnnmem.estimator.errors import DnnmemError
 from dnnmem.estimator.estimate import price
 from dnnmem.estimator.local_step import LocalStep, local_step
 from dnnmem.estimator.step_time import time_step
-from dnnmem.estimator.time_model import TimeModel, at_site, load
+from dnnmem.estimator.time_model import TimeModel, at_site, load, read_parameters
 from dnnmem.estimator.validation.case import Case
 from dnnmem.estimator.validation.sources import cases as read_cases
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 Floats = npt.NDArray[np.float64]
 
@@ -67,6 +72,7 @@ _UNITS = {
     "network_latency_seconds": ("network_latency_us", 1e6), "attention": ("attention", 1.0),
 }  # fmt: skip
 """Keys of parameters that are no shares, with the factor to their unit."""
+PRIORS = Path(__file__).with_name("time_model_priors.toml")
 FILE = Path(__file__).parents[1] / "estimator" / "specs" / "time_model.toml"
 ROUNDS = 4
 TINY = 0.02
@@ -99,10 +105,10 @@ def main() -> None:
     options = parser.parse_args()
     rows = prepare(options.folder, options.sources.split(","), options.most)
     train = thin([row for row in rows if not row.is_test], options.rows)
-    names = parameters(train)
+    names = parameters(rows)
     values = fit(train, names)
     for name in names:
-        print(f"{name[0]:24s} {name[1]:26s} {start(rows, name):.4g} -> {values[name]:.4g}")
+        print(f"{name[0]:24s} {name[1]:26s} {start(name):.4g} -> {values[name]:.4g}")
     report("train", [r for r in rows if not r.is_test], values)
     report("test", [r for r in rows if r.is_test], values)
     if options.leave_out:
@@ -164,7 +170,7 @@ def thin(rows: Sequence[Row], most: int) -> list[Row]:
 def parameters(rows: Iterable[Row]) -> list[Name]:
     """What is fitted."""
     rows = list(rows)
-    arches = sorted({row.arch for row in rows})
+    arches = sorted({row.arch for row in rows} & set(ARCHES))
     sites = sorted({row.case.source for row in rows})
     return (
         [("", name) for name in SHARED]
@@ -173,14 +179,13 @@ def parameters(rows: Iterable[Row]) -> list[Name]:
     )
 
 
-def start(rows: Sequence[Row], name: Name) -> float:
-    """Where a parameter starts."""
+def start(name: Name) -> float:
+    """Where a parameter starts: at its prior."""
     scope, field = name
     if field == "attention":
         return 1.0
-    row = next((r for r in rows if r.arch == scope), rows[0])
-    value: float = getattr(load(row.step.cluster.device), field)
-    return value
+    table = "default" if scope == "" or scope.startswith("site:") else scope
+    return read_parameters(tomllib.loads(PRIORS.read_text("utf-8"))[table])[field]
 
 
 def model_of(row: Row, values: dict[Name, float]) -> TimeModel:
@@ -202,7 +207,7 @@ def fit(rows: Sequence[Row], names: Sequence[Name]) -> dict[Name, float]:
     spreads = np.array(
         [{**SHARED, **BY_ARCH}.get(n[1], 0) if not n[0].startswith("site") else BY_SITE[n[1]] for n in names]
     )
-    prior = np.log([start(rows, name) for name in names])
+    prior = np.log([start(name) for name in names])
     x = prior + np.array(
         [math.log(3) if name[1] == "host_seconds" and name[0] else 0.0 for name in names]
     )  # where it binds
