@@ -5,21 +5,17 @@ where its storages lie, then how micro-batches follow each other. Degrees have t
 
     --set mesh.dp_shard=8 --set remat.policy=full        Plan(mesh=Mesh(dp_shard=8), remat=Remat(policy="full"))
 
->>> plan = change(Plan(), ["mesh.tp=2", "mesh.dp_shard=4", "sharding.strategy=zero3"])
->>> plan.mesh.world_size, plan.sharding.strategy, from_json(to_json(plan)) == plan
-(8, 'zero3', True)
+>>> plan = Plan(mesh=Mesh(tp=2, dp_shard=4), sharding=Sharding(strategy="zero3"))
+>>> check(plan)
+>>> plan.mesh.world_size
+8
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields
 
 from dnnmem.estimator.errors import UsageError
-
-SCHEMA = "dnnmem.plan/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +60,11 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """Element types at rest; the ops compute in the types they were recorded in. None = as recorded."""
+    """Element types: those the ops compute in, and those at rest. None = as recorded."""
 
+    compute: str | None = None
+    """`float32` (no TF32), `tf32`, `bf16_amp` and `fp16_amp` (autocast; parameters stay in float32), `bfloat16`: what
+    the model computes with is cast whole (`model.to`, or FSDP2's `param_dtype` where `param` is wider)."""
     param: str | None = None
     """Of the parameters that the optimizer updates: `float32` over a step recorded in `bfloat16` is FSDP2's mixed
     precision, or Megatron's master weights."""
@@ -90,13 +89,27 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Optimizer:
+    """Who updates the parameters. Another algorithm changes the mathematics of training; a kernel does not."""
+
+    name: str | None = None
+    """`sgd` (no momentum), `adamw`, `adafactor` (torch's), `adamw8bit` (torchao's); None = as recorded."""
+    kernel: str | None = None
+    """`for_loop`, `foreach` (lists of tensors) or `fused` (one kernel, no temporaries); None = as recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Remat:
     """Which activations are computed again in the backward pass."""
 
     policy: str = "none"
     """`none`; `full`: each block keeps its input only; `every`: each `every`-th block does; `selective`: blocks keep
     matrix products and attention, every second product computed again (torchtitan's `op` policy); `attention`: scores
-    and what follows them up to the product with the values (Megatron's selective recompute)."""
+    and what follows them up to the product with the values (Megatron's selective recompute); `segments`: runs of
+    blocks, as `segments` says."""
+    segments: str = ""
+    """For `segments`: blocks, counted from 0 over the model, whose first input alone is kept; nested runs are kept so
+    while the outer one is computed again: `0-3(2-3),6` (Rotor's persistent schedules are of this form)."""
     every: int = 1
     """For `every`: 2 = each second block."""
     keep_attention: bool = True
@@ -123,6 +136,21 @@ class Sharding:
     """ddp: gradients go in buckets of this size."""
     overlap: bool = True
     """Communication runs beside compute; False = after the backward pass, exposed (Megatron before overlap)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offload:
+    """What rests in the host's memory."""
+
+    activations: str = "none"
+    """`none`; `all`: what blocks save for the backward pass is copied to pinned memory as it is made, and back before
+    it is needed; `every`: so for each `every`-th block."""
+    every: int = 1
+    """For `every`: 2 = each second block."""
+    min_bytes: int = 1 << 20
+    """Smaller tensors stay."""
+    optimizer: bool = False
+    """Optimizer states live on the host, and the update runs there: gradients go out, parameters come back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,10 +191,14 @@ class Plan:
     """Types at rest."""
     tensor: Tensor = field(default_factory=Tensor)
     """Tensor parallelism."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    """The update."""
     remat: Remat = field(default_factory=Remat)
     """Rematerialization."""
     sharding: Sharding = field(default_factory=Sharding)
     """Data parallelism."""
+    offload: Offload = field(default_factory=Offload)
+    """The host's memory."""
     pipeline: Pipeline = field(default_factory=Pipeline)
     """Pipeline parallelism."""
     kernels: Kernels = field(default_factory=Kernels)
@@ -174,8 +206,12 @@ class Plan:
 
 
 _CHOICES = {
-    ("remat", "policy"): ("none", "full", "every", "selective", "attention"),
+    ("precision", "compute"): ("float32", "tf32", "bf16_amp", "fp16_amp", "bfloat16", None),
+    ("optimizer", "name"): ("sgd", "adamw", "adafactor", "adamw8bit", None),
+    ("optimizer", "kernel"): ("for_loop", "foreach", "fused", None),
+    ("remat", "policy"): ("none", "full", "every", "selective", "attention", "segments"),
     ("sharding", "strategy"): ("none", "ddp", "zero1", "zero2", "zero3"),
+    ("offload", "activations"): ("none", "all", "every"),
     ("pipeline", "schedule"): ("1f1b", "gpipe", "interleaved"),
     ("kernels", "fusion"): ("none", "hand", "blocks", "pointwise"),
 }
@@ -187,7 +223,8 @@ def check(plan: Plan) -> None:
     for (part, name), known in _CHOICES.items():
         value = getattr(getattr(plan, part), name)
         if value not in known:
-            raise UsageError(f"{part}.{name} is {value!r}; it is one of {', '.join(known)}")
+            named = ", ".join(choice for choice in known if choice is not None)
+            raise UsageError(f"{part}.{name} is {value!r}; it is one of {named}")
     for name in ("param", "grad", "reduce"):
         if getattr(plan.precision, name) not in _DTYPES:
             raise UsageError(
@@ -195,12 +232,17 @@ def check(plan: Plan) -> None:
             )
     counts = [("mesh", f.name) for f in fields(Mesh)] + [
         ("batch", "micro_batch"), ("batch", "accumulation"), ("remat", "every"),
-        ("sharding", "bucket_mib"), ("pipeline", "chunks"),
+        ("sharding", "bucket_mib"), ("offload", "every"), ("pipeline", "chunks"),
     ]  # fmt: skip
     for part, name in counts:
         value = getattr(getattr(plan, part), name)
         if value is not None and value < 1:
             raise UsageError(f"{part}.{name} is {value}; it is 1 or more")
+    if (plan.remat.policy == "segments") != bool(plan.remat.segments):
+        raise UsageError(
+            f"remat.segments is {plan.remat.segments!r} under policy {plan.remat.policy}; "
+            "segments go with policy segments, and with no other"
+        )
     _check_degrees(plan)
 
 
@@ -220,72 +262,3 @@ def _check_degrees(plan: Plan) -> None:
         )
     if plan.pipeline.schedule == "interleaved" and mesh.pp == 1:
         raise UsageError("interleaved needs pp of 2 or more; mesh.pp is 1")
-
-
-def change(plan: Plan, settings: Iterable[str]) -> Plan:
-    """`plan` with each `part.name=value` of `settings` set, checked. Raises `UsageError` for what cannot be."""
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        part, _, name = key.strip().partition(".")
-        if not equals or part not in _parts() or name not in _types(part):
-            raise UsageError(f"--set {setting} names nothing of a plan", hint=f"known: {', '.join(_known())}")
-        value = _read(setting, text.strip(), _types(part)[name])
-        plan = replace(plan, **{part: replace(getattr(plan, part), **{name: value})})
-    check(plan)
-    return plan
-
-
-def to_json(plan: Plan) -> dict[str, Any]:
-    """The plan as an object for JSON."""
-    return {"schema": SCHEMA, **asdict(plan)}
-
-
-def from_json(data: object, where: str = "plan") -> Plan:
-    """The plan of a JSON object; what is left out keeps its default. Raises `UsageError`, beginning with `where`."""
-    if not isinstance(data, Mapping) or data.get("schema", SCHEMA) != SCHEMA:
-        raise UsageError(f"{where} is no plan: an object with schema {SCHEMA} is needed")
-    plan = Plan()
-    for part, table in data.items():
-        if part == "schema":
-            continue
-        if part not in _parts() or not isinstance(table, Mapping) or set(table) - set(_types(part)):
-            raise UsageError(f"{where}: {part} means nothing in a plan", hint=f"known: {', '.join(_known())}")
-        for name, value in table.items():
-            _check_type(f"{where}: {part}.{name}", value, _types(part)[name])
-        plan = replace(plan, **{part: replace(getattr(plan, part), **table)})
-    check(plan)
-    return plan
-
-
-def _parts() -> dict[str, type]:
-    return {f.name: type(getattr(Plan(), f.name)) for f in fields(Plan)}
-
-
-def _types(part: str) -> dict[str, str]:
-    return {f.name: str(f.type) for f in fields(_parts()[part])}
-
-
-def _known() -> list[str]:
-    return [f"{part}.{name}" for part in _parts() for name in _types(part)]
-
-
-def _read(setting: str, text: str, kind: str) -> object:
-    if text.lower() in ("none", "null") and "None" in kind:
-        return None
-    value: object = text
-    if "str" not in kind:
-        try:
-            value = json.loads(text.lower())
-        except json.JSONDecodeError:
-            value = text
-    _check_type(f"--set {setting}", value, kind)
-    return value
-
-
-def _check_type(where: str, value: object, kind: str) -> None:
-    if value is None and "None" in kind:
-        return
-    wanted = bool if "bool" in kind else int if "int" in kind else str
-    if type(value) is not wanted:
-        names = {bool: "true or false", int: "a whole number", str: "a text"}
-        raise UsageError(f"{where} has {value!r}; it is {names[wanted]}")

@@ -121,7 +121,8 @@ def load_plan(path: Path | None, settings: list[str] | tuple[str, ...]) -> Plan:
     import json
 
     from dnnmem.estimator.errors import UsageError
-    from dnnmem.estimator.plan import Plan, change, from_json
+    from dnnmem.estimator.plan import Plan
+    from dnnmem.estimator.plan_text import change, from_json
 
     if path is None:
         return change(Plan(), settings)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from dnnmem.estimator.estimate import Estimate
-from dnnmem.estimator.plan import to_json as plan_to_json
+from dnnmem.estimator.plan_text import to_json as plan_to_json
 from dnnmem.estimator.step_time import LayerTime
 
 SCHEMA = "dnnmem.estimate/1"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dnnmem.estimator.plan import to_json as plan_json
+from dnnmem.estimator.plan_text import to_json as plan_json
 from dnnmem.estimator.validation.score import Prediction, scores
 
 SCHEMA: Literal["dnnmem.validate/1"] = "dnnmem.validate/1"

@@ -9,7 +9,8 @@ from dnnmem.estimator.cluster import find_cluster
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.estimate import estimate, price
 from dnnmem.estimator.local_step import local_step
-from dnnmem.estimator.plan import Plan, change
+from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan_text import change
 from dnnmem.estimator.step_time import SHARES, time_layers, time_step
 from dnnmem.estimator.time_model import load
 from dnnmem.estimator.trace import Lane

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnmem.estimator.errors import UsageError
-from dnnmem.estimator.plan import Batch, Mesh, Pipeline, Plan, Remat, Sharding, change, check, from_json, to_json
+from dnnmem.estimator.plan import Batch, Mesh, Pipeline, Plan, Remat, Sharding, check
+from dnnmem.estimator.plan_text import change, from_json, to_json
 
 DEGREE = st.integers(1, 64)
 PLANS = st.builds(

@@ -1,0 +1,87 @@
+"""Plans as text: `--set part.name=value`, and JSON files that are read with care.
+
+>>> plan = change(Plan(), ["mesh.tp=2", "mesh.dp_shard=4", "sharding.strategy=zero3"])
+>>> plan.mesh.world_size, plan.sharding.strategy, from_json(to_json(plan)) == plan
+(8, 'zero3', True)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from dnnmem.estimator.errors import UsageError
+from dnnmem.estimator.plan import Plan, check
+
+SCHEMA = "dnnmem.plan/1"
+
+
+def change(plan: Plan, settings: Iterable[str]) -> Plan:
+    """`plan` with each `part.name=value` of `settings` set, checked. Raises `UsageError` for what cannot be."""
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        part, _, name = key.strip().partition(".")
+        if not equals or part not in _parts() or name not in _types(part):
+            raise UsageError(f"--set {setting} names nothing of a plan", hint=f"known: {', '.join(_known())}")
+        value = _read(setting, text.strip(), _types(part)[name])
+        plan = replace(plan, **{part: replace(getattr(plan, part), **{name: value})})
+    check(plan)
+    return plan
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as an object for JSON."""
+    return {"schema": SCHEMA, **asdict(plan)}
+
+
+def from_json(data: object, where: str = "plan") -> Plan:
+    """The plan of a JSON object; what is left out keeps its default. Raises `UsageError`, beginning with `where`."""
+    if not isinstance(data, Mapping) or data.get("schema", SCHEMA) != SCHEMA:
+        raise UsageError(f"{where} is no plan: an object with schema {SCHEMA} is needed")
+    plan = Plan()
+    for part, table in data.items():
+        if part == "schema":
+            continue
+        if part not in _parts() or not isinstance(table, Mapping) or set(table) - set(_types(part)):
+            raise UsageError(f"{where}: {part} means nothing in a plan", hint=f"known: {', '.join(_known())}")
+        for name, value in table.items():
+            _check_type(f"{where}: {part}.{name}", value, _types(part)[name])
+        plan = replace(plan, **{part: replace(getattr(plan, part), **table)})
+    check(plan)
+    return plan
+
+
+def _parts() -> dict[str, type]:
+    return {f.name: type(getattr(Plan(), f.name)) for f in fields(Plan)}
+
+
+def _types(part: str) -> dict[str, str]:
+    return {f.name: str(f.type) for f in fields(_parts()[part])}
+
+
+def _known() -> list[str]:
+    return [f"{part}.{name}" for part in _parts() for name in _types(part)]
+
+
+def _read(setting: str, text: str, kind: str) -> object:
+    if text.lower() in ("none", "null") and "None" in kind:
+        return None
+    value: object = text
+    if "str" not in kind:
+        try:
+            value = json.loads(text.lower())
+        except json.JSONDecodeError:
+            value = text
+    _check_type(f"--set {setting}", value, kind)
+    return value
+
+
+def _check_type(where: str, value: object, kind: str) -> None:
+    if value is None and "None" in kind:
+        return
+    wanted = bool if "bool" in kind else int if "int" in kind else str
+    if type(value) is not wanted:
+        names = {bool: "true or false", int: "a whole number", str: "a text"}
+        raise UsageError(f"{where} has {value!r}; it is {names[wanted]}")
