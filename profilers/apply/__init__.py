@@ -1,0 +1,44 @@
+"""Applies: each does to a real model what the pass of the same name predicts.
+
+    model                -> precision -> remat -> offload -> sharding          before the optimizer is made, or re-aimed
+    optimizer over those -> optimizer -> precision -> sharding -> offload -> batch
+
+Neither the model's code nor the training loop changes: the loop calls `model(...)`, `loss.backward()`,
+`optimizer.step()` and `optimizer.zero_grad()` as before, and what has to happen besides hangs on these calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+from torch.optim import Optimizer
+
+from dnnmem.estimator.plan import Plan
+
+ToModel = Callable[[nn.Module, Plan], nn.Module]
+"""Does its part to a model and returns it, or what wraps it."""
+ToOptimizer = Callable[[Optimizer, nn.Module, Plan], Optimizer]
+"""Does its part to the optimizer of an applied model and returns it, or another one in its place."""
+
+MODEL_APPLIES: Mapping[str, ToModel] = {}
+"""By field of a plan, in the order in which they are done. Each leaves a model alone where the plan has its default."""
+OPTIMIZER_APPLIES: Mapping[str, ToOptimizer] = {}
+"""The same for optimizers."""
+
+
+def apply_to_model(model: nn.Module, plan: Plan) -> nn.Module:
+    """`model` with all that `plan` asks of a model done to it; its parameters may be others afterwards.
+
+    With more than one rank the process group exists already. Raises `UsageError` and `UnsupportedError`.
+    """
+    for done in MODEL_APPLIES.values():
+        model = done(model, plan)
+    return model
+
+
+def apply_to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimizer:
+    """`optimizer`, made over the parameters of an applied `model`, with all that `plan` asks of it done to it."""
+    for done in OPTIMIZER_APPLIES.values():
+        optimizer = done(optimizer, model, plan)
+    return optimizer

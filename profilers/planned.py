@@ -1,0 +1,50 @@
+"""The training script of a plan: `python -m dnnmem.profilers.planned REQUEST.json PLAN.json`, one process a rank.
+
+It builds the target that the request names, applies the plan and makes the request's steps, as any script would: on
+GPUs with torchrun, on virtual ones under `verify`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from dnnmem.estimator.plan_text import from_json
+from dnnmem.profilers.apply.target import applied_target
+from dnnmem.profilers.request import Request
+from dnnmem.profilers.target import resolve
+
+STEPS = 3
+"""Steps that are made where the request names no number."""
+
+
+def main(argv: list[str]) -> None:
+    """Make the steps."""
+    request = Request.from_json(Path(argv[0]).read_text("utf-8"))
+    plan = from_json(json.loads(Path(argv[1]).read_text("utf-8")), argv[1])
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if plan.mesh.world_size > 1:
+        distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    random.seed(request.seed)
+    torch.manual_seed(request.seed)
+    target = applied_target(resolve(request), plan)
+    with torch.device(kind):
+        model = target.make_model()
+        optimizer = target.make_optimizer(p for p in model.parameters() if p.requires_grad)
+        batch = target.make_batch()
+    for _ in range(request.steps or STEPS):
+        target.train_step(model, batch, optimizer)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

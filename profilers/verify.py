@@ -1,0 +1,60 @@
+"""A plan really run: the target's step, applied and made on virtual GPUs, one rank of it; what its memory was.
+
+Request + Plan  ->  python -m dnnmem.profilers.planned  on a virtual GPU, rank 0 of world_size  ->  Verified
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from dnnmem.estimator.device import Device
+from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan_text import to_json
+from dnnmem.estimator.report import Verified
+from dnnmem.profilers.ranks import ScriptRun, run_script
+from dnnmem.profilers.request import Request
+from dnnmem.profilers.run import QUIET
+from dnnmem.profilers.script_request import ScriptRequest
+
+
+def verify(
+    request: Request,
+    plan: Plan,
+    gpu: Device,
+    *,
+    ranks_per_node: int = 8,
+    timeout_seconds: float | None = None,
+    cache: Path | None = None,
+    on_output: Callable[[str], None] = lambda _: None,
+) -> Verified:
+    """Apply `plan` to the target of `request` and make its steps on a virtual `gpu`, as rank 0 of the plan's ranks.
+
+    Args: `cache` keeps what the virtual GPU is built of; `on_output` gets each line that the run prints.
+    The last step counts; what a run dies of is in the result. Raises `UnsupportedError` where there is no virtual GPU.
+    """
+    with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
+        asked, planned = Path(name, "request.json"), Path(name, "plan.json")
+        asked.write_text(request.to_json(), "utf-8")
+        planned.write_text(json.dumps(to_json(plan)), "utf-8")
+        script = ScriptRequest(
+            script="dnnmem.profilers.planned", is_module=True, arguments=(str(asked), str(planned)),
+            timeout_seconds=timeout_seconds,
+        )  # fmt: skip
+        world = plan.mesh.world_size
+        run = ScriptRun(
+            request=script, gpu=gpu, ranks=(0,) if world > 1 else None, world_size=world, ranks_per_node=ranks_per_node
+        )
+        [result] = run_script(run, {**QUIET, **os.environ}, cache=cache, on_output=on_output)
+    memory = result.memory[0] if result.memory else None
+    if result.outcome != "ran" or memory is None or not memory.steps:
+        said = result.oom.message if result.oom else result.message
+        return Verified(device="virtual", outcome=result.outcome, message=said or f"the run {result.outcome}")
+    peak = memory.steps[-1]
+    return Verified(
+        device="virtual", outcome="ran", peak_allocated_bytes=peak.allocated_bytes,
+        peak_reserved_bytes=peak.reserved_bytes,
+    )  # fmt: skip
