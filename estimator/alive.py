@@ -13,9 +13,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from dnnmem.estimator.profile import Alive
 from dnnmem.estimator.timeline import alive_at
@@ -46,12 +47,41 @@ def alive_groups(trace: Trace, index: int, most: int = 40) -> tuple[Alive, ...]:
     Blocks with equal kind, path (numbers aside), name, shape, element type and size share a line; its source is
     the first one's.
     """
-    groups: defaultdict[object, list[_Block]] = defaultdict(list)
-    for block in _blocks(trace, index):
-        if block.nbytes:
-            groups[block.likeness()].append(block)
-    lines = [_line(blocks) for blocks in groups.values()]
-    return tuple(sorted(lines, key=lambda line: (-line.nbytes, line.module, line.name))[:most])
+    return next(alive_at_moments(trace, [index], most))
+
+
+def alive_at_moments(trace: Trace, indices: Sequence[int], most: int = 40) -> Iterator[tuple[Alive, ...]]:
+    """`alive_groups` at each of `indices`, which ascend, in one pass over the events.
+
+    Raises `IndexError` for an index the timeline has not.
+    """
+    groups: defaultdict[object, dict[int, _Block]] = defaultdict(dict)
+    where: dict[int, object] = {}
+    for i in sorted(trace.pinned):
+        _put(groups, where, i, _block(trace, i, trace.storages[i].nbytes, None))
+    events = trace.events()
+    at = 0
+    for index in indices:
+        for op, event in islice(events, max(index - at, 0)):
+            at += 1
+            if event.nbytes > 0:
+                _put(groups, where, event.storage, _block(trace, event.storage, event.nbytes, trace.ops[op]))
+            elif event.nbytes and event.storage in where:
+                del groups[where.pop(event.storage)][event.storage]
+        if at != index:
+            raise IndexError(f"the timeline has entries 0 to {at}, not {index}")
+        yield _largest([list(blocks.values()) for blocks in groups.values() if blocks], most)
+
+
+def held_by_module(trace: Trace, index: int) -> Counter[tuple[str, str]]:
+    """Bytes alive after event `index` by module (dotted path) and kind; a temporary is its op's module's."""
+    found: Counter[tuple[str, str]] = Counter()
+    makers = {e.storage: trace.ops[i].module for i, e in islice(trace.events(), index) if e.storage < 0}
+    for i, nbytes in alive_at(trace, index).items():
+        storage = trace.storages.get(i)
+        module, kind = (storage.module, storage.kind.value) if storage else (makers[i], Kind.TEMP.value)
+        found[".".join(module), kind] += nbytes
+    return found
 
 
 def fold_paths(paths: Sequence[Path]) -> str:
@@ -69,38 +99,36 @@ def _fold(parts: Iterable[str]) -> str:
     return "*"
 
 
-def _blocks(trace: Trace, index: int) -> Iterable[_Block]:
-    makers = _makers(trace, index)
-    for i, nbytes in alive_at(trace, index).items():
-        op = makers.get(i)
-        name, source = (op.name, op.source) if op else ("", "")
-        if i >= 0:
-            s = trace.storages[i]
-            yield _Block(
-                nbytes=nbytes,
-                kind=s.kind.value,
-                module=s.module,
-                name=s.name or name,
-                shape=s.shape,
-                dtype=s.dtype,
-                source=source,
-            )
-        else:
-            module = op.module if op else ()
-            yield _Block(
-                nbytes=nbytes, kind=Kind.TEMP.value, module=module, name=name, shape=(), dtype="", source=source
-            )
+def _block(trace: Trace, i: int, nbytes: int, op: Op | None) -> _Block:
+    """Storage `i`, or a temporary inside `op`, which made it; None for what lives before the step."""
+    name, source = (op.name, op.source) if op else ("", "")
+    if i < 0:
+        module = op.module if op else ()
+        return _Block(nbytes=nbytes, kind=Kind.TEMP.value, module=module, name=name, shape=(), dtype="", source=source)
+    s = trace.storages[i]
+    return _Block(
+        nbytes=nbytes,
+        kind=s.kind.value,
+        module=s.module,
+        name=s.name or name,
+        shape=s.shape,
+        dtype=s.dtype,
+        source=source,
+    )
 
 
-def _makers(trace: Trace, index: int) -> dict[int, Op]:
-    """The op that allocated each block last, up to event `index`."""
-    makers: dict[int, Op] = {}
-    for count, (at, event) in enumerate(trace.events(), start=1):
-        if count > index:
-            break
-        if event.nbytes > 0:
-            makers[event.storage] = trace.ops[at]
-    return makers
+def _put(groups: defaultdict[object, dict[int, _Block]], where: dict[int, object], i: int, block: _Block) -> None:
+    if block.nbytes:
+        where[i] = block.likeness()
+        groups[where[i]][i] = block
+
+
+def _largest(groups: list[list[_Block]], most: int) -> tuple[Alive, ...]:
+    """Blocks of a group are of one size; paths are folded for those that are listed only."""
+    sizes = sorted((len(blocks) * blocks[0].nbytes for blocks in groups), reverse=True)
+    least = sizes[most - 1] if 0 < most < len(sizes) else 0
+    lines = [_line(blocks) for blocks in groups if len(blocks) * blocks[0].nbytes >= least]
+    return tuple(sorted(lines, key=lambda line: (-line.nbytes, line.module, line.name))[:most])
 
 
 def _line(blocks: Sequence[_Block]) -> Alive:

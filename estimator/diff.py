@@ -23,11 +23,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
 
+from dnnmem.estimator.alive import held_by_module
 from dnnmem.estimator.profile import PARTS, Profile
-from dnnmem.estimator.timeline import alive_at
-from dnnmem.estimator.trace import Kind, Trace
+from dnnmem.estimator.trace import Trace
 
 _COLUMNS = ("param", "grad", "optimizer", "activation", "temp")
 """Kinds that the table of layers has a column for."""
@@ -118,13 +117,7 @@ def _by_module(side: Side, *, exact: bool) -> Counter[tuple[str, str]]:
             for kind in _COLUMNS:
                 found[layer.module, kind] += int(getattr(layer, f"{kind}_bytes"))
         return found
-    peak = side.profile.timeline.peak
-    makers = {e.storage: trace.ops[i].module for i, e in islice(trace.events(), peak) if e.storage < 0}
-    for i, nbytes in alive_at(trace, peak).items():
-        storage = trace.storages.get(i)
-        module, kind = (storage.module, storage.kind.value) if storage else (makers[i], Kind.TEMP.value)
-        found[".".join(module), kind] += nbytes
-    return found
+    return held_by_module(trace, side.profile.timeline.peak)
 
 
 def _since(before: Trace | None, after: Trace | None, module: str, kind: str) -> str:

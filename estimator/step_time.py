@@ -19,9 +19,9 @@ from dnnmem.estimator.op_class import OpClass
 from dnnmem.estimator.pipeline_timing import pipeline_seconds
 from dnnmem.estimator.roofline import by_class, host_seconds, op_seconds, peak_rates
 from dnnmem.estimator.schedules import SCHEDULES
-from dnnmem.estimator.simulate import simulate
+from dnnmem.estimator.simulate import Timing, simulate
 from dnnmem.estimator.time_model import TimeModel
-from dnnmem.estimator.trace import Lane, Phase
+from dnnmem.estimator.trace import Lane, Op, Phase
 
 Index = npt.NDArray[np.intp]
 _IN_PARTS = ("all_gather", "reduce_scatter")
@@ -85,6 +85,15 @@ def time_layers(step: LocalStep, model: TimeModel) -> tuple[LayerTime, ...]:
         )
         for module, row in spent.items()
     )
+
+
+def time_ops(step: LocalStep, model: TimeModel) -> tuple[tuple[Op, ...], Timing]:
+    """The ops of a micro-batch and of the update, and when each runs; of the first pipeline stage, never stopped."""
+    priced = _priced(step.chunks[0], step, model)
+    chunk = priced.chunk
+    index = np.sort(np.concatenate((chunk.forward, chunk.backward, chunk.sync, chunk.step)))
+    ops = tuple(chunk.trace.ops[i] for i in index)
+    return ops, simulate(ops, priced.seconds[index], priced.host[index])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dnnmem.estimator.alive import alive_groups, fold_paths
+from dnnmem.estimator.alive import alive_at_moments, alive_groups, fold_paths, held_by_module
 from dnnmem.estimator.timeline import timeline
 from dnnmem.estimator.trace import Kind, Storage, Trace
 from tests.strategies import step_trace
@@ -49,6 +49,31 @@ def test_only_the_largest_are_listed_and_nothing_empty():
     trace = Trace(ops=(), storages=blocks, pinned=frozenset(blocks))
     assert [line.nbytes for line in alive_groups(trace, 0)] == list(range(59, 19, -1))
     assert len(alive_groups(trace, 0, most=100)) == 59
+
+
+def test_one_pass_over_the_step_lists_every_moment_as_asking_for_each_does():
+    # GIVEN a step  WHEN what is alive is listed after every event, in one pass and one by one
+    trace = step_trace(3)
+    moments = range(len(timeline(trace).allocated))
+    # THEN the two agree, and every byte is there
+    found = list(alive_at_moments(trace, moments))
+    assert found == [alive_groups(trace, index) for index in moments]
+    assert [sum(line.nbytes for line in lines) for lines in found] == timeline(trace).allocated.tolist()
+
+
+@pytest.mark.parametrize("index", [-1, 10**6])
+def test_a_moment_outside_of_the_step_is_refused(index):
+    with pytest.raises(IndexError, match="entries 0 to"):
+        alive_groups(step_trace(1), index)
+
+
+def test_modules_hold_all_that_is_alive_by_kind():
+    trace = step_trace(1)
+    peak = timeline(trace).peak
+    held = held_by_module(trace, peak)
+    assert held["fc", "param"] == 64
+    assert held["<optimizer>", "temp"] == 64  # inside of an op
+    assert held.total() == trace.peak_bytes()
 
 
 @pytest.mark.parametrize(
