@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.plan import Plan
 
+AMP = {"bf16_amp": "bfloat16", "fp16_amp": "float16"}
+"""Types that autocast does products in."""
+
 
 def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     """`trace` with `plan.precision` at rest; unchanged where it is what was recorded.

@@ -1,0 +1,107 @@
+"""`precision`: which element types a real model computes in, and what rests beside it in wider ones.
+
+    float32, tf32         torch.backends: products of float32 matrices in full, or on tensor cores
+    bf16_amp, fp16_amp    forward under torch.autocast, floating outputs in float32 again
+    bfloat16              model.to(bfloat16), floating inputs cast; with `param` float32 the optimizer updates masters
+
+fp16's loss scaling needs no change of the loop: gradients are linear in what enters the backward pass, so that the
+scale goes in where gradients come to the model's outputs. When the pass is over they are unscaled, so that clipping
+between `backward` and `step` sees true ones; `step` is left out where one of them is not finite (`loss_scaling`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.passes.precision import AMP
+from dnnmem.estimator.plan import Plan
+from dnnmem.profilers.apply.loss_scaling import LossScaling, scaling_of
+from dnnmem.profilers.apply.master_weights import over_masters
+from dnnmem.profilers.tensors import map_tensors
+
+
+def to_model(model: nn.Module, plan: Plan) -> nn.Module:
+    """`model` that computes as `plan.precision.compute` says; the same object.
+
+    Raises `UnsupportedError` for autocast of a model whose parameters are not in float32.
+    """
+    compute = plan.precision.compute
+    if compute in {"float32", "tf32"}:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = compute == "tf32"
+        _check_float32(model, compute)
+    elif compute in AMP:
+        _check_float32(model, compute)
+        scaling = scaling_of(model) if compute == "fp16_amp" else None
+        _under(model, lambda: _autocast(model, compute), scaling.enter if scaling is not None else Tensor.float)
+    elif compute == "bfloat16" and not _is_sharded_mixed(plan):
+        model.to(torch.bfloat16)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # what the wider parameters were in
+        _under(model, nullcontext, None)
+    return model
+
+
+def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimizer:
+    """`optimizer` that unscales and skips under `fp16_amp`, and that works on masters where `param` is wider."""
+    if plan.precision.compute == "fp16_amp":
+        LossScaling.find(model).attach(optimizer)
+    if plan.precision.param is not None and not _is_sharded(plan):
+        over_masters(optimizer, plan.precision)
+    return optimizer
+
+
+def _is_sharded(plan: Plan) -> bool:
+    return plan.sharding.strategy == "zero3" and plan.mesh.data_ranks > 1
+
+
+def _is_sharded_mixed(plan: Plan) -> bool:
+    """FSDP2 casts what it gathers: `sharding` does it."""
+    return _is_sharded(plan) and plan.precision.param not in {None, "bfloat16"}
+
+
+def _check_float32(model: nn.Module, compute: str) -> None:
+    other = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype is not torch.float32), None)
+    if other is not None:
+        raise UnsupportedError(
+            f"precision.compute is {compute}, but the model has parameters in {str(other).removeprefix('torch.')}; "
+            "it needs them all in float32",
+            hint="build the model in float32",
+        )
+
+
+def _autocast(model: nn.Module, compute: str) -> AbstractContextManager[Any]:
+    kind = next((p.device.type for p in model.parameters()), "cpu")
+    return torch.autocast(kind, getattr(torch, AMP[compute]))
+
+
+def _under(
+    model: nn.Module, context: Callable[[], AbstractContextManager[Any]], leave: Callable[[Tensor], Tensor] | None
+) -> None:
+    """Run the forward pass in a context, `leave` being done to floating outputs; without it, cast inputs to bfloat16.
+
+    A bound method, so that a deep copy of the model runs itself and not the original.
+    """
+    inner = model.forward.__func__ if isinstance(model.forward, MethodType) else type(model).forward
+
+    @wraps(inner)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if leave is None:
+            args, kwargs = map_tensors((args, kwargs), _to_bfloat16)
+        with context():
+            output = inner(self, *args, **kwargs)
+        return output if leave is None else map_tensors(output, lambda x: leave(x) if x.is_floating_point() else x)
+
+    model.forward = MethodType(forward, model)
+
+
+def _to_bfloat16(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
