@@ -15,17 +15,22 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dnnmem.estimator.plan import Plan
-from dnnmem.profilers.apply import sharding
-from dnnmem.profilers.apply import precision
+from dnnmem.profilers.apply import precision, sharding
 
 ToModel = Callable[[nn.Module, Plan], nn.Module]
 """Does its part to a model and returns it, or what wraps it."""
 ToOptimizer = Callable[[Optimizer, nn.Module, Plan], Optimizer]
 """Does its part to the optimizer of an applied model and returns it, or another one in its place."""
 
-MODEL_APPLIES: Mapping[str, ToModel] = {"precision": precision.to_model}
+MODEL_APPLIES: Mapping[str, ToModel] = {
+    "precision": precision.to_model,
+    "sharding": sharding.to_model,
+}
 """By field of a plan, in the order in which they are done. Each leaves a model alone where the plan has its default."""
-OPTIMIZER_APPLIES: Mapping[str, ToOptimizer] = {"precision": precision.to_optimizer}
+OPTIMIZER_APPLIES: Mapping[str, ToOptimizer] = {
+    "precision": precision.to_optimizer,
+    "sharding": sharding.to_optimizer,
+}
 """The same for optimizers."""
 
 

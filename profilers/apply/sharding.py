@@ -1,0 +1,150 @@
+"""Data parallelism for real: what the sharding passes predict, by PyTorch's own means, on the user's model in place.
+
+    ddp      DistributedDataParallel, hung on the model by hooks: the model stays what it is, names and all
+    zero1    the same, and each rank updates the parameters that are its own (ZeroRedundancyOptimizer)
+    zero2    FSDP2 that gathers parameters once a step, and drops them after the backward pass
+    zero3    FSDP2: each block is a group, what is outside of blocks another; with `dp_replicate` above 1 HSDP
+
+With several micro-batches ddp and zero1 send gradients once, after the last (`sync_gradients`); FSDP2 sums its parts
+each time, so that whole gradients never stay.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.plan import Plan
+from dnnmem.profilers.apply.model_blocks import beside_blocks, blocks_of
+
+_REPLICA = "_dnnmem_replica"
+"""Attribute of a model that holds its DistributedDataParallel."""
+
+
+def shards(plan: Plan) -> bool:
+    """Whether parameters are split: the model need not fit one GPU, and is best built without memory."""
+    return plan.sharding.strategy in ("zero2", "zero3") and plan.mesh.data_ranks > 1
+
+
+def to_model(model: nn.Module, plan: Plan) -> nn.Module:
+    """`model` with hooks that share its work among `plan.mesh.data_ranks`; unchanged for one rank.
+
+    Raises `UsageError` without a process group of that size, `UnsupportedError` for what is predicted only.
+    """
+    if plan.sharding.strategy == "none" or plan.mesh.data_ranks == 1:
+        return model
+    _check(plan)
+    if shards(plan):
+        _shard(model, plan)
+    else:
+        _replicate(model, plan)
+    return model
+
+
+def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimizer:
+    """For zero1, an optimizer of the same class that updates this rank's parameters and fetches the others.
+
+    Raises `UsageError` if `optimizer` has made steps already.
+    """
+    del model
+    if plan.sharding.strategy != "zero1" or plan.mesh.data_ranks == 1 or plan.mesh.dp_shard == 1:
+        return optimizer
+    if optimizer.state:
+        raise UsageError(
+            f"the optimizer holds states of {len(optimizer.state)} parameters already",
+            hint="apply the plan before the first step; load states afterwards",
+        )
+    known = inspect.signature(type(optimizer).__init__).parameters
+    defaults: dict[str, Any] = {name: value for name, value in optimizer.defaults.items() if name in known}
+    group = _mesh(plan, _device_type())["dp_shard"].get_group()
+    return ZeroRedundancyOptimizer(
+        [dict(some) for some in optimizer.param_groups], type(optimizer), process_group=group, **defaults
+    )
+
+
+def sync_gradients(model: nn.Module, on: bool) -> None:  # noqa: FBT001  (the switch is all there is)
+    """Whether the next backward pass of an applied `model` sends gradients; FSDP2 sums its parts always."""
+    replica = getattr(model, _REPLICA, None)
+    if replica is not None:
+        replica.require_backward_grad_sync = on
+
+
+def _check(plan: Plan) -> None:
+    mesh = plan.mesh
+    if mesh.world_size != mesh.data_ranks:
+        raise UnsupportedError(
+            f"cp {mesh.cp}, tp {mesh.tp} and pp {mesh.pp} cannot be applied yet; only data parallelism can"
+        )
+    if not plan.sharding.overlap:
+        raise UnsupportedError("sharding.overlap=false is predicted only: PyTorch overlaps always")
+    ranks = distributed.get_world_size() if distributed.is_initialized() else 0
+    if ranks != mesh.world_size:
+        have = f"the process group has {ranks}" if ranks else "there is no process group"
+        raise UsageError(
+            f"the plan is for {mesh.world_size} ranks, but {have}",
+            hint=f"torchrun --nproc-per-node {mesh.world_size} ..., and init_process_group() before the plan is applied",
+        )
+
+
+def _device_type() -> str:
+    return "cuda" if "nccl" in distributed.get_backend() else "cpu"
+
+
+def _mesh(plan: Plan, device_type: str) -> DeviceMesh:
+    sizes = (plan.mesh.dp_replicate, plan.mesh.dp_shard)
+    return init_device_mesh(device_type, sizes, mesh_dim_names=("dp_replicate", "dp_shard"))
+
+
+def _replicate(model: nn.Module, plan: Plan) -> None:
+    """Let a DistributedDataParallel do around each call of the model what it does around its own."""
+    replica = DistributedDataParallel(model, bucket_cap_mb=plan.sharding.bucket_mib)
+    model.__dict__[_REPLICA] = replica  # no submodule: the model is one of it
+    model.register_forward_pre_hook(lambda _, args, named: replica._pre_forward(*args, **named), with_kwargs=True)
+    model.register_forward_hook(lambda _, __, output: replica._post_forward(output))
+
+
+def _shard(model: nn.Module, plan: Plan) -> None:
+    """FSDP2 on each block, then on what is left."""
+    mesh = _mesh(plan, _device_type())
+    options: dict[str, Any] = {
+        "mesh": mesh if plan.mesh.dp_replicate > 1 else mesh["dp_shard"],
+        "mp_policy": _policy(model, plan),
+    }
+    sharding = plan.sharding
+    drops = sharding.strategy == "zero3" and sharding.reshard_after_forward
+    split = sharding.strategy == "zero3" and sharding.split_root
+    before, after = beside_blocks(model) if split else ([], [])
+    groups = [*([before] if before else []), *([block] for _, block in blocks_of(model)), *([after] if after else [])]
+    for number, modules in enumerate(groups, 1):
+        kept = sharding.keep_last and number == len(groups)
+        fully_shard(modules if len(modules) > 1 else modules[0], reshard_after_forward=drops and not kept, **options)
+    fully_shard(model, reshard_after_forward=False, **options)
+
+
+def _policy(model: nn.Module, plan: Plan) -> MixedPrecisionPolicy:
+    """Types to compute and to reduce in; the model's parameters get the type that they rest in."""
+    precision = plan.precision
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    compute = torch.bfloat16 if precision.compute == "bfloat16" else own
+    rest = getattr(torch, precision.param) if precision.param else compute
+    if precision.grad and getattr(torch, precision.grad) != rest:
+        raise UnsupportedError(
+            f"precision.grad is {precision.grad}, but FSDP2 keeps gradients in the type of the parameters, "
+            f"{str(rest).removeprefix('torch.')}",
+            hint="leave precision.grad out",
+        )
+    for p in model.parameters():
+        if p.is_floating_point() and p.dtype != rest:
+            p.data = p.data.to(rest)
+    wire = precision.reduce or precision.grad
+    reduce = getattr(torch, wire) if wire else None
+    return MixedPrecisionPolicy(param_dtype=compute if compute != rest else None, reduce_dtype=reduce)
