@@ -34,6 +34,7 @@ from dnnmem.cli.commands.devices import devices
 from dnnmem.cli.commands.diff import diff
 from dnnmem.cli.commands.doctor import doctor
 from dnnmem.cli.commands.estimate import estimate
+from dnnmem.cli.commands.export import export
 from dnnmem.cli.commands.init import init
 from dnnmem.cli.commands.profile import profile
 from dnnmem.cli.commands.run import run as run_command
@@ -65,6 +66,7 @@ app.command("run", context_settings={**_CONTEXT, "allow_interspersed_args": Fals
 app.command(context_settings=_CONTEXT)(view)
 app.command(context_settings=_CONTEXT)(diff)
 app.command(context_settings=_CONTEXT)(estimate)
+app.command(context_settings=_CONTEXT)(export)
 app.command(context_settings=_CONTEXT)(calibrate)
 app.command(context_settings=_CONTEXT)(validate)
 app.command(context_settings=_CONTEXT)(init)

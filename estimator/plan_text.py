@@ -31,6 +31,20 @@ def change(plan: Plan, settings: Iterable[str]) -> Plan:
     return plan
 
 
+def settings(plan: Plan) -> tuple[str, ...]:
+    """What is not at its default, as `change` takes it.
+
+    >>> settings(change(Plan(), ["remat.policy=full", "precision.param=float32"]))
+    ('precision.param=float32', 'remat.policy=full')
+    """
+    found = []
+    for part in _parts():
+        now, default = getattr(plan, part), getattr(Plan(), part)
+        names = (f.name for f in fields(now) if getattr(now, f.name) != getattr(default, f.name))
+        found += [f"{part}.{name}={_written(getattr(now, name))}" for name in names]
+    return tuple(found)
+
+
 def to_json(plan: Plan) -> dict[str, Any]:
     """The plan as an object for JSON."""
     return {"schema": SCHEMA, **asdict(plan)}
@@ -63,6 +77,10 @@ def _types(part: str) -> dict[str, str]:
 
 def _known() -> list[str]:
     return [f"{part}.{name}" for part in _parts() for name in _types(part)]
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _read(setting: str, text: str, kind: str) -> object:

@@ -1,0 +1,103 @@
+"""`dnnmem export --plan plan.json --to accelerate`: a plan in the words of the framework that is to run it.
+
+plan (and the model's blocks, if a TARGET or --block names them) -> one file's text, on stdout or in a new file
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dnnmem.cli.commands import options as o
+from dnnmem.cli.commands.estimate import PlanFile, Set, load_plan
+
+if TYPE_CHECKING:
+    from dnnmem.cli.commands.job import Job
+
+To = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="NAME",
+        help="fsdp2 (a whole script), torchrun, accelerate, deepspeed, hf-trainer, lightning, megatron or torchtitan.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="FILE", help="A new file; one that exists is never overwritten. [default: stdout]"
+    ),
+]
+Wanted = Annotated[
+    str | None,
+    typer.Argument(metavar="[TARGET]", show_default=False, help="The model, for the names of its repeated blocks."),
+]
+Blocks = Annotated[
+    list[str] | None,
+    typer.Option("--block", metavar="CLASS", help="Class of the repeated blocks, instead of TARGET. May be repeated."),
+]
+PerNode = Annotated[int, typer.Option("--gpus-per-node", metavar="N", help="GPUs of one machine.", min=1)]
+
+
+def export(
+    target: Wanted = None,
+    *,
+    to: To,
+    plan: PlanFile = None,
+    set_: Set = None,
+    block: Blocks = None,
+    gpus_per_node: PerNode = 8,
+    batch: o.Batch = None,
+    seq: o.Seq = None,
+    arg: o.Args = None,
+    optimizer: o.Optimizer = None,
+    out: Out = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write a plan as a training framework's configuration. What the framework cannot say is named, never dropped."""
+    from dnnmem.cli.commands.job import prepare
+    from dnnmem.cli.commands.outputs import choose
+    from dnnmem.cli.export.files import check_writable, write_atomic
+    from dnnmem.cli.export.frameworks import FRAMEWORKS
+    from dnnmem.cli.export.frameworks.ask import Ask
+    from dnnmem.estimator.errors import UsageError
+
+    choose("--to", to, FRAMEWORKS)
+    chosen = load_plan(plan, set_ or ())
+    if out is not None:
+        if out.exists():
+            raise UsageError(f"--out {out} exists, and is not overwritten", hint="name a new file, or move the old one")
+        check_writable(out, "--out")
+    typed = {"batch": batch, "seq": seq, "optimizer": optimizer, "device": "fake"}
+    job = prepare(target, typed, os.environ, folder=Path.cwd(), args=arg or ()) if target is not None else None
+    ask = Ask(
+        plan=chosen,
+        gpus_per_node=gpus_per_node,
+        blocks=tuple(block or ()) or (_blocks(job, quiet=quiet) if job is not None else ()),
+        source=plan.name if plan else "",
+        request=job.request if job is not None else None,
+    )
+    made = FRAMEWORKS[to](ask)
+    if out is None:
+        sys.stdout.write(made.text)
+        sys.stdout.flush()
+    else:
+        write_atomic(out, made.text)
+    if quiet:
+        return
+    sys.stderr.writelines(f"not said by {to}: {setting}\n" for setting in made.left_out)
+    if out is not None:
+        sys.stderr.write(f"wrote {out}\n")
+
+
+def _blocks(job: Job, *, quiet: bool) -> tuple[str, ...]:
+    """Classes of the blocks of the job's step, which is recorded for that, or was."""
+    from dnnmem.cli.commands.profile import record
+    from dnnmem.estimator.block_list import block_lists
+
+    trace, _ = record(job, quiet=quiet, no_color=False)
+    return tuple(dict.fromkeys(blocks.type for blocks in block_lists(trace)))
