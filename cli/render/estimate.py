@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -19,7 +18,7 @@ from dnnmem.cli.render.stack import percent
 from dnnmem.cli.render.text import batch_words
 from dnnmem.estimator.alive import fold_paths
 from dnnmem.estimator.estimate import Estimate
-from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan_text import settings
 from dnnmem.estimator.step_time import LayerTime
 from dnnmem.estimator.trace import Trace
 from dnnmem.estimator.units import format_bytes, format_flops, format_seconds
@@ -44,30 +43,13 @@ def print_estimate(trace: Trace, found: Estimate, layers: Sequence[LayerTime], c
 
 def _sections(trace: Trace, found: Estimate, layers: Sequence[LayerTime], top: int) -> Iterator[RenderableType]:
     yield Text(f"{trace.origin.target}  {batch_words(trace.batch)}")
-    yield Text(f"{found.cluster.name}; plan: {plan_words(found.plan)}")
+    yield Text(f"{found.cluster.name}; plan: {' '.join(settings(found.plan)) or 'the plain step'}")
     yield Group(Text(), Text(memory_words(found), _style(found)), Text(speed_words(found), "bold"), Text())
     yield _facts(found)
     yield Group(Text(), Text("What the step waits for", "bold"), _shares(found))
     yield Group(Text(), Text("Busy, by kind of work (lanes overlap)", "bold"), _classes(found))
     yield Group(Text(), Text("Layers, one micro-batch", "bold"), _layers(layers, top))
     yield from (Text(f"note: {note}") for note in found.notes)
-
-
-def plan_words(plan: Plan) -> str:
-    """The choices of a plan that differ from the plain step.
-
-    >>> from dnnmem.estimator.plan import Mesh, Sharding
-    >>> plan_words(Plan(mesh=Mesh(dp_shard=8), sharding=Sharding(strategy="zero3"))), plan_words(Plan())
-    ('mesh.dp_shard=8 sharding.strategy=zero3', 'the plain step')
-    """
-    mine, default = asdict(plan), asdict(Plan())
-    words = [
-        f"{part}.{name}={value}"
-        for part, table in mine.items()
-        for name, value in table.items()
-        if value != default[part][name]
-    ]
-    return " ".join(words) or "the plain step"
 
 
 def memory_words(found: Estimate) -> str:
