@@ -39,7 +39,7 @@ def rewrite(trace: Trace, plan: Plan, cluster: Cluster | None = None, layers: in
     record, and then repeated; chunks that do the same are one trace. A chunk's gradients stay, and are sent, within
     it, so that batch and sharding come after the split. Raises what the passes and `repeat` raise.
     """
-    if layers is not None and plan.remat.policy != "every":
+    if layers is not None and plan.remat.policy not in ("every", "segments"):
         with suppress(UnsupportedError):  # blocks may differ where they are rewritten, and not where they were recorded
             return _rewritten(trace, plan, cluster, layers)
     if layers is not None:

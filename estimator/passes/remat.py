@@ -2,7 +2,8 @@
 
     forward   [b0: x -> a, b, c -> y]  free a, b, c      ...      backward   [again: x -> a', b', c'] [b0': uses a', c']
 
-`full` and `every` (Chen et al. 2016) do it with whole blocks. `selective` keeps attention and every second matrix
+`full` and `every` (Chen et al. 2016) do it with whole blocks, `segments` with runs of them, also within each other
+(Beaumont et al. 2019). `selective` keeps attention and every second matrix
 product (torchtitan's policy for ops); `attention` repeats from the scores to the product with the values only
 (Korthikanti et al. 2022). As torch does, recomputation begins at the first backward op that needs a tensor of the
 region, and ends with the last tensor that is needed (`early_stop`). Random numbers are drawn again from a kept state.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.block_list import block_lists, blocks_of_ops
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Draft, Life, lives
+from dnnmem.estimator.segments import parse_segments
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
@@ -47,7 +49,9 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     del cluster
     if plan.remat.policy == "none":
         return trace
-    regions = [region for region in _regions(trace, plan.remat) if region.forward and region.backward]
+    if plan.remat.policy == "segments":
+        return _segments(trace, plan)
+    regions = _regions(trace, plan.remat)
     if not regions:
         raise UnsupportedError(
             f"remat.policy {plan.remat.policy} finds nothing to compute again in {trace.origin.target or 'this step'}: "
@@ -55,6 +59,10 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
             + (" with attention" if plan.remat.policy == "attention" else ""),
             hint="--set remat.policy=none",
         )
+    return _entered(trace, regions, plan).finish()
+
+
+def _entered(trace: Trace, regions: Sequence[_Region], plan: Plan) -> Draft:
     draft, known = Draft(trace), lives(trace.ops)
     later: dict[int, int] = {}
     cached = plan.kernels.fusion == "none"  # a compiler keeps only what is used
@@ -63,21 +71,54 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     for i, k in later.items():
         draft.unfree(known[i].freed, i)
         draft.free(k, i)
-    return draft.finish()
+    return draft
+
+
+def _segments(trace: Trace, plan: Plan) -> Trace:
+    """Innermost runs first: what they compute again is, to a run around them, a part of its backward pass."""
+    owners, count = _owners(trace)
+    level = parse_segments(plan.remat.segments, count)
+    levels = [level]
+    while level := tuple(inner for run in level for inner in run.inner):
+        levels.append(level)
+    for runs in reversed(levels):
+        regions = [_region(trace.ops, owners, run) for run in runs]
+        draft = _entered(trace, [region for region in regions if region.forward and region.backward], plan)
+        owners = [owner for k, owner in enumerate(owners) for _ in range(len(draft.before.get(k, ())) + 1)]
+        trace = draft.finish()
+    return trace
+
+
+def _owners(trace: Trace) -> tuple[list[int | None], int]:
+    """The block of each op, counted over the model, and how many blocks there are."""
+    found: list[int | None] = [None] * len(trace.ops)
+    count = 0
+    for blocks in block_lists(trace):
+        for k, owner in enumerate(blocks_of_ops(trace.ops, blocks)):
+            if owner is not None:
+                found[k] = count + owner
+        count += blocks.count
+    return found, count
+
+
+def _region(ops: Sequence[Op], owners: Sequence[int | None], run: Container[int]) -> _Region:
+    inside = [k for k, owner in enumerate(owners) if owner is not None and owner in run]
+    return _Region(
+        forward=[k for k in inside if ops[k].phase is Phase.FORWARD],
+        backward=[k for k in inside if ops[k].phase is Phase.BACKWARD],
+    )
 
 
 def _regions(trace: Trace, remat: Remat) -> list[_Region]:
-    blocks: list[_Region] = []
-    for some in block_lists(trace):
-        owners = blocks_of_ops(trace.ops, some)
-        inside = [_Region(forward=[], backward=[]) for _ in range(some.count)]
-        for k, owner in enumerate(owners):
-            if owner is not None and trace.ops[k].phase is not Phase.STEP:
-                region = inside[owner]
-                (region.forward if trace.ops[k].phase is Phase.FORWARD else region.backward).append(k)
-        blocks += inside
+    owners, count = _owners(trace)
+    blocks = [_Region(forward=[], backward=[]) for _ in range(count)]
+    for k, owner in enumerate(owners):
+        if owner is not None and trace.ops[k].phase is not Phase.STEP:
+            region = blocks[owner]
+            (region.forward if trace.ops[k].phase is Phase.FORWARD else region.backward).append(k)
     if remat.policy == "every":
-        return [region for k, region in enumerate(blocks) if (k + 1) % remat.every == 0]
+        blocks = blocks[remat.every - 1 :: remat.every]
+    blocks = [region for region in blocks if region.forward and region.backward]
     if remat.policy == "selective":
         kept = (_kept(trace.ops, region.forward, attention=remat.keep_attention) for region in blocks)
         return [replace(region, kept=mine) for region, mine in zip(blocks, kept, strict=True)]
@@ -90,22 +131,22 @@ def _regions(trace: Trace, remat: Remat) -> list[_Region]:
     return blocks
 
 
-def is_attention(op: Op) -> bool:
-    """True for a fused attention's op."""
-    return ("_attention" in op.name and "scaled_dot_product" in op.name) or "flash_attn" in op.name
+def is_attention(name: str) -> bool:
+    """True for the name of a fused attention's op."""
+    return ("_attention" in name and "scaled_dot_product" in name) or "flash_attn" in name
 
 
 def _kept(ops: Sequence[Op], forward: Sequence[int], *, attention: bool) -> set[int]:
     """Attention if asked for, and the first, third, ... of the matrix products."""
     products = [k for k in forward if ops[k].name in PRODUCTS]
     scattered = "dnnmem.reduce_scatter.tp"  # what was waited for is kept as well
-    others = (k for k in forward if (attention and is_attention(ops[k])) or ops[k].name == scattered)
+    others = (k for k in forward if (attention and is_attention(ops[k].name)) or ops[k].name == scattered)
     return {*products[::2], *others}
 
 
 def _attentions(ops: Sequence[Op], forward: Sequence[int]) -> list[list[int]]:
     """Runs of ops from the scores to the contexts: one op where attention is fused."""
-    found = [[k] for k in forward if is_attention(ops[k])]
+    found = [[k] for k in forward if is_attention(ops[k].name)]
     for at, k in enumerate(forward):
         if not ops[k].name.startswith("aten._softmax"):
             continue

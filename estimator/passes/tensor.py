@@ -59,7 +59,7 @@ def _check(trace: Trace, layout: Layout, tp: int) -> None:
             name = ".".join((*trace.storages[i].module, trace.storages[i].name))
             raise UnsupportedError(f"{name} has {size} {what}; {size} % tp {tp} = {size % tp}, but it must be 0")
     for op in trace.ops:
-        if op.phase is Phase.FORWARD and is_attention(op) and op.writes:
+        if op.phase is Phase.FORWARD and is_attention(op.name) and op.writes:
             shape = trace.storages[op.writes[0]].shape
             if len(shape) == 4 and shape[1] % tp:
                 raise UnsupportedError(

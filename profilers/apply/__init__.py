@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dnnmem.estimator.plan import Plan
-from dnnmem.profilers.apply import precision, sharding
+from dnnmem.profilers.apply import precision, remat, sharding
 
 ToModel = Callable[[nn.Module, Plan], nn.Module]
 """Does its part to a model and returns it, or what wraps it."""
@@ -24,6 +24,7 @@ ToOptimizer = Callable[[Optimizer, nn.Module, Plan], Optimizer]
 
 MODEL_APPLIES: Mapping[str, ToModel] = {
     "precision": precision.to_model,
+    "remat": remat.to_model,
     "sharding": sharding.to_model,
 }
 """By field of a plan, in the order in which they are done. Each leaves a model alone where the plan has its default."""

@@ -82,7 +82,7 @@ def test_attention_alone_is_computed_again(arguments):
     if arguments:  # the scores are what this saves
         assert passes_peak(found) < passes_peak(trace)
     else:
-        assert sum(is_attention(op) and op.phase is Phase.BACKWARD for op in found.ops) == 6
+        assert sum(is_attention(op.name) and op.phase is Phase.BACKWARD for op in found.ops) == 6
 
 
 @pytest.mark.parametrize("policy", ["full", "every", "selective", "attention"])
