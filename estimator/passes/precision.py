@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.passes.autocast import autocast
 from dnnmem.estimator.passes.draft import Draft, lives
 from dnnmem.estimator.passes.update import element_bytes, gradients, in_type, scale_update, states
 from dnnmem.estimator.trace import Kind, Op, Phase, Trace
@@ -33,6 +34,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     Raises `UnsupportedError` for parameters at rest in a narrower type than they compute in.
     """
     del cluster
+    trace = compute_in(trace, plan)
     wanted = plan.precision
     if plan.sharding.strategy == "zero3" and plan.mesh.data_ranks > 1:
         return trace
@@ -61,6 +63,14 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     draft.resize({i: s.nbytes for i, s in now.items()})
     draft.storages.update(now)
     return draft.finish()
+
+
+def compute_in(trace: Trace, plan: Plan) -> Trace:
+    """`trace` computing in `plan.precision.compute`."""
+    compute = plan.precision.compute
+    if compute in AMP:
+        return autocast(trace, AMP[compute])
+    return trace
 
 
 def _widen_gradients(draft: Draft, grads: list[int], dtype: str | None) -> None:
