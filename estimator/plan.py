@@ -173,8 +173,6 @@ class Kernels:
     """`none`: one op, one kernel; `pointwise`: neighbours without a matrix product are one kernel (torch.compile);
     `blocks`: so within each block only (torchtitan compiles block by block); `hand`: as Megatron's own kernels, which
     leave norms, and dropouts beside a softmax, alone."""
-    fused_update: bool = False
-    """The optimizer's update is one kernel without temporaries: `AdamW(fused=True)`."""
     graphs: bool = False
     """CUDA graphs: the host issues a whole pass at once."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.passes import batch, kernels, pipeline, precision, remat, sharding, tensor
+from dnnmem.estimator.passes import batch, kernels, optimizer, pipeline, precision, remat, sharding, tensor
 from dnnmem.estimator.repeat import repeat
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
     "batch": batch.apply,
     "precision": precision.apply,
     "tensor": tensor.apply,
+    "optimizer": optimizer.apply,
     "remat": remat.apply,
     "sharding": sharding.apply,
     "pipeline": pipeline.apply,
@@ -27,7 +28,7 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
 }
 """By field of a plan, in the order of its fields. Each leaves a trace equal where the plan has its default."""
 
-_BEFORE_SPLIT = ("precision", "tensor", "remat")
+_BEFORE_SPLIT = ("precision", "tensor", "optimizer", "remat")
 _AFTER_SPLIT = ("batch", "sharding", "kernels")
 
 

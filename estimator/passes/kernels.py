@@ -6,8 +6,8 @@
 An op joins the kernel before it if it shares a storage with it. The kernel reads what comes from outside once, and
 writes what somebody outside reads; what lives and dies inside is never in memory, so its events go too. A reduction
 over rows of a batch (the gradient of a bias) walks the other way and stays a kernel of its own. The optimizer's ops
-stay as they were recorded, unless `fused_update` makes one of them. `graphs` marks the step as issued at once, so that
-its ops cost the host nothing.
+stay as they are: its kernels are `plan.optimizer.kernel`. `graphs` marks the step as issued at once, so that its ops
+cost the host nothing.
 
 >>> from dnnmem.estimator.plan import Kernels, Plan
 >>> from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
@@ -28,7 +28,6 @@ from math import prod
 
 from dnnmem.estimator.block_list import Path, block_lists
 from dnnmem.estimator.op_class import OpClass, kind_of
-from dnnmem.estimator.passes.fused_update import fuse_update
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.trace import Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.work import GRAPHS
@@ -42,8 +41,6 @@ def apply(trace: Trace, plan: Plan, cluster: object = None) -> Trace:  # noqa: A
     """`trace` with the kernels that `plan.kernels` names; the same object if it names nothing."""
     if plan.kernels.fusion != "none":
         trace = _fused(trace, plan.kernels.fusion)
-    if plan.kernels.fused_update:
-        trace = fuse_update(trace)
     if plan.kernels.graphs:
         trace = replace(trace, origin=replace(trace.origin, versions={**trace.origin.versions, GRAPHS: "whole step"}))
     return trace

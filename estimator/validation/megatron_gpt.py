@@ -68,7 +68,8 @@ def megatron_gpt(run: Run, node: str, *, seconds: float | None) -> Case:
         remat=p.Remat(policy=run.recompute, early_stop=False),
         sharding=p.Sharding(strategy="ddp" if run.dp > 1 else "none", overlap=False),
         pipeline=p.Pipeline(schedule="interleaved" if run.chunks > 1 else "1f1b", chunks=run.chunks),
-        kernels=p.Kernels(fusion="hand", fused_update=True),
+        optimizer=p.Optimizer(kernel="fused"),
+        kernels=p.Kernels(fusion="hand"),
     )
     return Case(
         target=GPT, target_args=args, batch=run.micro_batch, seq=run.seq,

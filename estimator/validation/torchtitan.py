@@ -93,9 +93,9 @@ def _plan(row: Mapping[str, str]) -> p.Plan:
             keep_last=reshard != "always",
             split_root=day >= _SPLIT,
         ),
+        optimizer=p.Optimizer(kernel="fused" if day >= _FUSED else None),
         kernels=p.Kernels(
             fusion=fusion if compiled == "True" or "inductor" in compiled else "none",
-            fused_update=day >= _FUSED,
             graphs="cudagraph" in compiled,
         ),
     )

@@ -128,15 +128,3 @@ def test_blocks_that_are_compiled_leave_the_loss_as_it_is():
     assert NAME in names["blocks"]
     assert NAME not in names["<loss>"]
     assert NAME in [op.name for op in apply(trace, FUSED).ops if op.module == ("<loss>",)]
-
-
-def test_a_fused_update_makes_nothing():
-    # GIVEN an update by lists, with temporaries as large as the parameters
-    trace = gpt(3)
-    found = apply(trace, Plan(kernels=Kernels(fused_update=True)))
-    found.check()
-    [update] = [op for op in found.ops if op.phase is Phase.STEP]
-    assert not any(e.nbytes > 0 for e in update.events)
-    # THEN it reads parameters, gradients and two states, and writes all but gradients
-    params = sum(s.nbytes for i, s in trace.storages.items() if s.kind is Kind.PARAM and i in trace.pinned)
-    assert 7 * params <= update.moved_bytes < 7.1 * params

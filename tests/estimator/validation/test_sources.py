@@ -73,7 +73,7 @@ def test_what_torchtitan_did_follows_from_the_day(found):
     # THEN segments are expandable, logits dropped, updates fused and roots split since the commits that did it
     assert [case.allocator for case in (early, middle, late)] == ["", *["expandable_segments:True"] * 2]
     assert [case.plan.batch.keep_output for case in (early, middle, late)] == [True, False, False]
-    assert [case.plan.kernels.fused_update for case in (early, middle, late)] == [False, False, True]
+    assert [case.plan.optimizer.kernel for case in (early, middle, late)] == [None, None, "fused"]
     assert [case.plan.sharding.split_root for case in (early, middle, late)] == [False, False, True]
     # AND a run that ended out of memory is predicted too
     assert of(found, "torchtitan_llama_moe_curated", 81).out_of_memory

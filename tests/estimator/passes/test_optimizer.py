@@ -1,0 +1,173 @@
+"""Another optimizer in the place of the recorded one: the ops and allocations that torch's own have when recorded."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import pytest
+import torch
+
+from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.passes import rewrite
+from dnnmem.estimator.passes.optimizer import apply, recorded_update
+from dnnmem.estimator.plan import Batch, Mesh, Optimizer, Pipeline, Plan, Precision, Sharding
+from dnnmem.estimator.trace import Kind, Origin, Phase
+from dnnmem.profilers.fake import profile_fake
+from tests.estimator.passes.steps import gpt
+from tests.profilers.recorded import loss_step, target_of
+
+MAKERS = {
+    ("sgd", "foreach"): partial(torch.optim.SGD, lr=0.1),
+    ("sgd", "for_loop"): partial(torch.optim.SGD, lr=0.1, foreach=False),
+    ("sgd", "fused"): partial(torch.optim.SGD, lr=0.1, fused=True),
+    ("adamw", "foreach"): torch.optim.AdamW,
+    ("adamw", "for_loop"): partial(torch.optim.AdamW, foreach=False),
+    ("adamw", "fused"): partial(torch.optim.AdamW, fused=True),
+    ("adafactor", "for_loop"): partial(torch.optim.Adafactor, weight_decay=0.1),
+    ("adafactor", "foreach"): partial(torch.optim.Adafactor, weight_decay=0.1, foreach=True),
+}
+
+
+@cache
+def recorded(maker):
+    """A convolution, a normalization and a matrix, with their biases, under an optimizer."""
+    nn = torch.nn
+    target = target_of(
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 16)),
+        lambda size: torch.randn(size, 3, 8, 8),
+        loss_step(lambda model, batch: model(batch).mean()),
+        maker,
+    )
+    return profile_fake(target, steps=2, origin=Origin(gpu="h100-sxm-80gb"), on_step=lambda _: None)[0]
+
+
+def allocations(trace):
+    """In order; what torch counts its steps with is on the host, and left out."""
+    return [event.nbytes for op in trace.ops for event in op.events if abs(event.nbytes) > 4]
+
+
+def update(trace):
+    """Ops of the update; what foreach counts its steps with has no storages here."""
+    ops = [op for op in trace.ops if op.phase is Phase.STEP and op.name != "aten._foreach_add_.Tensor"]
+    return [(op.name, len(op.reads), op.flops, op.moved_bytes) for op in ops]
+
+
+def states(trace):
+    return sorted((s.name, s.shape) for i, s in trace.storages.items() if i in trace.pinned)
+
+
+@pytest.mark.parametrize("wanted", MAKERS, ids="-".join)
+@pytest.mark.parametrize("given", [("sgd", "foreach"), ("adamw", "for_loop"), ("adafactor", "foreach")], ids="-".join)
+def test_an_update_is_what_torch_records_of_it(given, wanted):
+    # GIVEN a step recorded with one optimizer  WHEN another is asked for
+    name, kernel = wanted
+    found = apply(recorded(MAKERS[given]), Plan(optimizer=Optimizer(name=name, kernel=kernel)))
+    found.check()
+    # THEN the ops, what they make and let go, and the states are those of the other one's own record
+    truth = recorded(MAKERS[wanted])
+    assert update(found) == update(truth)
+    assert allocations(found) == allocations(truth)
+    assert states(found) == states(truth)
+
+
+@pytest.mark.parametrize("kernel", ["for_loop", "foreach", "fused"])
+@pytest.mark.parametrize("maker", [partial(torch.optim.SGD, momentum=0.9), torch.optim.SGD, torch.optim.Adam])
+def test_momentum_and_decay_stay_under_another_kernel(maker, kernel):
+    # GIVEN a buffer, and weight decay that is added to gradients
+    maker = partial(maker, lr=0.1, weight_decay=0.1)
+    chosen = {"for_loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}[kernel]
+    found = apply(recorded(partial(maker, foreach=kernel == "for_loop")), Plan(optimizer=Optimizer(kernel=kernel)))
+    truth = recorded(partial(maker, **chosen))
+    if maker.func is torch.optim.Adam and kernel == "fused":
+        truth = recorded(partial(torch.optim.AdamW, fused=True))
+    assert (update(found), allocations(found), states(found)) == (update(truth), allocations(truth), states(truth))
+
+
+def test_what_is_recorded_already_stays():
+    trace = recorded(MAKERS["adamw", "fused"])
+    for wanted in (Optimizer(name="adamw"), Optimizer(kernel="fused"), Optimizer(name="adamw", kernel="fused")):
+        assert apply(trace, Plan(optimizer=wanted)) is trace
+
+
+def test_groups_stay_lists_of_their_own():
+    # GIVEN matrices and vectors in two groups, as scripts have them for weight decay
+    def maker(parameters):
+        some = list(parameters)
+        groups = [{"params": [p for p in some if (p.ndim > 1) is matrix]} for matrix in (True, False)]
+        return torch.optim.AdamW(groups)
+
+    trace = recorded(maker)
+    assert [len(group) for group in recorded_update(trace).groups] == [2, 4]
+    # THEN they are lists under another kernel too
+    found = apply(trace, Plan(optimizer=Optimizer(kernel="fused")))
+    assert [len(op.reads) for op in found.ops if "_fused_adamw_" in op.name] == [10, 20]
+
+
+def test_states_of_8_bit():
+    # GIVEN torchao's rule: 4,096 elements and more, in whole blocks of 256, are quantized
+    trace = gpt(3)
+    found = apply(trace, Plan(optimizer=Optimizer(name="adamw8bit")))
+    found.check()
+    made = {(s.module, s.name): s for i, s in found.storages.items() if s.kind is Kind.OPTIMIZER}
+    for s in (s for i, s in trace.storages.items() if s.kind is Kind.PARAM and i in trace.pinned):
+        count = s.nbytes // 4
+        if count < 4096:
+            assert made[s.module, f"{s.name}.exp_avg"].nbytes == s.nbytes
+        else:
+            parts = [made[s.module, f"{s.name}.exp_avg.{part}"].nbytes for part in ("codes", "scale", "qmap")]
+            assert parts == [count, count // 256 * 4, 1024]
+    # AND nothing is made in the update
+    assert not any(e.nbytes > 0 for op in found.ops if op.phase is Phase.STEP for e in op.events)
+
+
+def test_a_fused_update_makes_nothing():
+    # GIVEN an update by lists, with temporaries as large as the parameters
+    trace = gpt(3)
+    found = apply(trace, Plan(optimizer=Optimizer(kernel="fused")))
+    found.check()
+    last = [op for op in found.ops if op.phase is Phase.STEP][-1]
+    assert not any(e.nbytes > 0 for op in found.ops if op.phase is Phase.STEP for e in op.events)
+    # THEN it reads parameters, gradients and two states, and writes all but gradients
+    params = sum(s.nbytes for i, s in trace.storages.items() if s.kind is Kind.PARAM and i in trace.pinned)
+    assert 7 * params <= last.moved_bytes < 7.1 * params
+
+
+def test_master_weights_are_what_is_updated():
+    # GIVEN parameters in bfloat16 with master weights, and fused kernels, which cast them back themselves
+    plan = Plan(precision=Precision(param="float32"), optimizer=Optimizer(kernel="fused"))
+    [found] = rewrite(gpt(3, dtype="bfloat16"), plan)
+    found.check()
+    params = sum(s.nbytes for i, s in found.storages.items() if s.kind is Kind.PARAM and i in found.pinned)
+    last = [op for op in found.ops if op.phase is Phase.STEP][-1]
+    # THEN master weights and moments have 4 bytes an element: read 3 * 4 + 2, write 3 * 4 + 2
+    assert 14 * params <= last.moved_bytes < 14.1 * params
+    assert "_fused_adamw_" in last.name
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "adafactor", "adamw8bit"])
+@pytest.mark.parametrize("layers", [None, 6])
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"mesh": Mesh(dp_shard=2), "sharding": Sharding(strategy="zero3")},
+        {"mesh": Mesh(dp_shard=2), "sharding": Sharding(strategy="zero1"), "batch": Batch(accumulation=2)},
+        {"mesh": Mesh(pp=2), "pipeline": Pipeline()},
+    ],
+    ids=["zero3", "zero1", "pp"],
+)
+def test_other_fields_take_any_update(name, layers, others):
+    for kernel in ("for_loop", None):
+        if name == "adamw8bit" and kernel:
+            continue
+        plan = Plan(optimizer=Optimizer(name=name, kernel=kernel), **others)
+        for chunk in rewrite(gpt(3), plan, layers=layers):
+            chunk.check()
+
+
+def test_what_cannot_be_is_said():
+    with pytest.raises(UsageError, match="adafactor has no kernel fused; it has for_loop, foreach"):
+        apply(gpt(3), Plan(optimizer=Optimizer(name="adafactor", kernel="fused")))
+    adagrad = recorded(torch.optim.RMSprop)
+    with pytest.raises(UnsupportedError, match="the recorded optimizer is none of sgd, adamw"):
+        apply(adagrad, Plan(optimizer=Optimizer(kernel="fused")))
+    assert apply(adagrad, Plan(optimizer=Optimizer(name="sgd"))).peak_bytes() < adagrad.peak_bytes()
