@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from dnnmem.cli.commands.estimate import PlanFile, Set, load_plan
 
 if TYPE_CHECKING:
     from dnnmem.cli.commands.job import Job
+    from dnnmem.cli.export.frameworks.ask import Ask
 
 To = Annotated[
     str,
@@ -74,13 +76,9 @@ def export(
         check_writable(out, "--out")
     typed = {"batch": batch, "seq": seq, "optimizer": optimizer, "device": "fake"}
     job = prepare(target, typed, os.environ, folder=Path.cwd(), args=arg or ()) if target is not None else None
-    ask = Ask(
-        plan=chosen,
-        gpus_per_node=gpus_per_node,
-        blocks=tuple(block or ()) or (_blocks(job, quiet=quiet) if job is not None else ()),
-        source=plan.name if plan else "",
-        request=job.request if job is not None else None,
-    )
+    ask = Ask(plan=chosen, gpus_per_node=gpus_per_node, blocks=tuple(block or ()), source=plan.name if plan else "")
+    if job is not None:
+        ask = _with_model(ask, job, quiet=quiet)
     made = FRAMEWORKS[to](ask)
     if out is None:
         sys.stdout.write(made.text)
@@ -94,10 +92,13 @@ def export(
         sys.stderr.write(f"wrote {out}\n")
 
 
-def _blocks(job: Job, *, quiet: bool) -> tuple[str, ...]:
-    """Classes of the blocks of the job's step, which is recorded for that, or was."""
+def _with_model(ask: Ask, job: Job, *, quiet: bool) -> Ask:
+    """What the job's step, which is recorded for that or was, tells of its model."""
     from dnnmem.cli.commands.profile import record
     from dnnmem.estimator.block_list import block_lists
+    from dnnmem.estimator.trace import Kind
 
     trace, _ = record(job, quiet=quiet, no_color=False)
-    return tuple(dict.fromkeys(blocks.type for blocks in block_lists(trace)))
+    found = tuple(dict.fromkeys(blocks.type for blocks in block_lists(trace)))
+    nbytes = sum(s.nbytes for s in trace.storages.values() if s.kind is Kind.PARAM)
+    return replace(ask, blocks=ask.blocks or found, request=job.request, param_bytes=nbytes)

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from dnnmem.cli.export.frameworks import accelerate, deepspeed, hf_trainer, lightning, megatron, torchrun, torchtitan
+from dnnmem.cli.export.frameworks import (
+    accelerate,
+    deepspeed,
+    fsdp2,
+    hf_trainer,
+    lightning,
+    megatron,
+    torchrun,
+    torchtitan,
+)
 from dnnmem.cli.export.frameworks.ask import Ask, Fragment
 
 FRAMEWORKS: Mapping[str, Callable[[Ask], Fragment]] = {
+    "fsdp2": fsdp2.render,
     "torchrun": torchrun.render,
     "accelerate": accelerate.render,
     "deepspeed": deepspeed.render,

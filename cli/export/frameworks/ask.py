@@ -43,6 +43,8 @@ class Ask:
     """Where the plan is from, for the provenance."""
     request: Request | None = None
     """The model that was named; None = none was."""
+    param_bytes: int | None = None
+    """Of all its parameters; None = not known."""
 
     @property
     def world_size(self) -> int:
