@@ -41,7 +41,7 @@ WAYS = {
 }  # fmt: skip
 
 
-def run_it(made, plan, root, tmp_path):
+def run_it(made, plan, tmp_path):
     """Result of rank 0, three steps."""
     path = tmp_path / "train.py"
     path.write_text(made.text, "utf-8")
@@ -63,7 +63,7 @@ def test_the_script_runs(way, root, tmp_path, monkeypatch):
     plan = change(Plan(), settings)
     made = FRAMEWORKS["fsdp2"](Ask(plan=plan, request=request, blocks=(block,)))
     # WHEN rank 0 runs it  THEN it makes its steps, and nothing of the plan is left out
-    ran, lines = run_it(made, plan, root, tmp_path)
+    ran, lines = run_it(made, plan, tmp_path)
     assert made.left_out == ()
     assert "dnnmem" not in made.text.partition('"""\n')[2].replace("by dnnmem", "")
     assert len(ran.memory[0].steps) == 3
@@ -79,7 +79,7 @@ def test_a_model_too_large_for_the_host_is_built_without_memory(root, tmp_path, 
     # WHEN it is exported  THEN the script builds it on `meta`, and still runs
     made = FRAMEWORKS["fsdp2"](ask)
     assert "without_memory(make_model)" in made.text
-    run_it(made, plan, root, tmp_path)
+    run_it(made, plan, tmp_path)
 
 
 def test_what_only_dnnmem_applies_is_named():
