@@ -125,6 +125,10 @@ class Sharding:
 
     strategy: str = "none"
     """`none` (ranks never meet), `ddp`, `zero1`, `zero2`, `zero3` (FSDP; with `dp_replicate` above 1 HSDP)."""
+    even_parts: bool = False
+    """zero1, zero2: gradients and updates are split into equal parts while each rank holds all parameters, as in
+    Megatron's distributed optimizer and DeepSpeed; False = as PyTorch has it: zero1 gives each parameter to one rank
+    (ZeroRedundancyOptimizer), zero2 holds whole parameters from the forward to the backward pass (FSDP2)."""
     reshard_after_forward: bool = True
     """zero3: free gathered parameters after the forward pass, and gather again in the backward pass."""
     keep_last: bool = True

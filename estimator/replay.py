@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from dnnmem.estimator.device import Device
 
 
-FIRST_STEP = frozenset({Kind.OPTIMIZER, Kind.TEMP})
-"""What the first step makes and leaves alive: states of the optimizer, workspaces of libraries."""
+FIRST_STEP = frozenset({Kind.OPTIMIZER, Kind.TEMP, Kind.COMM})
+"""What the first step makes and leaves alive: states of the optimizer, workspaces of libraries; and buckets that are
+made when it is over, in the place of what the set-up had for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,8 +197,12 @@ def _started(allocator: CachingAllocator, trace: Trace) -> _Player:
     first = [s for s in missing if s.kind in FIRST_STEP]
     player.play(Event(s.nbytes, 0, s.id) for s in missing if s.kind not in FIRST_STEP)
     if first:
-        player.play(_first_step(trace, first))
-        player.steps = 1
+        player.play(_first_step(trace, [s for s in first if s.kind is not Kind.COMM]))
+        buckets = [s for s in first if s.kind is Kind.COMM]
+        player.steps = 0 if buckets else 1  # the second step is another one, and leaves other segments
+        left = [s for i, s in trace.storages.items() if i in player.addresses and i not in trace.pinned]
+        player.play([Event(-s.nbytes, 0, s.id) for s in left])
+        player.play(Event(s.nbytes, 0, s.id) for s in buckets)
     return player
 
 

@@ -20,6 +20,9 @@ from dnnmem.profilers.request import Request
 from dnnmem.profilers.run import QUIET
 from dnnmem.profilers.script_request import ScriptRequest
 
+STEPS = 3
+"""Steps that are made where the request names no number."""
+
 
 def verify(
     request: Request,
@@ -42,7 +45,7 @@ def verify(
         planned.write_text(json.dumps(to_json(plan)), "utf-8")
         script = ScriptRequest(
             script="dnnmem.profilers.planned", is_module=True, arguments=(str(asked), str(planned)),
-            timeout_seconds=timeout_seconds,
+            steps=request.steps or STEPS, timeout_seconds=timeout_seconds,
         )  # fmt: skip
         world = plan.mesh.world_size
         run = ScriptRun(

@@ -69,6 +69,8 @@ class Draft:
         """By id; replace entries freely, then events of `ops` need their sizes: `resize`."""
         self.pinned: set[int] = set(trace.pinned)
         """What the step leaves alive."""
+        self.start: list[Event] = []
+        """What is allocated and freed after the pinned, before the first step; what then lives, goes with that step."""
         self._next = max(trace.storages, default=-1) + 1
 
     def add(self, storage: Storage) -> int:
@@ -99,10 +101,13 @@ class Draft:
                     self.ops[k] = op_like(op, events=resized(op.events, sizes))
                     break
 
-    def finish(self, *notes: str) -> Trace:
-        """The trace; its set-up allocates what is pinned, in the recorded order, new storages last.
+    def _is_start(self, storage: int) -> bool:
+        return storage not in self.pinned and self.storages[storage].kind is Kind.COMM
 
-        It leaves out what the first step makes: the optimizer's states, and workspaces.
+    def finish(self, *notes: str) -> Trace:
+        """The trace; its set-up allocates what is pinned, in the recorded order, new storages last, then `start`.
+
+        It leaves out what the first steps make: the optimizer's states, workspaces, buckets of gradients.
         """
         ops: list[Op] = []
         for k, op in enumerate(self.ops):
@@ -112,7 +117,8 @@ class Draft:
         order = dict.fromkeys(e.storage for e in self.trace.setup if e.nbytes > 0 and e.storage in self.pinned)
         order.update(dict.fromkeys(sorted(self.pinned)))
         first = (self.storages[i] for i in order if self.storages[i].kind not in FIRST_STEP)
-        setup = tuple(Event(s.nbytes, 0, s.id) for s in first if s.nbytes)
+        start = [e for e in self.trace.setup if e.storage in self.storages and self._is_start(e.storage)]
+        setup = (*(Event(s.nbytes, 0, s.id) for s in first if s.nbytes), *start, *self.start)
         origin = self.trace.origin
         if notes:
             origin = replace(origin, notes=(*origin.notes, *notes))

@@ -183,6 +183,8 @@ class _Sharder:
 
     def _reshards(self, group: Group, order: Sequence[Group]) -> bool:
         sharding = self.plan.sharding
+        if sharding.strategy == "zero2":
+            return False
         return sharding.reshard_after_forward and not (sharding.keep_last and group is order[-1])
 
     def _backward(self, order: Sequence[Group], forward: Sequence[Group]) -> None:

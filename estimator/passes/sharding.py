@@ -2,12 +2,16 @@
 
     strategy      parameters   gradients   states      sent each step (P bytes of parameters, N ranks)
     ddp           whole        whole       whole       all_reduce P
-    zero1         whole        whole       1 / N       reduce_scatter P, all_gather P
-    zero2         whole        1 / N       1 / N       reduce_scatter P, all_gather P
+    zero1         whole        whole       about 1/N   all_reduce P, broadcast P       each parameter is one rank's
+    zero2         1 / N *      1 / N       1 / N       all_gather P, reduce_scatter P  * whole from forward to backward
     zero3         1 / N        1 / N       1 / N       all_gather 2 P, reduce_scatter P (gathered once if kept)
 
-After Rajbhandari et al. 2020 (ZeRO), Li et al. 2020 (DDP) and PyTorch's FSDP2. With `dp_replicate` above 1, sharded
-strategies also all-reduce their parts over the replicas (HSDP).
+    even_parts    of each gradient bucket and its states every rank has an equal part, parameters are whole always
+    zero1         whole        whole       1 / N       reduce_scatter P, all_gather P
+    zero2         whole        1 / N       1 / N       reduce_scatter P, all_gather P
+
+After Rajbhandari et al. 2020 (ZeRO), Li et al. 2020 (DDP) and PyTorch: DistributedDataParallel, ZeroRedundancyOptimizer
+and FSDP2. With `dp_replicate` above 1, sharded strategies also all-reduce their parts over the replicas (HSDP).
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.passes.buckets import reduce_gradients
 from dnnmem.estimator.passes.fsdp import shard
+from dnnmem.estimator.passes.replicas import replicate
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -28,6 +33,9 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     del cluster
     if plan.sharding.strategy == "none" or plan.mesh.data_ranks == 1:
         return trace
-    if plan.sharding.strategy == "zero3":
+    sharding = plan.sharding
+    if sharding.strategy == "zero3" or (sharding.strategy == "zero2" and not sharding.even_parts):
         return shard(trace, plan)
-    return reduce_gradients(trace, plan)
+    if sharding.even_parts or not sharding.overlap:
+        return reduce_gradients(trace, plan)
+    return replicate(trace, plan)

@@ -42,7 +42,7 @@ def read(row: Mapping[str, str]) -> Case:
         precision=p.Precision(param="float32"),
         tensor=p.Tensor(loss_parallel=tp > 1),
         remat=p.Remat(policy="full" if is_true(row, "activation_ckpt") else "none"),
-        sharding=p.Sharding(strategy="zero1" if ranks > 1 else "none"),
+        sharding=p.Sharding(strategy="zero1" if ranks > 1 else "none", even_parts=True),
     )
     seconds = batch * pieces * (seq or 0) / (rate or 1) / (tp * pp)
     return Case(

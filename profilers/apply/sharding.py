@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.passes.replicas import DEFAULT_BUCKET_MIB
 from dnnmem.estimator.plan import Plan
 from dnnmem.profilers.apply.model_blocks import beside_blocks, blocks_of
 
@@ -84,8 +85,12 @@ def _check(plan: Plan) -> None:
         raise UnsupportedError(
             f"cp {mesh.cp}, tp {mesh.tp} and pp {mesh.pp} cannot be applied yet; only data parallelism can"
         )
-    if not plan.sharding.overlap:
-        raise UnsupportedError("sharding.overlap=false is predicted only: PyTorch overlaps always")
+    for name, usual in (("overlap", True), ("even_parts", False)):
+        if getattr(plan.sharding, name) is not usual:
+            raise UnsupportedError(
+                f"sharding.{name}={str(not usual).lower()} is predicted only: PyTorch does not do it",
+                hint=f"--set sharding.{name}={str(usual).lower()}",
+            )
     ranks = distributed.get_world_size() if distributed.is_initialized() else 0
     if ranks != mesh.world_size:
         have = f"the process group has {ranks}" if ranks else "there is no process group"
@@ -106,7 +111,8 @@ def _mesh(plan: Plan, device_type: str) -> DeviceMesh:
 
 def _replicate(model: nn.Module, plan: Plan) -> None:
     """Let a DistributedDataParallel do around each call of the model what it does around its own."""
-    replica = DistributedDataParallel(model, bucket_cap_mb=plan.sharding.bucket_mib)
+    size = plan.sharding.bucket_mib
+    replica = DistributedDataParallel(model, bucket_cap_mb=None if size == DEFAULT_BUCKET_MIB else size)
     model.__dict__[_REPLICA] = replica  # no submodule: the model is one of it
     model.register_forward_pre_hook(lambda _, args, named: replica._pre_forward(*args, **named), with_kwargs=True)
     model.register_forward_hook(lambda _, __, output: replica._post_forward(output))
@@ -121,8 +127,7 @@ def _shard(model: nn.Module, plan: Plan) -> None:
     }
     sharding = plan.sharding
     drops = sharding.strategy == "zero3" and sharding.reshard_after_forward
-    split = sharding.strategy == "zero3" and sharding.split_root
-    before, after = beside_blocks(model) if split else ([], [])
+    before, after = beside_blocks(model) if sharding.split_root else ([], [])
     groups = [*([before] if before else []), *([block] for _, block in blocks_of(model)), *([after] if after else [])]
     for number, modules in enumerate(groups, 1):
         kept = sharding.keep_last and number == len(groups)

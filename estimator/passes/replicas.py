@@ -1,0 +1,137 @@
+"""Data parallelism with whole parameters as PyTorch does it: DistributedDataParallel, ZeroRedundancyOptimizer.
+
+    set-up     parameters | two flat copies at a time, as rank 0's are sent | one bucket for all gradients
+    step 2     that one goes, buckets of 25 MiB come, in the order in which gradients became ready
+    each step  backward ... [copy in b0] all_reduce b0 ... [copy in b1] all_reduce b1 | copy out b0, b1 | update
+
+Buckets stay beside the gradients. With zero1 each parameter belongs to one rank, whole, which updates it and sends it:
+the largest goes first, to whoever has least so far; this is rank 0's step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from dnnmem.estimator.passes.draft import Draft, lives, made_storage
+from dnnmem.estimator.passes.update import element_bytes, gradients, scale_update
+from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Trace
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.plan import Plan
+
+DEFAULT_BUCKET_MIB = 25
+"""PyTorch's own bucket size (`_DEFAULT_BUCKET_CAP_MB` of torch/nn/parallel/distributed.py)."""
+FIRST_BUCKET_BYTES = 1 << 20
+"""Size of the first bucket beside it (`kDefaultFirstBucketBytes` of torch/csrc/distributed/c10d/reducer.hpp)."""
+SENT_BYTES = 250 << 20
+"""Most of what rank 0 sends at once, before the last tensor (`_sync_module_states` of the same file)."""
+
+
+def replicate(trace: Trace, plan: Plan) -> Trace:
+    """`trace` under ddp or zero1, rank 0."""
+    draft = Draft(trace)
+    buckets = buckets_of(trace, plan.sharding.bucket_mib)
+    if not buckets:
+        return trace
+    last = max(k for k, op in enumerate(trace.ops) if op.phase is Phase.BACKWARD)
+    for ready, mine in buckets:
+        _copied_sum(draft, ready, last, mine)
+    _start(draft, [g for _, mine in buckets for g in mine])
+    if plan.sharding.strategy == "zero1" and plan.mesh.dp_shard > 1:
+        _own_part(draft, plan.mesh.dp_shard)
+    return draft.finish()
+
+
+def buckets_of(trace: Trace, bucket_mib: int) -> list[tuple[int, list[int]]]:
+    """Gradients in buckets, each with the op that completes it."""
+    ready: dict[int, int] = {}
+    wanted = {g for mine in gradients(trace.storages).values() for g in mine}
+    for k, op in enumerate(trace.ops):
+        if op.phase is Phase.BACKWARD and op.lane is Lane.COMPUTE:
+            ready.update((i, k) for i in op.writes if i in wanted)
+    found: list[tuple[int, list[int]]] = []
+    room = 0
+    for i in sorted(ready, key=lambda i: (ready[i], i)):
+        if room <= 0:
+            found.append((ready[i], []))
+            first = not found[1:] and bucket_mib == DEFAULT_BUCKET_MIB
+            room = FIRST_BUCKET_BYTES if first else bucket_mib << 20
+        found[-1][1].append(i)
+        found[-1] = (ready[i], found[-1][1])
+        room -= trace.storages[i].nbytes
+    return found
+
+
+def _copied_sum(draft: Draft, k: int, last: int, mine: Sequence[int]) -> None:
+    """Copy gradients into a bucket that stays, sum it, copy it back when the backward pass is over."""
+    nbytes = sum(draft.storages[g].nbytes for g in mine)
+    flat = draft.add(made_storage(nbytes, Kind.COMM, "bucket"))
+    draft.pinned.add(flat)
+    op = draft.trace.ops[k]
+    copy = Op(
+        name="dnnmem.copy_in.dp_replicate", module=op.module, phase=op.phase, reads=tuple(mine), writes=(flat,),
+        moved_bytes=2 * nbytes,
+    )  # fmt: skip
+    send = replace(
+        copy, name="dnnmem.all_reduce.dp_replicate", lane=Lane.COMM, reads=(flat,), writes=(flat,), moved_bytes=nbytes
+    )
+    draft.after.setdefault(k, []).extend((copy, send))
+    back = replace(copy, name="dnnmem.copy_out.dp_replicate", reads=(flat,), writes=tuple(mine))
+    draft.before.setdefault(last + 1, []).append(back)
+
+
+def _start(draft: Draft, grads: Sequence[int]) -> None:
+    """What lives before the second step: copies of what rank 0 sends, and the one bucket for all gradients."""
+    storages = draft.trace.storages
+    states = [
+        s for i, s in storages.items() if i in draft.pinned and s.kind in (Kind.PARAM, Kind.BUFFER) and s.nbytes
+    ]
+    flat: dict[str, list[int]] = {}
+    for s in sorted(states, key=lambda s: s.kind is Kind.BUFFER):
+        sizes = flat.setdefault(s.dtype, [0])
+        if sizes[-1] >= SENT_BYTES:
+            sizes.append(0)
+        sizes[-1] += s.nbytes
+    ids = [draft.add(made_storage(n, Kind.COMM, "broadcast")) for sizes in flat.values() for n in sizes]
+    for n, i in enumerate(ids):
+        draft.start.append(Event(draft.storages[i].nbytes, 0, i))
+        if n:
+            draft.start.append(Event(-draft.storages[ids[n - 1]].nbytes, 0, ids[n - 1]))
+    draft.start += [Event(-draft.storages[i].nbytes, 0, i) for i in ids[-1:]]
+    first = draft.add(made_storage(sum(storages[g].nbytes for g in grads), Kind.COMM, "first bucket"))
+    draft.start.append(Event(draft.storages[first].nbytes, 0, first))
+
+
+def _own_part(draft: Draft, ranks: int) -> None:
+    """The update of what is rank 0's; then all are sent."""
+    storages = draft.trace.storages
+    trained = gradients(storages)
+    sizes = [0] * ranks
+    others: set[tuple[tuple[str, ...], str]] = set()
+    shares: dict[int, Fraction] = {}
+
+    def elements(p: int) -> int:
+        return storages[p].nbytes // element_bytes(storages[p].dtype)
+
+    for p in sorted(trained, key=elements, reverse=True):
+        rank = sizes.index(min(sizes))
+        sizes[rank] += elements(p)
+        if rank:
+            others.add((storages[p].module, storages[p].name))
+            shares.update(dict.fromkeys((p, *trained[p]), Fraction(0)))
+    gone = [
+        i for i, s in storages.items()
+        if s.kind is Kind.OPTIMIZER and (s.module, s.name.split(".")[0]) in others
+    ]  # fmt: skip
+    shares.update(dict.fromkeys(gone, Fraction(0)))
+    scale_update(draft, lives(draft.trace.ops), shares)
+    draft.resize(dict.fromkeys(gone, 0))
+    last = len(draft.trace.ops) - 1
+    sent = Op(
+        name="dnnmem.broadcast.dp_shard", module=draft.trace.ops[last].module, phase=draft.trace.ops[last].phase,
+        lane=Lane.COMM, reads=tuple(trained), writes=tuple(trained), moved_bytes=sum(storages[p].nbytes for p in trained),
+    )  # fmt: skip
+    draft.after.setdefault(last, []).append(sent)
