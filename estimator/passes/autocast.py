@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import prod
 
-from dnnmem.estimator.passes.autocast_attention import attention
+from dnnmem.estimator.passes.autocast_attention import backward, forward, half_kernel
 from dnnmem.estimator.passes.autocast_links import groups, links
 from dnnmem.estimator.passes.autocast_lists import BATCH_NORMS, STATISTICS, Policy, base, policy_of
 from dnnmem.estimator.passes.draft import Draft, lives
@@ -46,6 +46,10 @@ class _Autocast:
         """Parameter -> its cast."""
         self.ends: dict[int, int] = {}
         """Cast -> op after which it is gone."""
+        self.sizes: dict[int, int] = {}
+        """Other sizes of what has no other type."""
+        self.kernels: dict[int, str] = {}
+        """Forward op of attention -> the kernel that runs it."""
         self.outputs: dict[int, int] = {}
         """Output of the model, in float32 -> what it was cast from."""
 
@@ -66,7 +70,7 @@ class _Autocast:
         sizes = {i: self._nbytes(i) for i in self.types if i in self.trace.storages}
         for i in sizes:
             self.draft.storages[i] = storage_like(self.draft.storages[i], dtype=self.types[i])
-        self.draft.resize(sizes)
+        self.draft.resize({**sizes, **self.sizes})
         self._move_bytes()
         return self.draft.finish()
 
@@ -78,7 +82,7 @@ class _Autocast:
 
     def _nbytes(self, i: int) -> int:
         recorded = self.trace.storages[i]
-        return recorded.nbytes * SIZES[self.types[i]] // SIZES[recorded.dtype]
+        return recorded.nbytes * SIZES[self.types[i]] // (4 if recorded.dtype == "complex64" else SIZES[recorded.dtype])
 
     def _set(self, i: int, dtype: str) -> None:
         if self.trace.storages[i].dtype == FLOAT and dtype != FLOAT and self.known[i].made >= 0:
@@ -92,6 +96,10 @@ class _Autocast:
         wanted = {Policy.LOWER: self.lower, Policy.FLOAT32: FLOAT}.get(policy)
         if policy is Policy.WIDEST or (policy is Policy.RESULT and "softmax" in op.name and self.lower == "bfloat16"):
             wanted = self._widest(floats) if policy is Policy.WIDEST else FLOAT
+        is_complex = any(self._type(i) == "complex64" for i in (*op.reads, *op.writes))
+        if is_complex and self.lower in map(self._type, floats):
+            self._as_complex(k, op, floats)
+            return
         if wanted is not None:
             new = {i: self._cast(k, i, wanted) for i in _in_order(op, floats) if self._type(i) != wanted}
             if new:
@@ -101,8 +109,20 @@ class _Autocast:
         for n, i in enumerate(op.writes):
             if self.known[i].made == k and not (statistics and n):
                 self._set(i, result)
-        if "_attention" in op.name and result != FLOAT:
-            attention(self.draft, k, op, self.trace)
+        if wanted == self.lower and "_attention" in op.name:
+            self.kernels[k] = half_kernel(self.trace, op)
+            if self.kernels[k] in {"flash", "cudnn"}:
+                self.sizes.update(forward(self.draft, k, self.kernels[k]))
+
+    def _as_complex(self, k: int, op: Op, floats: Sequence[int]) -> None:
+        """Complex numbers are of float32: what was half is cast, and the result cast back as the program says."""
+        self._read(k, {i: self._cast(k, i, FLOAT) for i in floats if self._type(i) == self.lower})
+        for i in op.writes:
+            if self.known[i].made == k and self.trace.storages[i].dtype == "complex64":
+                self.types[i] = self.lower
+                low = self._made_as(k, i, "complex64")
+                cast = self._to(op, op.phase, low, i, gone=low)
+                self.draft.after.setdefault(k, []).append(cast)
 
     def _widest(self, floats: Iterable[int]) -> str:
         return FLOAT if any(self._type(i) == FLOAT for i in floats) else self.lower
@@ -204,11 +224,13 @@ class _Autocast:
         back: list[tuple[int, int]] = []
         for k in group:
             back += self._gradients(k, f)
-        back.sort(key=lambda pair: self.trace.storages[pair[1]].kind is Kind.GRAD)  # the input's first
+        if f is not None:  # the input's first
+            back.sort(key=lambda pair: self.trace.storages[self._source_of(pair[1], f, self.ops[last]) or pair[1]].kind in {Kind.PARAM, Kind.GRAD})
         for low, i in back:
             self.draft.after.setdefault(last, []).append(self._to(self.ops[last], Phase.BACKWARD, low, i, gone=low))
-        if f is not None and "_attention" in self.ops[first].name:
-            attention(self.draft, first, self.ops[first], self.trace)
+        if f in self.kernels:
+            out = self.ops[f].writes[0]
+            backward(self.draft, first, self.kernels[f], (self.trace.storages[out], self.trace.storages[out]))
 
     def _cast_gradient(self, group: Sequence[int], f: int) -> None:
         """What comes in has the type of the forward op's result."""
@@ -238,7 +260,7 @@ class _Autocast:
     def _gradients(self, k: int, f: int | None) -> list[tuple[int, int]]:
         """Give what op `k` makes its types; (lower or wider one that it makes, the recorded one to cast it to)."""
         op = self.ops[k]
-        made = [i for i in op.writes if self.known[i].made == k and self.trace.storages[i].dtype == FLOAT]
+        made = [i for i in op.writes if self.known[i].made == k and self.trace.storages[i].dtype in {FLOAT, "complex64"}]
         if not made:
             return []
         runs_in = self._promoted(op, [i for i in self.draft.ops[k].reads if self._is_cast(i)])
@@ -255,6 +277,11 @@ class _Autocast:
                 made_in = self._type(self.casts[f, source]) if is_cast and f is not None else wanted
                 if not is_cast and policy_of(op.name) is Policy.LOWER:
                     made_in = self.lower
+            if self.trace.storages[i].dtype == "complex64":
+                if wanted == self.lower:
+                    self.types[i] = wanted
+                    back.append((self._made_as(k, i, "complex64"), i))
+                continue
             self._set(i, wanted)
             if made_in != wanted:
                 back.append((self._made_as(k, i, made_in), i))
@@ -262,7 +289,7 @@ class _Autocast:
 
     def _made_as(self, k: int, i: int, dtype: str) -> int:
         storage = self.trace.storages[i]
-        nbytes = storage.nbytes * SIZES[dtype] // SIZES[FLOAT]
+        nbytes = storage.nbytes if dtype == storage.dtype else storage.nbytes * SIZES[dtype] // SIZES[FLOAT]
         low = self.draft.add(storage_like(storage, dtype=dtype, nbytes=nbytes, kind=Kind.TEMP, name="", saved=False))
         op = self.draft.ops[k]
         events = tuple(Event(nbytes, e.stream, low) if e.storage == i and e.nbytes > 0 else e for e in op.events)
