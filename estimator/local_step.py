@@ -14,6 +14,7 @@ what-if repeat only that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,9 +98,13 @@ def local_step(trace: Trace, plan: Plan, cluster: Cluster, layers: int | None = 
     """
     check(plan)
     _check_fits(plan, cluster)
-    parts = rewrite(trace, plan, cluster, layers)
-    done = {id(part): _chunk(part, plan, cluster) for part in {id(part): part for part in parts}.values()}
     flops = sum(op.flops for op in trace.ops) if layers is None else repeated_flops(trace, layers)
+    return step_of(rewrite(trace, plan, cluster, layers), trace, plan, cluster, flops)
+
+
+def step_of(parts: Sequence[Trace], trace: Trace, plan: Plan, cluster: Cluster, flops: int) -> LocalStep:
+    """The step whose passes have made `parts` of the recorded `trace`, a micro-batch of which has so many flops."""
+    done = {id(part): _chunk(part, plan, cluster) for part in {id(part): part for part in parts}.values()}
     chunks = tuple(done[id(part)] for part in parts)
     return LocalStep(plan=plan, cluster=cluster, recorded=trace, model_flops=flops, local=parts[0], chunks=chunks)
 

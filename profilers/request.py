@@ -52,6 +52,8 @@ class Request:
     """Seed of weights and inputs."""
     repeats: int = 5
     """Timed repeats of the step on devices with a clock; the median counts."""
+    blocks: int | None = None
+    """Record so many of the model's equal blocks only, 3 or more, and say how many there are; None = all."""
 
     def __post_init__(self) -> None:
         """Check the numbers, so that every front door refuses the same ones with the same words."""
@@ -59,6 +61,7 @@ class Request:
         _at_least("--seq", self.seq_len, 1, "a sequence has at least 1 token")
         _at_least("--steps", self.steps, 2, "optimizer state appears in the first step, so at least 2 are run")
         _at_least("--repeats", self.repeats, 1, "a time needs at least 1 repeat")
+        _at_least("--blocks", self.blocks, 3, "the second of 3 is the pattern of all others")
 
     def to_json(self) -> str:
         """The request as one JSON object."""

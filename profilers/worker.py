@@ -60,14 +60,18 @@ def _serve(request_path: Path, folder: Path, progress: TextIO) -> int:
 def profile(request: Request, on_step: Callable[[int], None]) -> tuple[Trace, Measurement]:
     """Build and run what `request` names, on the device it names; raises a `DnnmemError` for whatever goes wrong."""
     from dnnmem.profilers.devices import choose_device, run_on
+    from dnnmem.profilers.few_blocks import few_blocks, marked
     from dnnmem.profilers.target import resolve
 
     device = choose_device(request.device)
     _seed(request.seed)
-    target = resolve(request)
+    target, kept = resolve(request), []
+    if request.blocks is not None:
+        target, kept = few_blocks(target, request.blocks)
     origin = Origin(target=target.name, device=device, gpu=request.gpu, versions=_versions(), notes=tuple(target.notes))
     try:
         trace, measurement = run_on(device, target, request, origin, on_step)
+        trace = marked(trace, kept[0]) if kept else trace
     except DnnmemError:
         raise
     except Exception as error:

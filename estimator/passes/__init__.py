@@ -49,11 +49,22 @@ def rewrite(trace: Trace, plan: Plan, cluster: Cluster | None = None, layers: in
 
 
 def _rewritten(trace: Trace, plan: Plan, cluster: Cluster | None, layers: int | None) -> list[Trace]:
+    trace = rewrite_model(trace, plan, cluster)
+    chunks = pipeline.split(trace, plan) if layers is None else pipeline.split_repeated(trace, plan, layers)
+    done = {key: rewrite_rank(chunk, plan, cluster) for key, chunk in {id(chunk): chunk for chunk in chunks}.items()}
+    return [done[id(chunk)] for chunk in chunks]
+
+
+def rewrite_model(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
+    """The first half of `rewrite`: what a plan does to the ops of the model and its update, wherever they lie."""
     trace = trace.without_waits()
     for field in _BEFORE_SPLIT:
         trace = PASSES[field](trace, plan, cluster)
-    chunks = pipeline.split(trace, plan) if layers is None else pipeline.split_repeated(trace, plan, layers)
-    done = {id(chunk): chunk for chunk in chunks}
+    return trace
+
+
+def rewrite_rank(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
+    """The second half: what follows the split of the model into stages."""
     for field in _AFTER_SPLIT:
-        done = {key: PASSES[field](chunk, plan, cluster) for key, chunk in done.items()}
-    return [done[id(chunk)] for chunk in chunks]
+        trace = PASSES[field](trace, plan, cluster)
+    return trace

@@ -1,0 +1,192 @@
+"""What plans of one search cost, ever more exactly: a bound at once, runs of ops, then op by op; what they share is kept.
+
+    core    a micro-batch's step after the passes of the model (precision, optimizer, remat): one for many plans
+    bound   of a core and where its states lie: no plan of it is faster, or smaller
+    runs    all passes on the core in runs (`coarsen`): the step's seconds, and no more memory than it really takes
+    exact   all passes op by op: the estimate that is told
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from dnnmem.estimator.cluster import Cluster
+from dnnmem.estimator.coarsen import NAME, Runs, coarsen, live_peak, rounded
+from dnnmem.estimator.collector import collector_paused
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.estimate import Estimate, price
+from dnnmem.estimator.local_step import LocalStep, step_of
+from dnnmem.estimator.passes import rewrite_model, rewrite_rank
+from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.repeat import repeat, repeated_flops
+from dnnmem.estimator.roofline import host_seconds, op_seconds
+from dnnmem.estimator.step_time import time_step
+from dnnmem.estimator.time_model import TimeModel
+from dnnmem.estimator.trace import Kind, Phase, Trace
+from dnnmem.estimator.work import work_of
+
+_STATES = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER})
+_OTHERS = frozenset(Kind) - _STATES - {Kind.COMM}
+_HOLDS_PARTS = {"zero1": frozenset({Kind.OPTIMIZER}), "zero2": frozenset({Kind.OPTIMIZER, Kind.GRAD})}
+_WHOLE = ("every", "segments")
+"""Policies that count blocks over the model, which has to be whole then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Seconds of a step and bytes of the allocator, or bounds of both from below."""
+
+    seconds: float
+    """Of one optimizer step."""
+    peak_bytes: int
+    """What is allocated at the peak; reserved, where the price is exact."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Core:
+    """A micro-batch's step as the passes of the model leave it."""
+
+    trace: Trace
+    """Op by op; of few blocks if `layers`."""
+    layers: int | None
+    """Blocks that it is to be repeated to; None = it is whole."""
+    runs: Trace
+    """In runs, whole."""
+    micro_seconds: float
+    """Of the compute lane, forward and backward."""
+    update_seconds: float
+    """Of the compute lane, the update."""
+    states: Mapping[Kind, int]
+    """Bytes that live between steps, by kind."""
+    others_bytes: int
+    """Largest sum of what is neither state nor message."""
+    whole: Trace | None = None
+    """Op by op and whole, once it was needed."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Costs:
+    """Prices plans of one step, recorded at several micro-batches, on one cluster."""
+
+    traces: Mapping[int, Trace]
+    """By micro-batch."""
+    layers: int | None
+    """Blocks of the model, where the traces have few of them."""
+    cluster: Cluster
+    """The machine."""
+    model: TimeModel
+    """Its rates."""
+    cores: dict[object, Core] = field(default_factory=dict)
+    """By what decides them."""
+    runs: Runs = field(default_factory=Runs)
+    """Costs of runs."""
+
+    def bound(self, plan: Plan) -> Cost:
+        """No less than this."""
+        core, mesh = self.core(plan), plan.mesh
+        strategy, parts = plan.sharding.strategy, mesh.dp_shard
+        split = _STATES if strategy == "zero3" else _HOLDS_PARTS.get(strategy, frozenset())
+        states = sum(nbytes // (parts if kind in split else 1) for kind, nbytes in core.states.items())
+        if plan.offload.optimizer:
+            states -= core.states[Kind.OPTIMIZER] // (parts if Kind.OPTIMIZER in split else 1)
+        update = 0.0 if plan.offload.optimizer else core.update_seconds / (parts if split else 1)
+        others = 0 if plan.offload.activations != "none" else core.others_bytes
+        seconds = core.micro_seconds * plan.batch.accumulation + update + self.model.iteration_seconds
+        return Cost(seconds=seconds, peak_bytes=states + others)
+
+    @collector_paused()
+    def by_runs(self, plan: Plan) -> Cost:
+        """The same by runs of ops; raises what passes raise."""
+        core = self.core(plan)
+        local = rewrite_rank(core.runs, _rank_plan(plan), self.cluster)
+        step = _with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
+        return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=live_peak(local))
+
+    @collector_paused()
+    def exact(self, plan: Plan) -> Estimate:
+        """The price, op by op; raises what passes raise."""
+        return price(self.step(plan), self.model)
+
+    def step(self, plan: Plan) -> LocalStep:
+        """The planned step, op by op."""
+        core = self.core(plan)
+        if core.whole is None:
+            core.whole = core.trace if core.layers is None else repeat(core.trace, core.layers)
+        recorded = self.traces[self.micro_batch(plan)]
+        flops = repeated_flops(recorded, self.layers) if self.layers else sum(op.flops for op in recorded.ops)
+        return step_of([rewrite_rank(core.whole, plan, self.cluster)], recorded, plan, self.cluster, flops)
+
+    def micro_batch(self, plan: Plan) -> int:
+        """Of a plan; the only one there is, where it says none."""
+        return plan.batch.micro_batch or next(iter(self.traces))
+
+    def core(self, plan: Plan) -> Core:
+        """That of a plan."""
+        key = (self.micro_batch(plan), plan.precision, plan.tensor, plan.optimizer, plan.remat)
+        if plan.precision != Plan().precision:  # whose pass leaves parameters at rest to zero3
+            key = (*key, plan.sharding.strategy == "zero3")
+        known = self.cores.get(key)
+        if known is None:
+            known = self.cores[key] = self._make_core(plan)
+        return known
+
+    @collector_paused()
+    def _make_core(self, plan: Plan) -> Core:
+        recorded = self.traces[self.micro_batch(plan)]
+        if self.layers is not None and plan.remat.policy not in _WHOLE:
+            with suppress(UnsupportedError):
+                few = rewrite_model(recorded, plan, self.cluster)
+                return self._core(few, self.layers, repeat(self._runs(few), self.layers))
+        whole = recorded if self.layers is None else repeat(recorded, self.layers)
+        whole = rewrite_model(whole, plan, self.cluster)
+        return self._core(whole, None, self._runs(whole))
+
+    def _runs(self, trace: Trace) -> Trace:
+        work = work_of(trace)
+        seconds = np.nan_to_num(op_seconds(work, self.cluster.device, self.model), nan=0.0)
+        return coarsen(trace, seconds.tolist(), host_seconds(work, self.model).tolist(), self.runs)
+
+    def _core(self, trace: Trace, layers: int | None, runs: Trace) -> Core:
+        seconds = op_seconds(work_of(runs), self.cluster.device, self.model)
+        micro = update = 0.0
+        for op, own in zip(runs.ops, np.nan_to_num(seconds, nan=0.0).tolist(), strict=True):
+            cost = self.runs.costs.get(op.name)
+            if op.phase is Phase.STEP:
+                update += own
+            elif cost is not None:
+                micro += cost.seconds
+        states = dict.fromkeys(_STATES, 0)
+        for i in runs.pinned:
+            kind = runs.storages[i].kind
+            if kind in states:
+                states[kind] += rounded(runs.storages[i].nbytes)
+        return Core(
+            trace=trace, layers=layers, runs=runs, micro_seconds=micro, update_seconds=update, states=states,
+            others_bytes=live_peak(runs, _OTHERS),
+        )  # fmt: skip
+
+
+def _rank_plan(plan: Plan) -> Plan:
+    return plan
+
+
+def _with_costs(step: LocalStep, runs: Runs, model: TimeModel) -> LocalStep:
+    """`step` with the seconds of its runs; what is left of the host's time goes to the next op."""
+    [chunk] = step.chunks
+    work = chunk.work
+    measured, host = work.measured.copy(), work.host_ops.copy()
+    left = 0.0
+    for k, op in enumerate(chunk.trace.ops):
+        host[k] += left
+        left = 0.0
+        if op.name.startswith(NAME):
+            cost = runs.costs[op.name]
+            measured[k] = cost.seconds
+            host[k] += cost.issue / model.host_seconds - 1
+            left = cost.left / model.host_seconds
+    work = replace(work, measured=measured, host_ops=host)
+    return replace(step, chunks=(replace(chunk, work=work),))
