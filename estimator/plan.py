@@ -206,6 +206,13 @@ class Plan:
     kernels: Kernels = field(default_factory=Kernels)
     """Fusion and graphs."""
 
+    @property
+    def splits_parameters(self) -> bool:
+        """True if ranks hold parts of parameters, which are gathered for use: FSDP."""
+        sharding = self.sharding
+        splits = sharding.strategy == "zero3" or (sharding.strategy == "zero2" and not sharding.even_parts)
+        return splits and self.mesh.data_ranks > 1
+
 
 _CHOICES = {
     ("precision", "compute"): ("float32", "tf32", "bf16_amp", "fp16_amp", "bfloat16", None),

@@ -36,7 +36,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     del cluster
     trace = compute_in(trace, plan)
     wanted = plan.precision
-    if plan.sharding.strategy == "zero3" and plan.mesh.data_ranks > 1:
+    if plan.splits_parameters:
         return trace
     storages = trace.storages
     trained = gradients(storages)

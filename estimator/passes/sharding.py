@@ -33,9 +33,8 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     del cluster
     if plan.sharding.strategy == "none" or plan.mesh.data_ranks == 1:
         return trace
-    sharding = plan.sharding
-    if sharding.strategy == "zero3" or (sharding.strategy == "zero2" and not sharding.even_parts):
+    if plan.splits_parameters:
         return shard(trace, plan)
-    if sharding.even_parts or not sharding.overlap:
+    if plan.sharding.even_parts or not plan.sharding.overlap:
         return reduce_gradients(trace, plan)
     return replicate(trace, plan)

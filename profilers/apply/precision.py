@@ -54,18 +54,14 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
     """`optimizer` that unscales and skips under `fp16_amp`, and that works on masters where `param` is wider."""
     if plan.precision.compute == "fp16_amp":
         LossScaling.find(model).attach(optimizer)
-    if plan.precision.param is not None and not _is_sharded(plan):
+    if plan.precision.param is not None and not plan.splits_parameters:
         over_masters(optimizer, plan.precision)
     return optimizer
 
 
-def _is_sharded(plan: Plan) -> bool:
-    return plan.sharding.strategy == "zero3" and plan.mesh.data_ranks > 1
-
-
 def _is_sharded_mixed(plan: Plan) -> bool:
     """FSDP2 casts what it gathers: `sharding` does it."""
-    return _is_sharded(plan) and plan.precision.param not in {None, "bfloat16"}
+    return plan.splits_parameters and plan.precision.param not in {None, "bfloat16"}
 
 
 def _check_float32(model: nn.Module, compute: str) -> None:

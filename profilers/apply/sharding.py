@@ -31,11 +31,6 @@ _REPLICA = "_dnnmem_replica"
 """Attribute of a model that holds its DistributedDataParallel."""
 
 
-def shards(plan: Plan) -> bool:
-    """Whether parameters are split: the model need not fit one GPU, and is best built without memory."""
-    return plan.sharding.strategy in ("zero2", "zero3") and plan.mesh.data_ranks > 1
-
-
 def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     """`model` with hooks that share its work among `plan.mesh.data_ranks`; unchanged for one rank.
 
@@ -44,7 +39,7 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     if plan.sharding.strategy == "none" or plan.mesh.data_ranks == 1:
         return model
     _check(plan)
-    if shards(plan):
+    if plan.splits_parameters:
         _shard(model, plan)
     else:
         _replicate(model, plan)

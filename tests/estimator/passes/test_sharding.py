@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from dnnmem.estimator.passes import remat, sharding
+from dnnmem.estimator.passes.draft import Draft
 from dnnmem.estimator.passes.fsdp import SCATTER_STREAM
 from dnnmem.estimator.plan import Mesh, Plan, Precision, Remat, Sharding
 from dnnmem.estimator.trace import Kind, Lane, Phase
@@ -48,7 +49,7 @@ def test_zero_stages_hold_what_their_paper_says(arguments):
     trace = gpt(4, **arguments)
     params, states = owned(trace, *PARAMS), owned(trace, *STATES)
     for strategy, split in (("zero1", STATES), ("zero2", STATES), ("zero3", (*PARAMS, *STATES))):
-        found = sharded(trace, strategy)
+        found = sharded(trace, strategy, even_parts=True)
         for kind, whole in ((PARAMS, params), (STATES, states)):
             assert owned(found, *kind) * (4 if kind[0] in split else 1) == pytest.approx(whole, rel=0.02)
 
@@ -126,9 +127,40 @@ def test_ddp_sums_all_gradients_in_buckets_that_stay():
 
 def test_zero_without_parameters_sharded_gathers_them_after_the_update():
     for strategy in ("zero1", "zero2"):
-        found = sharded(gpt(4), strategy)
+        found = sharded(gpt(4), strategy, even_parts=True)
         assert sent(found, "all_gather") == {"step": owned(gpt(4), *PARAMS)}
         assert found.ops[-1].name == "dnnmem.all_gather.dp_shard"
+
+
+def test_zero1_gives_each_parameter_to_one_rank_and_sends_them_all_after_the_update():
+    trace = gpt(4)
+    found = sharded(trace, "zero1", 4)
+    whole = owned(trace, *PARAMS)
+    # THEN rank 0 has the states of some, a fourth but for the largest of them
+    most = max(trace.storages[i].nbytes for i in trace.pinned if trace.storages[i].kind is Kind.PARAM)
+    assert abs(owned(found, *STATES) - 2 * whole // 4) <= 2 * most
+    assert sent(found, "broadcast") == {"step": whole}
+    assert sent(found, "all_reduce") == {"backward": whole}
+
+
+def test_ddp_begins_with_one_bucket_and_makes_others_in_the_second_step():
+    # GIVEN gradients of some MiB, sent in buckets of 2 MiB
+    trace = gpt(4, width=256, vocab=320)
+    found = sharded(trace, "ddp", bucket_mib=2)
+    # THEN the set-up has one for all, which the step does not know
+    begins = Counter(e.storage for e in found.setup if e.nbytes > 0)
+    first = [found.storages[i] for i in begins if found.storages[i].name == "first bucket"]
+    assert [s.nbytes for s in first] == [owned(trace, *PARAMS)]
+    assert first[0].id not in found.pinned
+    assert not any(found.storages[i].name == "bucket" for i in begins)
+    # AND a pass that follows keeps it so
+    again = Draft(found).finish()
+    assert again.setup == found.setup
+
+
+def test_zero2_gathers_once_and_drops_after_the_backward_pass():
+    kept = sharded(gpt(4), "zero3", reshard_after_forward=False)
+    assert sharded(gpt(4), "zero2") == kept
 
 
 def test_one_rank_changes_nothing():
@@ -139,7 +171,8 @@ def test_one_rank_changes_nothing():
 def test_more_ranks_never_need_more(strategy):
     peaks = [sharded(gpt(4, batch=16), strategy, ranks).peak_bytes() for ranks in (2, 4, 8, 16)]
     assert peaks == sorted(peaks, reverse=True)
-    assert passes_peak(sharded(gpt(4, batch=16), "zero2", 8, bucket_mib=1)) <= passes_peak(gpt(4, batch=16))
+    even = sharded(gpt(4, batch=16), "zero2", 8, bucket_mib=1, even_parts=True)
+    assert passes_peak(even) <= passes_peak(gpt(4, batch=16))
 
 
 def test_a_split_root_gathers_embedding_and_head_by_themselves():
