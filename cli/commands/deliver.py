@@ -53,11 +53,11 @@ def deliver(trace: Trace, measurement: Measurement, to: Delivery, curve: Timelin
     view = View(depth=to.depth, everything=to.everything)
     for form, path in sorted(to.outputs, key=lambda output: output.path is None):
         if path is not None:
-            write_atomic(path, _text(form, result, view))
+            write_atomic(path, _text(form, result, view, trace))
         elif form == "table":
             _print_table(result, view, no_color=to.no_color)
         else:
-            sys.stdout.write(_text(form, result, view))
+            sys.stdout.write(_text(form, result, view, trace))
     sys.stdout.flush()
     if not to.quiet:
         tell_written(to.written, to.outputs)
@@ -114,7 +114,7 @@ def _print_table(result: Profile, view: View, *, no_color: bool) -> None:
     print_report(result, make_console(sys.stdout, no_color=no_color), replace(view, unicode=is_unicode(sys.stdout)))
 
 
-def _text(form: str, result: Profile, view: View) -> str:
+def _text(form: str, result: Profile, view: View, trace: Trace) -> str:
     if form == "json":
         from dnnmem.cli.export.profile_json import to_json
 
@@ -123,6 +123,10 @@ def _text(form: str, result: Profile, view: View) -> str:
         from dnnmem.cli.export.profile_csv import to_csv
 
         return to_csv(result.layers)
+    if form == "html":
+        from dnnmem.cli.render.html.profile import profile_page
+
+        return profile_page(result, trace, depth=view.depth)
     from dnnmem.cli.render.markdown import to_markdown
 
     return to_markdown(result, view)

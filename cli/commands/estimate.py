@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from dnnmem.cli.commands.outputs import Output
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.estimate import Estimate
+    from dnnmem.estimator.local_step import LocalStep
     from dnnmem.estimator.plan import Plan
     from dnnmem.estimator.step_time import LayerTime
+    from dnnmem.estimator.time_model import TimeModel
     from dnnmem.estimator.trace import Trace
 
 PlanFile = Annotated[
@@ -64,6 +66,7 @@ def estimate(
     timeout: o.Timeout = None,
     save: o.Save = None,
     json: Json = None,
+    html: o.Html = None,
     format_: Form = None,
     top: Top = 20,
     quiet: o.Quiet = False,
@@ -79,41 +82,52 @@ def estimate(
 
     if format_ is not None:
         choose("--format", format_, ("table", "json"))
-    outputs = plan_outputs(form=format_, default="table", json=json, csv=None)
+    outputs = plan_outputs(form=format_, default="table", json=json, csv=None, html=html)
     check_outputs(outputs, save)
     where, chosen = find_cluster(cluster), load_plan(plan, set_ or ())
     typed = {"batch": batch, "seq": seq, "optimizer": optimizer, "seed": seed, "timeout": timeout}
     trace = record_on(target, typed, where, inputs=input_, args=arg, save=save, quiet=quiet, no_color=no_color)
-    found, layers = _estimate(trace, chosen, where, rates or own_rates(cluster))
-    _write(trace, found, layers, outputs, top=top, no_color=no_color)
+    _write(_price(trace, chosen, where, rates or own_rates(cluster)), outputs, top=top, no_color=no_color)
     sys.stdout.flush()
     if not quiet:
         tell_written(() if save is None else (save,), outputs)
 
 
-def _write(
-    trace: Trace,
-    found: Estimate,
-    layers: tuple[LayerTime, ...],
-    outputs: tuple[Output, ...],
-    *,
-    top: int,
-    no_color: bool,
-) -> None:
+class _Priced(NamedTuple):
+    """All that a report of a plan needs."""
+
+    step: LocalStep
+    model: TimeModel
+    found: Estimate
+    layers: tuple[LayerTime, ...]
+
+
+def _write(priced: _Priced, outputs: tuple[Output, ...], *, top: int, no_color: bool) -> None:
     """Files first, so that a closed pipe loses none."""
-    from dnnmem.cli.export.estimate_json import to_json
     from dnnmem.cli.export.files import write_atomic
 
     for form, path in sorted(outputs, key=lambda output: output.path is None):
         if path is not None:
-            write_atomic(path, to_json(found, layers))
-        elif form == "json":
-            sys.stdout.write(to_json(found, layers))
-        else:
+            write_atomic(path, _text(form, priced))
+        elif form == "table":
             from dnnmem.cli.console import make_console
             from dnnmem.cli.render.estimate import print_estimate
 
-            print_estimate(trace, found, layers, make_console(sys.stdout, no_color=no_color), top=top)
+            console = make_console(sys.stdout, no_color=no_color)
+            print_estimate(priced.step.recorded, priced.found, priced.layers, console, top=top)
+        else:
+            sys.stdout.write(_text(form, priced))
+
+
+def _text(form: str, priced: _Priced) -> str:
+    if form == "html":
+        from dnnmem.cli.render.html.estimate import estimate_page
+        from dnnmem.estimator.step_time import time_ops
+
+        return estimate_page(priced.found, priced.layers, priced.step, time_ops(priced.step, priced.model))
+    from dnnmem.cli.export.estimate_json import to_json
+
+    return to_json(priced.found, priced.layers)
 
 
 def load_plan(path: Path | None, settings: list[str] | tuple[str, ...]) -> Plan:
@@ -169,7 +183,7 @@ def record_on(
     return trace
 
 
-def _estimate(trace: Trace, plan: Plan, cluster: Cluster, rates: Path | None) -> tuple[Estimate, tuple[LayerTime, ...]]:
+def _price(trace: Trace, plan: Plan, cluster: Cluster, rates: Path | None) -> _Priced:
     from dnnmem.estimator.estimate import price
     from dnnmem.estimator.local_step import local_step
     from dnnmem.estimator.step_time import time_layers
@@ -177,4 +191,4 @@ def _estimate(trace: Trace, plan: Plan, cluster: Cluster, rates: Path | None) ->
 
     model = load(cluster.device, rates)
     step = local_step(trace, plan, cluster)
-    return price(step, model), time_layers(step, model)
+    return _Priced(step=step, model=model, found=price(step, model), layers=time_layers(step, model))

@@ -62,6 +62,7 @@ def prepare(
     args: Sequence[str] = (),
     json: str | None = None,
     csv: str | None = None,
+    html: str | None = None,
     save: Path | None = None,
     everything: bool = False,
 ) -> Job:
@@ -84,6 +85,7 @@ def prepare(
                 default=_text(settings, "format") or "table",
                 json=json,
                 csv=csv,
+                html=html,
             ),
             save=_save(save),
             timeout_seconds=_positive(settings, "timeout", "the time to wait must be more than 0 seconds"),

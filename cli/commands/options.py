@@ -52,6 +52,7 @@ Repeats = Annotated[int | None, typer.Option("--repeats", metavar="N", help="Tim
 Timeout = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the whole profile as JSON.")]
 Csv = Annotated[str | None, typer.Option("--csv", metavar="FILE|-", help="Write the layers as CSV.")]
+Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write the report as one HTML page.")]
 Format = Annotated[
     str | None,
     typer.Option("--format", metavar="NAME", help="What stdout gets: table, json, csv or md. [default: table]"),

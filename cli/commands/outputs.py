@@ -24,18 +24,20 @@ class Output(NamedTuple):
     """One form of the result and its place."""
 
     form: str
-    """A name of `FORMS`."""
+    """A name of `FORMS`, or `html`."""
     path: Path | None
     """None = stdout."""
 
 
-def plan_outputs(*, form: str | None, default: str, json: str | None, csv: str | None) -> tuple[Output, ...]:
+def plan_outputs(
+    *, form: str | None, default: str, json: str | None, csv: str | None, html: str | None = None
+) -> tuple[Output, ...]:
     """Outputs in the order they are written; `form` is what `--format` says, `default` what goes to stdout without it.
 
     Raises `UsageError` for an unknown form and where two forms want stdout.
     """
     choose("--format", form or default, FORMS)
-    files = [(option, name) for option, name in (("json", json), ("csv", csv)) if name is not None]
+    files = [(option, name) for option, name in (("json", json), ("csv", csv), ("html", html)) if name is not None]
     wants = dict.fromkeys(option for option, name in files if name == "-")
     words = [f"--{option} -" for option in wants]
     if form is not None and form not in wants:

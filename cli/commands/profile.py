@@ -35,6 +35,7 @@ def profile(
     format_: o.Format = None,
     json: o.Json = None,
     csv: o.Csv = None,
+    html: o.Html = None,
     save: o.Save = None,
     depth: o.Depth = None,
     everything: o.All = False,
@@ -62,6 +63,7 @@ def profile(
         args=arg or (),
         json=json,
         csv=csv,
+        html=html,
         save=save,
         everything=everything,
     )

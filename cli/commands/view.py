@@ -60,6 +60,7 @@ def view(
     format_: o.Format = None,
     json: o.Json = None,
     csv: o.Csv = None,
+    html: o.Html = None,
     snapshot: SnapshotFile = None,
     perfetto: Perfetto = None,
     depth: o.Depth = None,
@@ -73,7 +74,7 @@ def view(
     from dnnmem.cli.export.files import check_writable, write_atomic
     from dnnmem.estimator.devices import find_device
 
-    outputs = plan_outputs(form=format_, default="table", json=json, csv=csv)
+    outputs = plan_outputs(form=format_, default="table", json=json, csv=csv, html=html)
     check_outputs(outputs, None)
     for option, path in (("--snapshot", snapshot), ("--perfetto", perfetto)):
         if path is not None:

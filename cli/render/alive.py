@@ -46,13 +46,22 @@ def alive_table(alive: Sequence[Alive], *, total_bytes: int, width: int) -> Tabl
     return table
 
 
+def thing(item: Alive) -> str:
+    """What is alive: a parameter's path, or the module that made it, or the op where no module did."""
+    name, owned = short_op(item.name), item.kind in _OWNED
+    return f"{item.module}.{name}" if owned and name and item.module else item.module or name
+
+
+def made(item: Alive) -> str:
+    """Its element type and shape, and the op that made it."""
+    name = short_op(item.name)
+    text = f"{item.dtype}[{','.join(map(str, item.shape))}]" if item.dtype else ""
+    return f"{text} by {name}".strip() if name and item.kind not in _OWNED and item.module else text
+
+
 def _cells(item: Alive, width: int) -> tuple[str, str, Text, str, str]:
-    kind, name, owned = look(item.kind), short_op(item.name), item.kind in _OWNED
-    thing = f"{item.module}.{name}" if owned and name and item.module else item.module or name
-    made = f"{item.dtype}[{','.join(map(str, item.shape))}]" if item.dtype else ""
-    if name and not owned and item.module:
-        made = f"{made} by {name}".strip()
-    if item.source and not owned and width >= 120:
-        made = f"{made}, {shorten_left(item.source, 40)}"
+    kind, text = look(item.kind), made(item)
+    if item.source and item.kind not in _OWNED and width >= 120:
+        text = f"{text}, {shorten_left(item.source, 40)}"
     times = f"x{item.count}" if item.count > 1 else ""
-    return format_bytes(item.nbytes), times, Text(kind.label, kind.style), thing, made
+    return format_bytes(item.nbytes), times, Text(kind.label, kind.style), thing(item), text

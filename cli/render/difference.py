@@ -151,14 +151,14 @@ def _row(line: Line) -> list[str]:
         format_bytes(line.before_bytes),
         format_bytes(line.after_bytes),
         signed(line.after_bytes - line.before_bytes),
-        _when(line.since),
+        when(line.since),
     ]
 
 
-def _when(since: str) -> str:
+def when(since: str) -> str:
     """The user's line without its folders, else the operator; and the phase.
 
-    >>> _when("backward, aten.mul.Tensor, /a/model.py:7"), _when("backward, aten.mul.Tensor"), _when("before the step")
+    >>> when("backward, aten.mul.Tensor, /a/model.py:7"), when("backward, aten.mul.Tensor"), when("before the step")
     ('model.py:7, backward', 'aten.mul.Tensor, backward', 'before the step')
     """
     phase, *rest = since.split(", ")

@@ -23,13 +23,14 @@ from dnnmem.estimator.step_time import LayerTime
 from dnnmem.estimator.trace import Trace
 from dnnmem.estimator.units import format_bytes, format_flops, format_seconds
 
-_WORDS = {
+WORDS = {
     "compute": "arithmetic of the GPU",
     "memory": "bandwidth of its memory",
     "communication": "waiting for other GPUs",
     "bubble": "waiting for other pipeline stages",
     "host": "waiting for the CPU to issue ops",
 }
+"""What each bound means."""
 
 
 def print_estimate(trace: Trace, found: Estimate, layers: Sequence[LayerTime], console: Console, *, top: int) -> None:
@@ -105,7 +106,7 @@ def _shares(found: Estimate) -> Table:
     table = _table("", "seconds", "share", "")
     for name, seconds in found.breakdown.items():
         share = seconds / found.step_seconds if found.step_seconds else 0.0
-        table.add_row(name, format_seconds(seconds), percent(share), _WORDS[name])
+        table.add_row(name, format_seconds(seconds), percent(share), WORDS[name])
     return table
 
 
@@ -119,19 +120,24 @@ def _classes(found: Estimate) -> Table:
 
 def _layers(layers: Sequence[LayerTime], top: int) -> Table:
     table = _table("layer", "", "forward", "backward", "step")
-    groups: dict[object, list[LayerTime]] = defaultdict(list)
-    for layer in layers:
-        groups[tuple("*" if part.isdecimal() else part for part in layer.module)].append(layer)
-    rows = sorted(groups.values(), key=lambda group: -sum(_total(layer) for layer in group))
-    for group in rows[: top or None]:
+    rows = fold_layers(layers)
+    for label, group in rows[: top or None]:
         sums = [sum(getattr(layer, f"{name}_seconds") for layer in group) for name in ("forward", "backward", "step")]
-        label = fold_paths([layer.module for layer in group]) if group[0].module else "<model>"
         table.add_row(
             label, f"x{len(group)}" if len(group) > 1 else "", *(format_seconds(s) if s else "" for s in sums)
         )
     if top and len(rows) > top:
         table.add_row(f"and {len(rows) - top} more; --top 0 shows them", "", "", "", "")
     return table
+
+
+def fold_layers(layers: Sequence[LayerTime]) -> list[tuple[str, list[LayerTime]]]:
+    """Layers that differ in an index only as one line, with its name; those that take longest first."""
+    groups: dict[object, list[LayerTime]] = defaultdict(list)
+    for layer in layers:
+        groups[tuple("*" if part.isdecimal() else part for part in layer.module)].append(layer)
+    rows = sorted(groups.values(), key=lambda group: -sum(_total(layer) for layer in group))
+    return [(fold_paths([layer.module for layer in group]) or "<model>", group) for group in rows]
 
 
 def _total(layer: LayerTime) -> float:
