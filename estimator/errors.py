@@ -32,6 +32,15 @@ class RegressionError(DnnmemError):
     exit_code = 1
 
 
+class InfeasibleError(RegressionError):
+    """No plan of the asked kind fits the budget."""
+
+    def __init__(self, message: str, *, needed_bytes: int, hint: str = "") -> None:
+        """Args: `needed_bytes` is the least that was found to be needed."""
+        super().__init__(message, hint=hint)
+        self.needed_bytes = needed_bytes
+
+
 class UsageError(DnnmemError):
     """A wrong option, file, target or configuration: the person can mend the call."""
 

@@ -1,1 +1,1 @@
-"""Planners: each solves for the best decisions of one field of a plan within a budget of bytes."""
+"""Planners: each finds, for a trace and a budget, the cheapest value of a field of a plan that fits."""

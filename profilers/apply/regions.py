@@ -106,15 +106,8 @@ class _Regions:
         others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         mine = [isinstance(leaf, Tensor) for leaf in leaves]
         again = partial(self._again, region, others, mine)
-        region.generator = _checkpoint_without_reentrant_generator(
-            again,
-            True,
-            self.contexts,
-            "default",
-            False,
-            *_early(self.early_stop),
-            *tensors,  # noqa: FBT003
-        )
+        options = (True, self.contexts, "default", False, *_early(self.early_stop))  # random numbers are drawn again
+        region.generator = _checkpoint_without_reentrant_generator(again, *options, *tensors)
         with set_checkpoint_early_stop(self.early_stop):
             next(region.generator)
         self.open.append(region)

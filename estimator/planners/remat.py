@@ -1,0 +1,80 @@
+"""The rematerialization that makes a step fit a budget at the least cost, held against the rewritten step itself.
+
+    trace -> chain -> Rotor's plan -> pass -> replay       above the budget: plan for a smaller one, and look again
+
+A chain's numbers leave out what the allocator loses to fragments; the replay does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from dnnmem.estimator.errors import InfeasibleError
+from dnnmem.estimator.passes import remat as remat_pass
+from dnnmem.estimator.plan import Plan, Remat
+from dnnmem.estimator.planners.chain import Chain, chain_of
+from dnnmem.estimator.planners.rotor import solve
+from dnnmem.estimator.replay import replay_trace
+from dnnmem.estimator.segments import Run, segments_text
+from dnnmem.estimator.trace import Trace
+from dnnmem.estimator.units import format_bytes
+
+_LOOKS = 8
+"""Plans that are held against the step, at most."""
+
+
+def plan_remat(
+    trace: Trace,
+    budget_bytes: int,
+    seconds: Sequence[float],
+    *,
+    peak: Callable[[Trace], int] | None = None,
+    longest: int | None = None,
+) -> Remat:
+    """The rematerialization of `trace` that fits `budget_bytes` and costs the fewest of the ops' `seconds`.
+
+    Args: `peak` says what a rewritten trace needs; None: what PyTorch's allocator reserves for it. `longest`: most
+    blocks of a run (1 under zero3, which gathers block by block); None for any number.
+    Raises `InfeasibleError` where no plan fits, `UnsupportedError` for a model that is no chain of blocks.
+    """
+    peak = peak or _reserved
+    least = peak(trace)
+    if least <= budget_bytes:
+        return Remat()
+    chain = chain_of(trace, seconds)
+    table = solve(chain, max(trace.peak_bytes() - chain.base_bytes, 1), longest=longest)  # one for all budgets
+    aim = float(budget_bytes - chain.base_bytes)
+    lightest = [Remat(policy="full")]
+    if table.least_bytes() < math.inf:
+        lightest.append(named(chain, table.runs(table.least_bytes())))
+    for look in range(_LOOKS + len(lightest)):
+        fits = look < _LOOKS and table.seconds_at(aim) < math.inf
+        if not fits and not lightest:
+            break
+        found = named(chain, table.runs(aim)) if fits else lightest.pop(0)
+        needs = peak(remat_pass.apply(trace, Plan(remat=found)))
+        if needs <= budget_bytes:
+            return found
+        least = min(least, needs)
+        aim -= max(needs - budget_bytes, table.slot_bytes)
+    raise InfeasibleError(
+        f"no rematerialization of {trace.origin.target or 'the step'} fits {format_bytes(budget_bytes)}; the least "
+        f"that was found needs {format_bytes(least)}",
+        needed_bytes=least,
+        hint="a smaller micro-batch, sharding or offloading frees more",
+    )
+
+
+def named(chain: Chain, runs: Sequence[Run]) -> Remat:
+    """Runs as a field of a plan: `none` and `full` under their own names."""
+    if not runs:
+        return Remat()
+    blocks = [stage.block for stage in chain.stages if stage.block is not None]
+    if [(run.first, run.last) for run in runs] == [(block, block) for block in sorted(blocks)]:
+        return Remat(policy="full")
+    return Remat(policy="segments", segments=segments_text(runs))
+
+
+def _reserved(trace: Trace) -> int:
+    return replay_trace(trace).peak_reserved_bytes
