@@ -12,6 +12,7 @@ gradient of a tensor has the tensor's type. Floating outputs of the model are ca
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import prod
 
 from dnnmem.estimator.passes.autocast_attention import backward, forward, half_kernel
@@ -20,7 +21,7 @@ from dnnmem.estimator.passes.autocast_lists import BATCH_NORMS, STATISTICS, Poli
 from dnnmem.estimator.passes.draft import Draft, lives
 from dnnmem.estimator.passes.update import SIZES
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
-from dnnmem.estimator.trace_copy import op_like, storage_like
+from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 LOSS = ("<loss>",)
 FLOAT = "float32"
@@ -46,6 +47,10 @@ class _Autocast:
         """Parameter -> its cast."""
         self.ends: dict[int, int] = {}
         """Cast -> op after which it is gone."""
+        self.of_params: set[int] = set()
+        """Gradients of parameters."""
+        self.fresh: set[int] = set()
+        """Gradients that a cast makes: nobody else holds them."""
         self.sizes: dict[int, int] = {}
         """Other sizes of what has no other type."""
         self.kernels: dict[int, str] = {}
@@ -72,7 +77,7 @@ class _Autocast:
             self.draft.storages[i] = storage_like(self.draft.storages[i], dtype=self.types[i])
         self.draft.resize({**sizes, **self.sizes})
         self._move_bytes()
-        return self.draft.finish()
+        return self._summed_in_place(self.draft.finish())
 
     def _type(self, i: int) -> str:
         return self.types.get(i) or self.draft.storages[i].dtype
@@ -92,7 +97,7 @@ class _Autocast:
 
     def _forward(self, k: int, op: Op) -> None:
         floats = [i for i in op.reads if self._is_cast(i)]
-        policy = policy_of(op.name) if k <= self.last and op.module != LOSS else Policy.PROMOTE
+        policy = self._policy(k, op) if k <= self.last and op.module != LOSS else Policy.PROMOTE
         wanted = {Policy.LOWER: self.lower, Policy.FLOAT32: FLOAT}.get(policy)
         if policy is Policy.WIDEST or (policy is Policy.RESULT and "softmax" in op.name and self.lower == "bfloat16"):
             wanted = self._widest(floats) if policy is Policy.WIDEST else FLOAT
@@ -113,6 +118,20 @@ class _Autocast:
             self.kernels[k] = half_kernel(self.trace, op)
             if self.kernels[k] in {"flash", "cudnn"}:
                 self.sizes.update(forward(self.draft, k, self.kernels[k]))
+
+    def _policy(self, k: int, op: Op) -> Policy:
+        """That of the operator which the program called: some call others, which follow their type."""
+        short, users = base(op.name), [self.ops[j] for i in op.writes for j in self.known[i].uses if k < j <= self.last]
+        if short == "_log_softmax" and any(base(user.name).startswith("nll_loss") for user in users):
+            return Policy.PROMOTE  # cross_entropy asks for the type that it was given
+        near = [user for user in users if (user.module, user.source) == (op.module, op.source)]
+        if short == "clone" and near and len(near) == len(users) and policy_of(near[0].name) is Policy.LOWER:
+            return Policy.LOWER  # a product puts in order what has been cast
+        if short == "add_" and any(self.trace.storages[i].kind is Kind.PARAM for i in op.reads):
+            before = self.ops[k - 1]
+            if policy_of(before.name) is Policy.LOWER and not {*before.writes}.isdisjoint(op.reads):
+                return Policy.LOWER  # a linear layer's bias
+        return policy_of(op.name)
 
     def _as_complex(self, k: int, op: Op, floats: Sequence[int]) -> None:
         """Complex numbers are of float32: what was half is cast, and the result cast back as the program says."""
@@ -193,6 +212,9 @@ class _Autocast:
             for k in life.uses:
                 if k <= self.last:
                     self._rename(k, {i: low})
+                    self.draft.before[k] = [
+                        op_like(op, reads=tuple(low if r == i else r for r in op.reads)) for op in self.draft.before.get(k, ())
+                    ]
             inside = [k for k in life.uses if k <= self.last]
             self.casts.update({(k, i): low for k in inside if i in self.ops[k].reads})
             like = op_like(self.ops[life.made], module=())
@@ -224,13 +246,25 @@ class _Autocast:
         back: list[tuple[int, int]] = []
         for k in group:
             back += self._gradients(k, f)
-        if f is not None:  # the input's first
-            back.sort(key=lambda pair: self.trace.storages[self._source_of(pair[1], f, self.ops[last]) or pair[1]].kind in {Kind.PARAM, Kind.GRAD})
-        for low, i in back:
-            self.draft.after.setdefault(last, []).append(self._to(self.ops[last], Phase.BACKWARD, low, i, gone=low))
+        summed = self._is_sum(last + 1, {i for k in group for i in self.ops[k].writes})
+        for low, i in sorted(back, key=self._is_owned):  # the input's first, summed at once
+            place = last + 1 if summed and self._is_owned((low, i)) else last
+            self.draft.after.setdefault(place, []).append(self._to(self.ops[last], Phase.BACKWARD, low, i, gone=low))
+            self.fresh.add(i)
         if f in self.kernels:
             out = self.ops[f].writes[0]
             backward(self.draft, first, self.kernels[f], (self.trace.storages[out], self.trace.storages[out]))
+
+    def _is_owned(self, pair: tuple[int, int]) -> bool:
+        """True for the gradient of a parameter."""
+        storage = self.trace.storages[pair[1]]
+        return storage.kind is Kind.GRAD or pair[1] in self.of_params
+
+    def _is_sum(self, k: int, made: set[int]) -> bool:
+        """True if op `k` adds one of these gradients to another."""
+        if k >= len(self.ops) or self.ops[k].phase is not Phase.BACKWARD:
+            return False
+        return base(self.ops[k].name) in {"add", "add_"} and not made.isdisjoint(self.ops[k].reads)
 
     def _cast_gradient(self, group: Sequence[int], f: int) -> None:
         """What comes in has the type of the forward op's result."""
@@ -282,6 +316,8 @@ class _Autocast:
                     self.types[i] = wanted
                     back.append((self._made_as(k, i, "complex64"), i))
                 continue
+            if source is not None and self.trace.storages[source].kind is Kind.PARAM:
+                self.of_params.add(i)
             self._set(i, wanted)
             if made_in != wanted:
                 back.append((self._made_as(k, i, made_in), i))
@@ -366,6 +402,28 @@ class _Autocast:
             after = sum(new[i].nbytes for i in (*op.reads, *op.writes))
             if before and after != before:
                 self.draft.ops[k] = op_like(op, moved_bytes=op.moved_bytes * after // before)
+
+
+    def _summed_in_place(self, trace: Trace) -> Trace:
+        """Autograd adds into a gradient that a cast has made, where the recorded one was a view or somebody's."""
+        same: dict[int, int] = {}
+        for k, op in enumerate(self.ops):
+            if op.phase is Phase.BACKWARD and op.name == "aten.add.Tensor" and len(op.writes) == 1 and op.reads:
+                old, new = op.reads[0], op.writes[0]
+                if old in self.fresh and self.known[old].freed == k and self._type(old) == self._type(new):
+                    same[new] = same.get(old, old)
+        if not same:
+            return trace
+        ops = []
+        for op in trace.ops:
+            if not same.keys().isdisjoint(op.writes) and op.name == "aten.add.Tensor":
+                root = same[op.writes[0]]
+                gone = {op.writes[0], op.reads[0]}
+                events = tuple(e for e in op.events if e.storage not in gone)
+                op = op_like(op, name="aten.add_.Tensor", events=events, writes=(root,))
+            touched = {*op.reads, *op.writes, *(e.storage for e in op.events)}
+            ops.append(op if same.keys().isdisjoint(touched) else renamed(op, same))
+        return replace(trace, ops=tuple(ops), storages={i: s for i, s in trace.storages.items() if i not in same})
 
 
 def _in_order(op: Op, floats: Sequence[int]) -> Sequence[int]:
