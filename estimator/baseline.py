@@ -1,0 +1,201 @@
+"""Memory that was accepted once, and whether a step needs more now: what `dnnmem check` gates.
+
+    key      what must be equal for two numbers to be comparable: target, its sizes, device, GPU, torch, allocator
+    entry    bytes of a step: its peak, its parts, and what each module holds at the peak
+    verdict  ok | improved | regressed | new | over budget, with the modules that changed, largest first
+
+The peak of live bytes is gated: it moves by what the model does. What the allocator reserves moves in steps of whole
+segments, and is told beside it; a budget is held against the whole, context included.
+
+>>> key = Key(target="model.py", batch={"batch_size": 8}, device="fake", gpu=None, torch="2.14")
+>>> old = Entry(key=key, allocated_bytes=100, parts={"activations": 60}, modules={("fc", "activation"): 60})
+>>> new = Entry(key=key, allocated_bytes=110, parts={"activations": 70}, modules={("fc", "activation"): 70})
+>>> verdict = judge(new, old, Limits(max_increase=0.02))
+>>> verdict.outcome, round(verdict.increase, 3), verdict.changes[0].grown_bytes
+('regressed', 0.1, 10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dnnmem.estimator.alive import held_by_module
+from dnnmem.estimator.diff import Change
+from dnnmem.estimator.profile import Profile
+from dnnmem.estimator.trace import Trace
+
+OUTCOMES = ("ok", "improved", "regressed", "new", "over budget")
+"""What a check may find."""
+FAILING = ("regressed", "over budget")
+"""Those of them that fail it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """What two steps share if their bytes may be compared."""
+
+    target: str
+    """What the user named."""
+    batch: Mapping[str, int | str] = field(default_factory=dict)
+    """Batch size, sequence length and arguments."""
+    device: str
+    """`fake`, `virtual`, `cpu` or `cuda`."""
+    gpu: str | None
+    """Name of the GPU; None = none was named."""
+    torch: str
+    """Major and minor version."""
+    allocator: str = ""
+    """PyTorch's allocator settings; empty = its defaults."""
+
+    @property
+    def text(self) -> str:
+        """The key as one line, by which baselines are sorted."""
+        sizes = ", ".join(f"{name} {value}" for name, value in sorted(self.batch.items()))
+        parts = (self.target, sizes, self.device, self.gpu or "no gpu", f"torch {self.torch}", self.allocator)
+        return " | ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Bytes of one step."""
+
+    key: Key
+    """Of what."""
+    allocated_bytes: int
+    """Peak of live blocks."""
+    reserved_bytes: int | None = None
+    """Peak of the allocator's segments; None where the device has none."""
+    total_bytes: int | None = None
+    """All of the report's stack, CUDA context included."""
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """The stack by part."""
+    modules: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """What is alive at the peak, by module (dotted path) and kind."""
+    sources: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Where each of them is made most: phase, operator, the user's line. Not kept in files."""
+    step_seconds: float | None = None
+    """Time of a step; None = not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a check allows."""
+
+    max_increase: float = 0.02
+    """Share by which the peak may grow; a fall by more is an improvement."""
+    budget_bytes: int | None = None
+    """Most that the whole step may need; None = no such limit."""
+    max_slowdown: float | None = None
+    """Share by which a measured step may take longer; None = time is not looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a check found for one step."""
+
+    entry: Entry
+    """The step now."""
+    before: Entry | None
+    """The accepted one; None = there is none with this key."""
+    outcome: str
+    """One of `OUTCOMES`."""
+    increase: float | None
+    """Peak over the accepted one, less 1; None = nothing to compare with."""
+    changes: tuple[Change, ...] = ()
+    """Modules that hold more or less at the peak, largest first."""
+    reasons: tuple[str, ...] = ()
+    """Why it fails, in sentences."""
+    others: tuple[Key, ...] = ()
+    """Keys of the same target in the baseline that were not compared, being of other conditions."""
+
+    @property
+    def fails(self) -> bool:
+        """Whether the check fails by it."""
+        return self.outcome in FAILING
+
+
+def entry_of(profile: Profile, trace: Trace, *, allocator: str = "") -> Entry:
+    """What a baseline keeps of a profiled step."""
+    torch = ".".join(profile.versions.get("torch", "?").split(".")[:2])
+    key = Key(
+        target=profile.target, batch=profile.batch, device=profile.device, gpu=profile.gpu, torch=torch,
+        allocator=allocator,
+    )  # fmt: skip
+    held = {place: nbytes for place, nbytes in held_by_module(trace, profile.timeline.peak).items() if nbytes}
+    return Entry(
+        key=key,
+        allocated_bytes=profile.peak.allocated_bytes,
+        reserved_bytes=profile.peak.reserved_bytes,
+        total_bytes=profile.total_bytes,
+        parts={part: nbytes for part, nbytes in profile.parts.items() if nbytes},
+        modules=held,
+        sources=_sources(profile, trace),
+        step_seconds=profile.step_seconds,
+    )
+
+
+def judge(entry: Entry, before: Entry | None, limits: Limits) -> Verdict:
+    """The verdict on a step, against the accepted one of the same key if there is one."""
+    reasons = []
+    if limits.budget_bytes is not None and (entry.total_bytes or entry.allocated_bytes) > limits.budget_bytes:
+        reasons.append("it needs more than the budget")
+    if before is None:
+        return Verdict(
+            entry=entry, before=None, outcome="over budget" if reasons else "new", increase=None, reasons=tuple(reasons)
+        )
+    increase = round(entry.allocated_bytes / before.allocated_bytes - 1, 12) if before.allocated_bytes else 0.0
+    grown = increase > limits.max_increase
+    if grown:
+        reasons.append(f"its peak grew by {increase:.1%}, and {limits.max_increase:.1%} is allowed")
+    slower = _slower(entry, before, limits)
+    if slower:
+        reasons.append(slower)
+    outcome = "regressed" if grown or slower else "over budget" if reasons else "ok"
+    if outcome == "ok" and increase < -limits.max_increase:
+        outcome = "improved"
+    return Verdict(
+        entry=entry, before=before, outcome=outcome, increase=increase, changes=_changes(before, entry),
+        reasons=tuple(reasons),
+    )  # fmt: skip
+
+
+def _slower(entry: Entry, before: Entry, limits: Limits) -> str:
+    if limits.max_slowdown is None or not entry.step_seconds or not before.step_seconds:
+        return ""
+    ratio = entry.step_seconds / before.step_seconds - 1
+    allowed = f"its step takes {ratio:.1%} longer, and {limits.max_slowdown:.1%} is allowed"
+    return allowed if ratio > limits.max_slowdown else ""
+
+
+def _changes(before: Entry, after: Entry) -> tuple[Change, ...]:
+    old, new = before.modules, after.modules
+    found = [
+        Change(
+            module=place[0],
+            kind=place[1],
+            before_bytes=old.get(place, 0),
+            after_bytes=new.get(place, 0),
+            since=after.sources.get(place, ""),
+        )
+        for place in sorted(old.keys() | new.keys())
+        if old.get(place, 0) != new.get(place, 0)
+    ]
+    return tuple(sorted(found, key=lambda change: -abs(change.grown_bytes or 0)))
+
+
+def _sources(profile: Profile, trace: Trace) -> dict[tuple[str, str], str]:
+    """For each module and kind, the op that makes most of what is alive at the peak."""
+    makers = {e.storage: i for i, op in enumerate(trace.ops) for e in op.events if e.nbytes > 0}
+    largest: dict[tuple[str, str], tuple[int, str]] = {}
+    for storage in trace.storages.values():
+        place = (".".join(storage.module), storage.kind.value)
+        op = trace.ops[makers[storage.id]] if storage.id in makers else None
+        words = ", ".join(filter(None, (op.phase.value, op.name, op.source))) if op else "before the step"
+        if storage.nbytes > largest.get(place, (0, ""))[0]:
+            largest[place] = (storage.nbytes, words)
+    defined = {layer.module: layer.source for layer in profile.layers}
+    return {
+        place: f"{words}{f' ({defined[place[0]]})' if defined.get(place[0]) and ':' not in words else ''}"
+        for place, (_, words) in largest.items()
+    }
