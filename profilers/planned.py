@@ -11,6 +11,8 @@ import os
 import random
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from torch import distributed
 
 from dnnmem.estimator.plan_text import from_json
 from dnnmem.profilers.apply.target import applied_target
+from dnnmem.profilers.planned_model import built_without_memory, fill
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.target import resolve
 
@@ -36,9 +39,14 @@ def main(argv: list[str]) -> None:
         distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
     random.seed(request.seed)
     torch.manual_seed(request.seed)
-    target = applied_target(resolve(request), plan)
+    plain = resolve(request)
+    if plan.splits_parameters:
+        plain = replace(plain, make_model=partial(built_without_memory, plain.make_model, _say))
+    target = applied_target(plain, plan)
     with torch.device(kind):
         model = target.make_model()
+        if plan.splits_parameters:
+            fill(model, torch.device(kind))
         optimizer = target.make_optimizer(p for p in model.parameters() if p.requires_grad)
         batch = target.make_batch()
     for step in range(request.steps or STEPS):
@@ -47,6 +55,10 @@ def main(argv: list[str]) -> None:
             _let_nccl_look()
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _say(note: str) -> None:
+    sys.stderr.write(f"{note}\n")
 
 
 def _let_nccl_look() -> None:

@@ -1,0 +1,78 @@
+"""How the model of a plan is built where its parameters are split: it need not fit one GPU, nor this host.
+
+    built       parameters on `meta`, without memory; buffers really, since code computes them (rotary tables)
+    applied     each rank's parts are split off, still without memory
+    filled      parts get memory on the GPU, and values: those of `reset_parameters`, else ones, zeros or small ones
+
+Values are for running, not for training on: what a model's `__init__` did to its parameters beyond that is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+_STD = 0.02
+
+
+def built_without_memory(make_model: Callable[[], nn.Module], say: Callable[[str], None]) -> nn.Module:
+    """The model with parameters on `meta`, or really on the host where its code reads their values; `say` tells why."""
+    with torch.device("cpu"):
+        try:
+            with _parameters_on_meta():
+                return make_model()
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta" not in str(error):
+                raise
+        say("its code reads the values of parameters: the model is built in the host's memory, as a whole")
+        return make_model()
+
+
+def fill(model: nn.Module, device: torch.device) -> None:
+    """Give what is on `meta` memory on `device` and values; what is elsewhere is moved there."""
+    empty = {id(module) for module in model.modules() if any(p.is_meta for p in module.parameters(recurse=False))}
+    with torch.no_grad():
+        model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+        for module in model.modules():
+            if id(module) in empty:
+                _initialise(module)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters lose their memory as soon as a module has them."""
+    register = nn.Module.register_parameter
+    known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            if param not in known:
+                bare = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+                bare.__dict__.update(param.__dict__)
+                known[param] = bare
+            param = known[param]  # one for all modules that share it
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _initialise(module: nn.Module) -> None:
+    """Values for a module's own parameters."""
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    if callable(reset):
+        reset()
+        return
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=_STD)
+        else:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+
