@@ -25,7 +25,7 @@ from dnnmem.estimator.step_time import StepTime, time_step
 from dnnmem.estimator.time_model import TimeModel, load
 from dnnmem.estimator.trace import Trace
 
-_NINE_OF_TEN = 1.645
+NINE_OF_TEN = 1.645
 """Standard deviations of a normal distribution on each side that leave one in ten out."""
 
 
@@ -142,17 +142,22 @@ def price(
 
 def _interval(timed: StepTime, model: TimeModel) -> tuple[float, float]:
     """Kinds of work err independently: their log deviations, weighted by their shares of the step, add in squares."""
-    arithmetic = sum(timed.classes.get(kind.label, 0.0) for kind in ARITHMETIC)
-    parts = {
-        "arithmetic": arithmetic + timed.breakdown["bubble"],
-        "traffic": sum(timed.classes.values()) - arithmetic - timed.classes.get("communication", 0.0),
-        "communication": timed.breakdown["communication"],
-        "host": timed.breakdown["host"],
-    }
+    parts = by_kind(timed.classes, timed.breakdown)
     total = sum(parts.values()) or 1.0
     variance = sum((seconds / total * model.spread[kind]) ** 2 for kind, seconds in parts.items())
-    factor = math.exp(_NINE_OF_TEN * math.sqrt(variance))
+    factor = math.exp(NINE_OF_TEN * math.sqrt(variance))
     return timed.seconds / factor, timed.seconds * factor
+
+
+def by_kind(classes: Mapping[str, float], breakdown: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of a step by the kinds of work that `TimeModel.spread` tells the errors of."""
+    arithmetic = sum(classes.get(kind.label, 0.0) for kind in ARITHMETIC)
+    return {
+        "arithmetic": arithmetic + breakdown["bubble"],
+        "traffic": sum(classes.values()) - arithmetic - classes.get("communication", 0.0),
+        "communication": breakdown["communication"],
+        "host": breakdown["host"],
+    }
 
 
 def _fits(held: ReplayResult | None, cluster: Cluster) -> bool | None:

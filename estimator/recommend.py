@@ -1,0 +1,265 @@
+"""From a recorded step and a cluster to a ranked report: the space, the search in it, and what each plan found is worth.
+
+    scope --techniques--> choices --search--> priced plans --ranking--> candidates, against the user's own step
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from dnnmem.estimator.block_list import main_list
+from dnnmem.estimator.cluster import Cluster
+from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.estimate import Estimate
+from dnnmem.estimator.nothing_fits import nearest_words
+from dnnmem.estimator.passes import PASSES
+from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.ranking import TIE_WINDOW, pareto, ranked, tied
+from dnnmem.estimator.reasons import why
+from dnnmem.estimator.report import Candidate, Report
+from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Priced, Search, Tally, key_of
+from dnnmem.estimator.search_cost import Cost, Costs
+from dnnmem.estimator.techniques import Choice, Scope, choices
+from dnnmem.estimator.time_model import TimeModel
+from dnnmem.estimator.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is asked of a search."""
+
+    cluster: Cluster
+    """The machine."""
+    objective: str = "throughput"
+    """One of `OBJECTIVES`."""
+    global_batch: int | None = None
+    """Samples of a step; None = the recorded batch on every GPU."""
+    headroom: float = 0.05
+    """Share of the GPU's memory that is to stay free."""
+    top: int = 10
+    """Candidates that are told."""
+    max_techniques: int | None = None
+    """Most techniques of a plan."""
+    only: frozenset[str] = frozenset()
+    """Techniques that alone are used."""
+    without: frozenset[str] = frozenset()
+    """Techniques that are not."""
+    allow: frozenset[str] = frozenset()
+    """Files of techniques that change training, and may."""
+
+
+def recommend(
+    traces: Mapping[int, Trace],
+    wanted: Wanted,
+    model: TimeModel,
+    *,
+    layers: int | None = None,
+    own_batch: int | None = None,
+    on_price: Callable[[Tally], None] = lambda _: None,
+) -> Report:
+    """The best plans for a step that was recorded, or refit, at the micro-batches of `traces`.
+
+    Args: `layers` are the model's blocks where the traces have few; `own_batch` is the user's, by default the largest.
+    Raises `UsageError` for an objective or a technique that is none, and a batch that no plan can have.
+    """
+    if wanted.objective not in OBJECTIVES:
+        raise UsageError(f"the objective is {wanted.objective!r}; it is one of {', '.join(OBJECTIVES)}")
+    started = time.perf_counter()
+    own = own_batch or max(traces)
+    scope = scope_of(traces, wanted, own, layers)
+    space = choices(scope)
+    if not space:
+        raise UsageError(
+            f"no plan shares {scope.global_batch} samples among {' or '.join(map(str, scope.gpus))} GPUs in "
+            f"micro-batches of {', '.join(map(str, sorted(scope.micro_batches)))}",
+            hint="give another --global-batch, or allow more techniques",
+        )
+    costs = Costs(traces=traces, layers=layers, cluster=wanted.cluster, model=model)
+    tally = Tally()
+    found = find(costs, space, wanted, tally, lambda: on_price(tally))
+    fits = bool(found)
+    if not fits:
+        found = smallest(costs, space, tally, lambda: on_price(tally))[: wanted.top]
+    base = _baseline(costs, space, wanted, own)
+    told = _candidates(found[: wanted.top], base, wanted, model)
+    nothing = "" if fits else nearest_words(traces, layers, own, wanted, found, _remake)
+    return Report(
+        target=next(iter(traces.values())).origin.target,
+        cluster=wanted.cluster,
+        objective=wanted.objective,
+        headroom=wanted.headroom,
+        global_batch=scope.global_batch,
+        considered=len(space),
+        priced=tally.priced,
+        search_seconds=time.perf_counter() - started,
+        baseline=_as_candidate(0, base, None, wanted) if base else None,
+        candidates=told,
+        nothing_fits=nothing,
+        notes=_notes(tally, wanted),
+    )
+
+
+def budget_of(cluster: Cluster, headroom: float) -> float:
+    """Bytes that the allocator may reserve."""
+    return cluster.device.usable_bytes * (1 - headroom) - (cluster.device.context_bytes or 0)
+
+
+def scope_of(traces: Mapping[int, Trace], wanted: Wanted, own: int, layers: int | None) -> Scope:
+    """The space that is asked for."""
+    cluster = wanted.cluster
+    gpus = (cluster.gpus,)
+    if wanted.objective == "cost":
+        gpus = tuple(n for n in (2**k for k in range(20)) if n < cluster.gpus) + gpus
+    blocks = main_list(next(iter(traces.values())))
+    return Scope(
+        cluster=cluster,
+        gpus=gpus,
+        global_batch=wanted.global_batch or own * cluster.gpus,
+        micro_batches=tuple(sorted(traces)),
+        blocks=layers or (blocks.count if blocks else 0),
+        fields=frozenset(PASSES),
+        allow=wanted.allow,
+        only=wanted.only,
+        without=wanted.without,
+        max_techniques=wanted.max_techniques,
+    )
+
+
+def find(
+    costs: Costs, space: Sequence[Choice], wanted: Wanted, tally: Tally, on_price: Callable[[], None] = lambda: None
+) -> list[Priced]:
+    """The best `wanted.top` plans that fit, in order, and what is tied with the first; empty if none fits."""
+    budget = budget_of(wanted.cluster, wanted.headroom)
+    limit = float("inf")
+    if wanted.objective == "memory":
+        fastest = Search(costs, space, objective="throughput", budget_bytes=budget, tally=tally, on_price=on_price)
+        first = next(fastest.best(), None)
+        if first is None:
+            return []
+        limit = first.estimate.step_seconds * MEMORY_SLOWDOWN
+    search = Search(
+        costs, space, objective=wanted.objective, budget_bytes=budget, limit_seconds=limit, tally=tally,
+        on_price=on_price,
+    )  # fmt: skip
+    found: list[Priced] = []
+    for priced in search.best():
+        found.append(priced)
+        if len(found) >= wanted.top:
+            break
+    if not found:
+        return []
+    timed = wanted.objective != "memory"
+    spread = costs.model.spread if timed else None
+    if timed:
+        fewest = min(p.choice.count for p in found if tied(found[0].estimate, p.estimate, costs.model.spread))
+        found += search.within(_key(wanted.objective, found[0]) * (1 + TIE_WINDOW), fewest)
+    return ranked(found, lambda priced: _key(wanted.objective, priced), spread)
+
+
+def smallest(
+    costs: Costs, space: Sequence[Choice], tally: Tally, on_price: Callable[[], None] = lambda: None, count: int = 3
+) -> list[Priced]:
+    """The plans that need least memory, whether they fit or not."""
+    search = Search(
+        costs, space, objective="memory", budget_bytes=float("inf"), tally=tally, on_price=on_price
+    )
+    found: list[Priced] = []
+    for priced in search.best():
+        found.append(priced)
+        if len(found) >= count:
+            break
+    return found
+
+
+def _key(objective: str, priced: Priced) -> float:
+    estimate = priced.estimate
+    return key_of(
+        objective, priced.choice, Cost(seconds=estimate.step_seconds, peak_bytes=estimate.peak_reserved_bytes or 0)
+    )
+
+
+def _remake(traces: Mapping[int, Trace], layers: int | None, own: int, wanted: Wanted) -> Priced | None:
+    """The best plan of another question that fits; None if none does."""
+    from dnnmem.estimator.time_model import load
+
+    space = choices(scope_of(traces, wanted, own, layers))
+    costs = Costs(traces=traces, layers=layers, cluster=wanted.cluster, model=load(wanted.cluster.device))
+    return next(iter(find(costs, space, replace(wanted, top=1, objective="throughput"), Tally())), None)
+
+
+def _baseline(costs: Costs, space: Sequence[Choice], wanted: Wanted, own: int) -> Priced | None:
+    """The user's step as it is: on one GPU, or under DDP if that fits, or FSDP2; at the user's batch, or near it."""
+    budget = budget_of(wanted.cluster, wanted.headroom)
+    plain = {"", "accumulation"}
+    last: Priced | None = None
+    gpus = wanted.cluster.gpus
+    for strategy in ("none",) if gpus == 1 else ("ddp", "zero3"):
+        mine = [
+            c for c in space
+            if c.plan.sharding.strategy == strategy and c.plan.mesh.world_size == gpus
+            and {t.name for t in c.techniques} <= plain | {strategy}
+        ]  # fmt: skip
+        if not mine:
+            continue
+        chosen = min(mine, key=lambda c: (abs((c.plan.batch.micro_batch or own) - own), c.plan.batch.accumulation))
+        try:
+            last = Priced(choice=chosen, estimate=costs.exact(chosen.plan))
+        except (UnsupportedError, UsageError):
+            continue
+        if (last.estimate.peak_reserved_bytes or 0) <= budget:
+            return last
+    return last
+
+
+def _candidates(
+    found: Sequence[Priced], base: Priced | None, wanted: Wanted, model: TimeModel
+) -> tuple[Candidate, ...]:
+    frontier = pareto([priced.estimate for priced in found])
+    told = []
+    for rank, (priced, on_it) in enumerate(zip(found, frontier, strict=True), 1):
+        near = tuple(
+            other for other, that in enumerate(found, 1)
+            if that is not priced and tied(priced.estimate, that.estimate, model.spread)
+        )  # fmt: skip
+        candidate = _as_candidate(rank, priced, base, wanted)
+        told.append(replace(candidate, tied_with=near, pareto=on_it))
+    return tuple(told)
+
+
+def _as_candidate(rank: int, priced: Priced, base: Priced | None, wanted: Wanted) -> Candidate:
+    budget = budget_of(wanted.cluster, wanted.headroom)
+    estimate = priced.estimate
+    fits = None if estimate.peak_reserved_bytes is None else estimate.peak_reserved_bytes <= budget
+    return Candidate(
+        rank=rank,
+        estimate=replace(estimate, fits=fits),
+        techniques=tuple(technique.words for technique in priced.choice.techniques if technique.words),
+        changes=changes(base.choice.plan if base else Plan(), priced.choice.plan),
+        why=why(priced, base, budget),
+        alters_training=priced.choice.alters,
+    )
+
+
+def changes(before: Plan, after: Plan) -> tuple[str, ...]:
+    """What is different, as `--set` would say it."""
+    old, new = asdict(before), asdict(after)
+    return tuple(
+        f"{part}.{name}={value}"
+        for part, table in new.items()
+        for name, value in table.items()
+        if value != old[part][name]
+    )
+
+
+def _notes(tally: Tally, wanted: Wanted) -> tuple[str, ...]:
+    notes = [f"{count} plans were left out: {why}" for why, count in tally.unsupported.items()]
+    if wanted.cluster.device.context_bytes is None:
+        notes.append(f"What a process takes of {wanted.cluster.device.name} beside the allocator is not known.")
+    return tuple(notes)
+
+
+def worth(estimate: Estimate) -> float | None:
+    """Tokens a second, or samples where there are none."""
+    return estimate.per_second(estimate.tokens or estimate.samples)

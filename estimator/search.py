@@ -1,0 +1,183 @@
+"""The best plans of a space, found without pricing all of it: whatever a bound rules out is never looked at closer.
+
+    queue by key    [bound 1.20] [bound 1.22] [runs 1.25] [exact 1.26] ...
+                        |            a plan at the head is priced once more exactly, and goes back into the queue
+                        `-- bound of the core -> runs of ops -> op by op: then nothing left can be better, it is next
+
+Each price is no more than the next more exact one, in seconds and in bytes, so that what leaves the queue op by op is in
+the order in which pricing everything would have put it (best-first search). A plan is dropped when the least that it
+needs is above the budget. Everything is deterministic; equal keys go by fewer techniques, then by the order of the space.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.estimate import Estimate
+from dnnmem.estimator.plan import Remat
+from dnnmem.estimator.search_cost import Cost, Costs
+from dnnmem.estimator.techniques import Choice
+
+OBJECTIVES = ("throughput", "cost", "memory", "time-to-train")
+"""What is made best: samples a second; dollars a sample; the peak, among plans of at most `MEMORY_SLOWDOWN` times the
+least time; seconds of a step. With a given global batch the first and the last are the same order."""
+MEMORY_SLOWDOWN = 2.0
+"""How much slower than the fastest plan one may be that is taken for its memory."""
+_ROUNDING = 1 - 1e-9
+"""Sums of floats in another order: bounds are this much lower."""
+
+
+class Level(IntEnum):
+    """How exactly a plan is priced."""
+
+    GUESS = 0
+    """As if it recomputed nothing, which costs nothing to know."""
+    BOUND = 1
+    """By its own core."""
+    RUNS = 2
+    """By runs of ops."""
+    EXACT = 3
+    """Op by op."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Priced:
+    """A plan of the space with its estimate."""
+
+    choice: Choice
+    """The plan and what it is made of."""
+    estimate: Estimate
+    """Its price, op by op."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What a search did."""
+
+    considered: int = 0
+    """Plans of the space."""
+    priced: int = 0
+    """Of them priced by runs of ops."""
+    exact: int = 0
+    """Of them priced op by op."""
+    unsupported: dict[str, int] = field(default_factory=dict)
+    """Why some could not be priced, and how many."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Entry:
+    choice: Choice
+    level: Level
+    cost: Cost
+    estimate: Estimate | None = None
+
+
+class Search:
+    """A queue over one space. `limit_seconds` and `budget_bytes` drop what takes more."""
+
+    def __init__(
+        self,
+        costs: Costs,
+        choices: Sequence[Choice],
+        *,
+        objective: str,
+        budget_bytes: float,
+        limit_seconds: float = float("inf"),
+        tally: Tally | None = None,
+        on_price: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Nothing is priced yet."""
+        self.costs, self.objective, self.budget, self.limit = costs, objective, budget_bytes, limit_seconds
+        self.tally = tally or Tally()
+        self.on_price = on_price
+        self.queue: list[tuple[float, int, int, int, _Entry]] = []
+        self.tally.considered = max(self.tally.considered, len(choices))
+        for order, choice in enumerate(choices):
+            self._enter(order, _Entry(choice=choice, level=Level.GUESS, cost=Cost(seconds=0.0, peak_bytes=0)))
+
+    def best(self) -> Iterator[Priced]:
+        """Plans that fit, best first, for as long as they are asked for."""
+        while self.queue:
+            _, _, _, order, entry = heapq.heappop(self.queue)
+            if entry.estimate is not None:
+                yield Priced(choice=entry.choice, estimate=entry.estimate)
+            else:
+                self._refine(order, entry)
+
+    def within(self, key: float, fewer_than: int) -> Iterable[Priced]:
+        """What is left that has fewer techniques and may be within `key`."""
+        near = sorted(item for item in self.queue if item[0] <= key and item[4].choice.count < fewer_than)
+        self.queue = [item for item in self.queue if item[0] > key or item[4].choice.count >= fewer_than]
+        heapq.heapify(self.queue)
+        inner = Search(
+            self.costs, (), objective=self.objective, budget_bytes=self.budget, limit_seconds=self.limit,
+            tally=self.tally, on_price=self.on_price,
+        )  # fmt: skip
+        inner.queue = near
+        for priced in inner.best():
+            if self.key(priced.choice, _cost_of(priced.estimate)) > key:
+                break
+            yield priced
+
+    def key(self, choice: Choice, cost: Cost) -> float:
+        """Less is better."""
+        return key_of(self.objective, choice, cost)
+
+    def _refine(self, order: int, entry: _Entry) -> None:
+        level = Level(entry.level + 1)
+        estimate = None
+        try:
+            if level is Level.BOUND:
+                cost = self._bound(entry)
+            elif level is Level.RUNS:
+                self.tally.priced += 1
+                self.on_price()
+                cost = self.costs.by_runs(entry.choice.plan)
+            else:
+                self.tally.exact += 1
+                self.on_price()
+                estimate = self.costs.exact(entry.choice.plan)
+                cost = _cost_of(estimate)
+        except (UnsupportedError, UsageError) as error:
+            self.tally.unsupported[error.message] = self.tally.unsupported.get(error.message, 0) + 1
+            return
+        self._enter(order, _Entry(choice=entry.choice, level=level, cost=cost, estimate=estimate))
+
+    def _bound(self, entry: _Entry) -> Cost:
+        return self.costs.bound(entry.choice.plan)
+
+    def _enter(self, order: int, entry: _Entry) -> None:
+        if entry.level is Level.GUESS:
+            entry.cost = self._guess(entry.choice)
+        cost = entry.cost
+        if cost.peak_bytes > self.budget or cost.seconds * _ROUNDING > self.limit:
+            return
+        key = self.key(entry.choice, cost) * (1.0 if entry.level is Level.EXACT else _ROUNDING)
+        heapq.heappush(self.queue, (key, entry.level, entry.choice.count, order, entry))
+
+    def _guess(self, choice: Choice) -> Cost:
+        """The bound of the same plan without recomputation, which no recomputation is faster than."""
+        from dataclasses import replace
+
+        if choice.plan.remat == Remat():
+            return Cost(seconds=0.0, peak_bytes=0)
+        try:
+            plain = self.costs.bound(replace(choice.plan, remat=Remat()))
+        except (UnsupportedError, UsageError):
+            return Cost(seconds=0.0, peak_bytes=0)
+        return Cost(seconds=plain.seconds, peak_bytes=0)
+
+
+def key_of(objective: str, choice: Choice, cost: Cost) -> float:
+    """What an objective makes least; the global batch and the price of a GPU are the same for all plans."""
+    if objective == "memory":
+        return float(cost.peak_bytes)
+    return cost.seconds * choice.plan.mesh.world_size if objective == "cost" else cost.seconds
+
+
+def _cost_of(estimate: Estimate) -> Cost:
+    return Cost(seconds=estimate.step_seconds, peak_bytes=estimate.peak_reserved_bytes or 0)

@@ -1,0 +1,131 @@
+"""What a search may choose: one file a field of a plan, each a table of techniques; a file that is added is searched.
+
+    sharding   none | ddp | zero1 | zero2 | zero3 | hsdp          a plan takes one of each file, in the order of `ORDER`
+    batch      8 x 1 | 4 x 2 | 2 x 4 | 1 x 8
+    remat      none | full | every 2nd | selective
+
+A file has `ORDER`, an integer, and `techniques(scope, plan)`: what may be added to a plan that the files before it have
+made; the first is what changes least. Most are rows of settings and words.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import import_module
+
+from dnnmem.estimator.cluster import Cluster
+from dnnmem.estimator.errors import UsageError
+from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan_text import change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Technique:
+    """One choice of a file."""
+
+    name: str
+    """What `--only` and `--without` call it; empty = the plain step, which is no technique."""
+    settings: tuple[str, ...] = ()
+    """What it sets, as `--set` has it."""
+    words: str = ""
+    """What it is, in the field's words; empty = not worth a word."""
+    why: str = ""
+    """What it does for a step, to end a sentence: `splits what rests between steps over 8 GPUs`."""
+    alters: str = ""
+    """How it changes the mathematics of training; empty = it does not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What a search may use."""
+
+    cluster: Cluster
+    """The machine."""
+    gpus: tuple[int, ...]
+    """How many of its GPUs a plan may use."""
+    global_batch: int
+    """Samples of a step."""
+    micro_batches: tuple[int, ...]
+    """Those that can be priced."""
+    blocks: int
+    """Blocks of the model's longest list; 0 = it has none."""
+    fields: frozenset[str]
+    """Fields of a plan that passes predict."""
+    allow: frozenset[str] = frozenset()
+    """Files whose techniques change training and are allowed nevertheless."""
+    only: frozenset[str] = frozenset()
+    """Techniques, or files, that alone are used; empty = all."""
+    without: frozenset[str] = frozenset()
+    """Techniques, or files, that are left out."""
+    max_techniques: int | None = None
+    """Most techniques of a plan; None = any number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A plan of the space."""
+
+    plan: Plan
+    """The plan."""
+    techniques: tuple[Technique, ...] = field(default=())
+    """What it is made of, in the order of the files."""
+
+    @property
+    def count(self) -> int:
+        """How many techniques it takes."""
+        return sum(1 for technique in self.techniques if technique.name)
+
+    @property
+    def alters(self) -> tuple[str, ...]:
+        """What of it changes training."""
+        return tuple(technique.alters for technique in self.techniques if technique.alters)
+
+
+Table = Callable[[Scope, Plan], Sequence[Technique]]
+
+
+@cache
+def tables() -> dict[str, Table]:
+    """`techniques` of each file by the file's name, in their order."""
+    modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    modules.sort(key=lambda module: (module.ORDER, module.__name__))
+    return {module.__name__.rpartition(".")[2]: module.techniques for module in modules}
+
+
+def choices(scope: Scope) -> tuple[Choice, ...]:
+    """All plans of the space, those of fewest changes first. Raises `UsageError` for a name that means nothing."""
+    found: list[Choice] = [Choice(plan=Plan())]
+    known: set[str] = set()
+    for name, table in tables().items():
+        found = [made for choice in found for made in _extended(choice, name, table, scope, known)]
+    _check_names(scope, known | set(tables()))
+    if scope.max_techniques is not None:
+        found = [choice for choice in found if choice.count <= scope.max_techniques]
+    return tuple(sorted(found, key=lambda choice: choice.count))
+
+
+def _extended(choice: Choice, name: str, table: Table, scope: Scope, known: set[str]) -> Iterable[Choice]:
+    for technique in table(scope, choice.plan):
+        known.add(technique.name)
+        if technique.name and not _is_wanted(technique, name, scope):
+            continue
+        plan = change(choice.plan, technique.settings) if technique.settings else choice.plan
+        yield replace(choice, plan=plan, techniques=(*choice.techniques, technique))
+
+
+def _is_wanted(technique: Technique, file: str, scope: Scope) -> bool:
+    names = {technique.name, file}
+    if technique.alters and not names & (scope.allow | scope.only):
+        return False
+    return not names & scope.without and (not scope.only or bool(names & scope.only))
+
+
+def _check_names(scope: Scope, known: set[str]) -> None:
+    wrong = sorted((scope.only | scope.without | scope.allow) - known)
+    if wrong:
+        raise UsageError(
+            f"{wrong[0]} is no technique of this search", hint=f"known: {', '.join(sorted(known - {''}))}"
+        )
