@@ -11,7 +11,7 @@ gradient of a tensor has the tensor's type. Floating outputs of the model are ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -51,6 +51,10 @@ class _Autocast:
         """Gradients of parameters."""
         self.fresh: set[int] = set()
         """Gradients that a cast makes: nobody else holds them."""
+        self.same: dict[int, int] = {}
+        """Storage that is not made -> the one that stands for it."""
+        self.sums: set[int] = set()
+        """Those of them that are sums: added into their first term."""
         self.sizes: dict[int, int] = {}
         """Other sizes of what has no other type."""
         self.kernels: dict[int, str] = {}
@@ -77,7 +81,7 @@ class _Autocast:
             self.draft.storages[i] = storage_like(self.draft.storages[i], dtype=self.types[i])
         self.draft.resize({**sizes, **self.sizes})
         self._move_bytes()
-        return self._summed_in_place(self.draft.finish())
+        return self._joined(self.draft.finish())
 
     def _type(self, i: int) -> str:
         return self.types.get(i) or self.draft.storages[i].dtype
@@ -118,6 +122,7 @@ class _Autocast:
             self.kernels[k] = half_kernel(self.trace, op)
             if self.kernels[k] in {"flash", "cudnn"}:
                 self.sizes.update(forward(self.draft, k, self.kernels[k]))
+                self._leave_order(k, op)
 
     def _policy(self, k: int, op: Op) -> Policy:
         """That of the operator which the program called: some call others, which follow their type."""
@@ -142,6 +147,15 @@ class _Autocast:
                 low = self._made_as(k, i, "complex64")
                 cast = self._to(op, op.phase, low, i, gone=low)
                 self.draft.after.setdefault(k, []).append(cast)
+
+    def _leave_order(self, k: int, op: Op) -> None:
+        """Results of cuDNN lie as the queries do: what lies (T, B, H * D) needs no copy into this order."""
+        (b, h, t, d), queries = self.trace.storages[op.writes[0]].shape, self.trace.storages[op.reads[0]].shape
+        follower = self.ops[k + 1]
+        if self.kernels[k] != "cudnn" or queries[-3:] != (t, b, h * d) or follower.name != "aten.clone.default":
+            return
+        if follower.reads == op.writes[:1]:
+            self.same[follower.writes[0]] = op.writes[0]
 
     def _widest(self, floats: Iterable[int]) -> str:
         return FLOAT if any(self._type(i) == FLOAT for i in floats) else self.lower
@@ -404,26 +418,16 @@ class _Autocast:
                 self.draft.ops[k] = op_like(op, moved_bytes=op.moved_bytes * after // before)
 
 
-    def _summed_in_place(self, trace: Trace) -> Trace:
+    def _joined(self, trace: Trace) -> Trace:
         """Autograd adds into a gradient that a cast has made, where the recorded one was a view or somebody's."""
-        same: dict[int, int] = {}
         for k, op in enumerate(self.ops):
             if op.phase is Phase.BACKWARD and op.name == "aten.add.Tensor" and len(op.writes) == 1 and op.reads:
                 old, new = op.reads[0], op.writes[0]
-                if old in self.fresh and self.known[old].freed == k and self._type(old) == self._type(new):
-                    same[new] = same.get(old, old)
-        if not same:
-            return trace
-        ops = []
-        for op in trace.ops:
-            if not same.keys().isdisjoint(op.writes) and op.name == "aten.add.Tensor":
-                root = same[op.writes[0]]
-                gone = {op.writes[0], op.reads[0]}
-                events = tuple(e for e in op.events if e.storage not in gone)
-                op = op_like(op, name="aten.add_.Tensor", events=events, writes=(root,))
-            touched = {*op.reads, *op.writes, *(e.storage for e in op.events)}
-            ops.append(op if same.keys().isdisjoint(touched) else renamed(op, same))
-        return replace(trace, ops=tuple(ops), storages={i: s for i, s in trace.storages.items() if i not in same})
+                alike = self._type(old) == self._type(new) and self._size(old) == self._size(new)
+                if old in self.fresh and self.known[old].freed == k and alike:
+                    self.same[new] = self.same.get(old, old)
+                    self.sums.add(new)
+        return without(trace, self.same, self.sums) if self.same else trace
 
 
 def _in_order(op: Op, floats: Sequence[int]) -> Sequence[int]:
@@ -436,3 +440,28 @@ def _in_order(op: Op, floats: Sequence[int]) -> Sequence[int]:
 def is_half(storage: Storage) -> bool:
     """True for a storage in a type of two bytes."""
     return storage.dtype in {"float16", "bfloat16"}
+
+
+def without(trace: Trace, same: Mapping[int, int], sums: Container[int]) -> Trace:
+    """`trace` without the storages in `same`, each of which another one stands for; what dies first of two stays.
+
+    Ops that would make them go, or where they are sums, add into their first term.
+    """
+    ops: list[Op] = []
+    for op in trace.ops:
+        mine = {i for i in (*op.reads, *op.writes, *(e.storage for e in op.events)) if i in same}
+        made = next((i for i in op.writes if i in same and any(e.nbytes > 0 and e.storage == i for e in op.events)), None)
+        if made is not None and made in sums:
+            gone = {made, op.reads[0]}
+            op = op_like(op, name="aten.add_.Tensor", writes=(same[made],), events=_left(op.events, gone))  # noqa: PLW2901
+        elif made is not None:
+            ops[-1] = op_like(ops[-1], events=(*ops[-1].events, *_left(op.events, {made})))
+            continue
+        elif mine:
+            op = op_like(op, events=_left(op.events, {i for i in mine if i not in sums}))  # noqa: PLW2901
+        ops.append(renamed(op, same) if mine else op)
+    return replace(trace, ops=tuple(ops), storages={i: s for i, s in trace.storages.items() if i not in same})
+
+
+def _left(events: Iterable[Event], gone: Container[int]) -> tuple[Event, ...]:
+    return tuple(e for e in events if e.storage not in gone)
