@@ -48,7 +48,7 @@ SOURCES = (
     "torchtitan_llama_moe_curated",
 )  # fmt: skip
 SHARED = {
-    "stream": 0.1, "eager": 0.15, "norm": 0.15, "norm_backward": 0.15, "softmax": 0.15, "softmax_backward": 0.15,
+    "stream": 0.1, "eager": 0.15, "norm": 0.15, "norm_backward": 0.15, "softmax": 0.15,
     "reduction": 0.15, "index_seconds": 0.3, "launch_seconds": 0.3, "host_seconds": 0.3,
     "nvlink": 0.03, "nvlink_latency_seconds": 0.1, "network": 0.15, "network_latency_seconds": 0.4,
 }  # fmt: skip

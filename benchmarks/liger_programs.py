@@ -1,8 +1,9 @@
 """The eager programs behind the operator times that Liger-Kernel publishes, as modules small enough to record.
 
 Written anew from what its benchmark scripts time (github.com/linkedin/Liger-Kernel, benchmark/scripts): the input's
-gradient is dropped before each repetition, a weight's is added to; a gradient that flows in is made beforehand unless
-`draws`. Each class takes the swept value `x` and the row's configuration `c`, and computes what `forward` returns.
+gradient is dropped before each repetition unless `keeps`, a weight's is added to; a gradient that flows in is made
+beforehand unless `draws`. Each class takes the swept value `x` and the row's configuration `c`, and computes what
+`forward` returns.
 """
 
 # ruff: noqa: D101, D102, D107, ANN401  (each class is the published program of its name)
@@ -25,6 +26,8 @@ class Program(nn.Module):
     """The gradient is drawn inside the timed region."""
     includes_forward = False
     """The published backward time holds a forward pass."""
+    keeps = frozenset[str]()
+    """Modes in which the input's gradient is not dropped, so that each repetition adds to the last one's."""
 
     def leaf(self, *shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
         """An input whose gradient is wanted."""
@@ -36,6 +39,8 @@ class Program(nn.Module):
 
 
 class CrossEntropy(Program):
+    keeps = frozenset({"full"})
+
     def __init__(self, x: int, c: Config) -> None:
         super().__init__()
         self.x = self.leaf(c["B"] * c["T"], x)
@@ -94,6 +99,7 @@ class AddRmsNorm(RmsNorm):
 
 class TorchRmsNorm(Program):
     includes_forward = True
+    keeps = frozenset({"full"})
 
     def __init__(self, x: int, c: Config) -> None:
         super().__init__()
@@ -215,6 +221,7 @@ class GroupNorm(Program):
 class Divergence(Program):
     """A loss of two distributions, whose first comes out of a softmax that the backward pass goes through."""
 
+    keeps = frozenset({"full", "backward"})
     softmax = staticmethod(F.log_softmax)
     target_softmax = softmax
 
@@ -258,6 +265,8 @@ def _jsd(p: Tensor, q: Tensor) -> Tensor:
 
 
 class LinearCrossEntropy(Program):
+    keeps = frozenset({"full"})
+
     def __init__(self, x: int, c: Config) -> None:
         super().__init__()
         self.x = self.leaf(x, c["H"], dtype=c["dtype"])
@@ -269,6 +278,8 @@ class LinearCrossEntropy(Program):
 
 
 class LinearJsd(Program):
+    keeps = frozenset({"full"})
+
     def __init__(self, x: int, c: Config) -> None:
         super().__init__()
         self.x = self.leaf(x, c["H"], dtype=c["dtype"])
@@ -290,8 +301,9 @@ class MultiTokenAttention(Program):
     def forward(self) -> Tensor:
         length = self.x.shape[-1]
         mask = torch.tril(torch.ones(length, length, dtype=torch.bool, device=self.x.device)).view(1, 1, length, length)
-        scores = self.x.masked_fill(~mask, -1e9)
-        return self.conv(F.softmax(scores, -1)).masked_fill(~mask, 0.0)
+        least, zero = (torch.tensor(y, device=self.x.device, dtype=self.x.dtype) for y in (-1e9, 0.0))
+        scores = self.x.masked_fill(~mask, least)
+        return self.conv(F.softmax(scores, -1)).masked_fill(~mask, zero)
 
 
 PROGRAMS: dict[str, Any] = {

@@ -52,7 +52,7 @@ def step(model: Any, mode: str) -> None:
         out.backward()
     else:
         torch.autograd.backward(outs, [torch.randn_like(y) for y in outs])
-    for name in ("x", "x2"):
+    for name in () if mode in model.keeps else ("x", "x2"):
         if hasattr(model, name):
             getattr(model, name).grad = None
 
@@ -126,7 +126,7 @@ def main() -> None:
     for row in rows_of(given.file, set(given.kernel or PROGRAMS)):
         kernel, mode, device = row["kernel_name"], row["kernel_operation_mode"], find_device(row["gpu_name"])
         x, program = int(float(row["x_value"])), PROGRAMS[kernel]
-        trace = record(kernel, x, row["config"], device, "forward" if mode == "forward" else "full")
+        trace = record(kernel, x, row["config"], device, mode)
         keep, model = selected(trace, program, mode), load(device)
         predicted, measured = 1e3 * timed(trace, keep, device, model), float(row["y_value_50"])
         errors[kernel, device.name, mode].append(predicted / measured - 1)

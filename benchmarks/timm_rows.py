@@ -178,7 +178,8 @@ def main() -> None:
         mean, median, bias = statistics.mean(sizes), statistics.median(sizes), statistics.median(errors)
         rank = spearman(*map(list, zip(*found, strict=True)))
         told = "-" if rank is None else f"{rank:.3f}"
-        print(f"{group}: {len(found)} of {len(rows)} rows, mean {mean:.1%}, median {median:.1%}, {bias:+.1%}, rank {told}")
+        told = f"median {median:.1%}, {bias:+.1%}, rank {told}"
+        print(f"{group}: {len(found)} of {len(rows)} rows, mean {mean:.1%}, {told}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.work import DTYPES, Work
 
 T = TypeVar("T")
+_LIKE = {OpClass.GROUP_NORM: OpClass.NORM, OpClass.SORT: OpClass.REDUCTION}
+"""Kinds that no calibration measures, and whose curve stands for them."""
 
 
 def sides(curves: Mapping[str, T], label: str) -> dict[float, T]:
@@ -69,7 +71,7 @@ def _keys(work: Work, index: int, dtype: int) -> tuple[str, ...]:
     kind = OpClass(work.kind[index])
     if kind in (OpClass.NONE, OpClass.LANE):
         return ()
-    labels = [kind.label] if kind in ARITHMETIC else [work.names[index], kind.label]
+    labels = [kind.label] if kind in ARITHMETIC else [work.names[index], _LIKE.get(kind, kind).label]
     if kind in CONVOLUTIONS:
         labels = [kind.label + ("_backward" if work.backward[index] else "")]
         if kind is OpClass.CONV and work.window[index] > 1:

@@ -5,7 +5,8 @@ The time model prices a kind, never an operator: one achieved share of a peak, o
     arithmetic   gemm, attention_forward, attention_backward, conv, grouped_conv, depthwise_conv
     traffic      stream      reads and writes whole blocks of one element type in order: copies, sums of two, foreach
                  eager       the same with broadcasting, a cast, a permutation: kernels that compute each address
-                 norm, batch_norm, softmax, reduction, index     several passes over rows, or rows picked by an index
+                 norm, group_norm, batch_norm, softmax, reduction, sort, index     several passes over rows, or rows
+                             picked by an index
     other        lane (communication and host copies, priced elsewhere), none (no kernel)
 
 >>> kind_of("aten.addmm.default").name, kind_of("aten.relu_.default").name, kind_of("mylib.scan.default").name
@@ -36,6 +37,8 @@ class OpClass(IntEnum):
     INDEX = 12
     BATCH_NORM = 13
     LANE = 14
+    GROUP_NORM = 15
+    SORT = 16
 
     @property
     def label(self) -> str:
@@ -64,9 +67,9 @@ _NAMES: dict[OpClass, frozenset[str]] = {
         "_scaled_mm", "_grouped_mm", "_addmm_activation", "_int_mm", "linear", "linear_backward", "_foreach_mm",
     }),
     OpClass.NORM: frozenset({
-        "native_layer_norm", "native_layer_norm_backward", "native_group_norm", "native_group_norm_backward",
-        "_fused_rms_norm", "_fused_rms_norm_backward",
+        "native_layer_norm", "native_layer_norm_backward", "_fused_rms_norm", "_fused_rms_norm_backward",
     }),
+    OpClass.GROUP_NORM: frozenset({"native_group_norm", "native_group_norm_backward"}),
     OpClass.BATCH_NORM: frozenset({
         "native_batch_norm", "native_batch_norm_backward", "_native_batch_norm_legit", "cudnn_batch_norm",
         "cudnn_batch_norm_backward", "batch_norm_backward", "_batch_norm_with_update", "miopen_batch_norm",
@@ -78,9 +81,10 @@ _NAMES: dict[OpClass, frozenset[str]] = {
     }),
     OpClass.REDUCTION: frozenset({
         "sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "var", "var_mean", "std", "std_mean", "prod",
-        "any", "all", "norm", "linalg_vector_norm", "nansum", "cumsum", "cumprod", "topk", "sort", "median",
+        "any", "all", "norm", "linalg_vector_norm", "nansum", "cumsum", "cumprod", "topk", "median",
         "_adaptive_avg_pool2d", "count_nonzero",
     }),
+    OpClass.SORT: frozenset({"sort", "argsort", "msort"}),
     OpClass.INDEX: frozenset({
         "embedding", "embedding_dense_backward", "index", "index_put", "index_put_", "_index_put_impl_", "index_add",
         "index_add_", "index_select", "gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "_unsafe_index",

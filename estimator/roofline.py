@@ -40,7 +40,22 @@ _LONG_ROW_PASSES = 2.0
 """Traffic of a softmax over rows too long for shared memory: three readings and a writing for one of each."""
 _WARP_ROW = 1024
 """Longest row that a warp holds; longer ones take a block of threads each."""
+_GRADIENT_UNITS = (6, 3)
+"""Tensors that a softmax's gradient reads and writes, as it makes a product in memory first; a log-softmax's."""
+_LONE_WARP_SECONDS = 1.1e-6
+"""Two loads from memory after one another: what a kernel of one warp needs for 32 labels of a cross entropy."""
+_GROUP_PASSES = (1 / 2, 2 / 3)
+"""Share of a group norm's least bytes that its sums read once more, forward and backward."""
+_GROUP_ROWS = (1.0, 1 / 3)
+"""Time of one of their rows against a softmax's, which has three rounds: means and squares merged, plain sums."""
+_BLOCK_SORT = 4096
+"""Longest row that is sorted in shared memory."""
+_DIGITS = (6, 8)
+"""Bits of a digit when rows are sorted in memory: many rows, one row."""
+_TILE = 64
+"""Narrowest tile of a convolution's kernel."""
 Rows = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
 
 
 def op_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
@@ -99,24 +114,55 @@ def _traffic_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
     for kind in OpClass:
         if kind not in ARITHMETIC or kind is OpClass.DEPTHWISE_CONV:
             shares[kind] = getattr(model, kind.label, model.stream)
-    moved = work.bytes.copy()
     softmax = work.kind == OpClass.SOFTMAX
     long = softmax & ~work.backward & (work.n * work.item_bytes > device.smem_per_sm_bytes / 2)
-    moved[long] *= _LONG_ROW_PASSES
-    seconds = moved / (shares[work.kind] * device.memory_bytes_per_s)
-    for kind, forward, backward, shortest in (
-        (OpClass.SOFTMAX, model.softmax, model.softmax_backward, _WARP_ROW),
-        (OpClass.NORM, model.norm, model.norm_backward, 0),
-    ):
-        seconds[(work.kind == kind) & work.backward & (work.n > shortest)] *= forward / backward
+    seconds = work.bytes * np.where(long, _LONG_ROW_PASSES, 1.0) / (shares[work.kind] * device.memory_bytes_per_s)
+    gradient = softmax & work.backward
+    seconds[gradient] = _softmax_gradient_seconds(work, gradient, device, model)
+    seconds[(work.kind == OpClass.NORM) & work.backward] *= model.norm / model.norm_backward
     eager = work.kind == OpClass.EAGER
     seconds[eager] = _addressed_seconds(work, device, model)[eager]
     index = work.kind == OpClass.INDEX
     picked = np.minimum(work.m, work.bytes / work.item_bytes)
     seconds[index] += picked[index] * model.index_seconds / device.sm_count
+    seconds[work.kind == OpClass.SORT] = _sort_seconds(work, device, model)
     seconds[work.bytes < device.l2_bytes / 2] /= model.l2_boost
+    labels = np.where(np.isin(work.kind, (OpClass.INDEX, OpClass.STREAM, OpClass.EAGER)), work.k, 0.0)
+    seconds += np.ceil(labels / 32) * _LONE_WARP_SECONDS / (1 + work.backward)
     rows = np.where(softmax & (work.n > _WARP_ROW), work.m / np.maximum(work.n, 1.0), 0.0)
-    return np.asarray(seconds + rows * model.row_seconds / device.sm_count, dtype=np.float64)
+    seconds = np.maximum(seconds, rows * model.row_seconds / device.sm_count)
+    seconds[work.kind == OpClass.GROUP_NORM] += _moments_seconds(work, device, model)
+    return np.asarray(seconds, dtype=np.float64)
+
+
+def _softmax_gradient_seconds(work: Work, own: Mask, device: Device, model: TimeModel) -> Floats:
+    """Seconds of a softmax's gradient: once more over rows that do not fit in shared memory."""
+    log = np.array(["log" in name for name in work.names])[own]
+    long = work.n[own] * work.item_bytes[own] > device.smem_per_sm_bytes / 2
+    units = np.where(log, _GRADIENT_UNITS[1], _GRADIENT_UNITS[0]) + long
+    return np.asarray(work.bytes[own] / 3 * units / (model.stream * device.memory_bytes_per_s))
+
+
+def _moments_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
+    """Seconds of the sums that a group norm begins with: a block of threads for each row, where few leave some idle."""
+    own = work.kind == OpClass.GROUP_NORM
+    back = work.backward[own].astype(np.intp)
+    rows = work.m[own] / np.maximum(work.n[own], 1.0)
+    busy = np.minimum(rows / device.sm_count, 1.0)
+    moved = work.bytes[own] * np.take(_GROUP_PASSES, back) / (model.stream * device.memory_bytes_per_s * busy)
+    each = model.row_seconds * np.take(_GROUP_ROWS, back)
+    return np.asarray(np.maximum(moved, np.ceil(rows / device.sm_count) * each))
+
+
+def _sort_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
+    """Seconds of sorts of rows: copies and the places, then keys with places at once, or digit by digit in memory."""
+    own = work.kind == OpClass.SORT
+    m, n = work.m[own], work.n[own]
+    key = np.maximum((work.bytes[own] / np.maximum(m, 1.0) - 8) / 2, 1.0)
+    pair = key + 8
+    digits = np.ceil(8 * key / np.where(m > n, *_DIGITS))
+    sorting = np.where(n > _BLOCK_SORT, digits * (key + 2 * pair), 2 * pair)
+    return np.asarray(m * (2 * key + 8 + sorting) / (model.stream * device.memory_bytes_per_s))
 
 
 def _addressed_seconds(work: Work, device: Device, model: TimeModel) -> Floats:
@@ -156,9 +202,27 @@ def _convolution_seconds(work: Work, rows: Rows, rate: Floats, _device: Device, 
     n, groups = work.n[rows], work.batch[rows]
     grouped = np.where(np.isin(n, _GROUP_WIDTHS) & (groups % 8 == 0), model.grouped_conv, model.odd_grouped_conv)
     grouped = np.where(work.turned[rows], model.turned_grouped_conv, grouped)
-    share = np.where(work.kind[rows] == OpClass.GROUPED_CONV, grouped, model.conv)
-    padded = np.ceil(work.n[rows] / 8) * 8 / work.n[rows]
-    return work.flops[rows] * padded / (share * rate)
+    dense = work.kind[rows] == OpClass.CONV
+    padded = np.where(dense, _tiled_flops(work, rows), work.flops[rows] * np.ceil(n / 8) * 8 / n)
+    return padded / (np.where(dense, model.conv, grouped) * rate)
+
+
+def _tiled_flops(work: Work, rows: Rows) -> Floats:
+    """Flops of dense convolutions whose channels are filled up to a tile's width.
+
+    Forward and for the image's gradient the columns are channels; for the weight's gradient the sums' length is too.
+    """
+    n, k = work.n[rows], work.k[rows]
+    channels = np.maximum(k / work.window[rows], 1.0)
+    once = np.minimum(2 * work.m[rows] * n * k, work.flops[rows])
+    weight, image = once * _filled(n, _TILE) * _filled(k, _TILE), (work.flops[rows] - once) * _filled(channels, _TILE)
+    forward = work.flops[rows] * _filled(n, _TILE) * _filled(channels, 8)
+    return np.where(work.backward[rows], weight + image * _filled(n, 8), forward)
+
+
+def _filled(width: Floats, least: int) -> Floats:
+    """What filling up to eights, and to `least`, multiplies a width by."""
+    return np.asarray(np.maximum(np.ceil(width / 8) * 8, least) / np.maximum(width, 1.0))
 
 
 def _attention_seconds(work: Work, rows: Rows, rate: Floats, device: Device, model: TimeModel) -> Floats:

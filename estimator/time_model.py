@@ -60,8 +60,6 @@ class TimeModel:
     """Batch norms in training, forward and backward: the same."""
     softmax: float
     """Softmax and its logarithm: the same."""
-    softmax_backward: float
-    """Their gradients: the same."""
     row_seconds: float
     """One multiprocessor's time for a softmax row that takes a block of threads, while it moves nothing."""
     reduction: float

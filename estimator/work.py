@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, gcd, prod
+from math import ceil, expm1, gcd, prod
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ class Work:
     n: Floats
     """Columns of a product; output channels of one group; else the length of a row."""
     k: Floats
-    """Length of the sums of a product; the head's width for attention; else 0."""
+    """Length of the sums of a product; the head's width for attention; labels that one warp walks; else 0."""
     batch: Floats
     """Products of that size; groups of a convolution; else 1."""
     flops: Floats
@@ -89,6 +89,10 @@ _ITEM_BYTES = {
 }  # fmt: skip
 _SORT_KERNELS = 20
 """Of an embedding's gradient, which sorts 64-bit tokens by eight digits before it adds their rows up."""
+_COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "logical_not", "signbit"})
+"""Operators whose kernels load and store whole vectors though their results are of another type."""
+_TURNS = (2, 4)
+"""More kernels of a convolution over images whose channels lie apart, forward and backward."""
 _Row = tuple[float, ...]
 
 
@@ -121,18 +125,50 @@ def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool) -> _Row:
         align = gcd(16, int(n), int(k))
     elif kind is OpClass.STREAM:
         kind = _traffic(op, storages)
+    moved = op.moved_bytes
     if kind not in ARITHMETIC and out is not None:
         m, n = float(prod(out.shape)), float(out.shape[-1] if out.shape else 1)
+        if "nll_loss_" in op.name:
+            k = _lone_labels(op, storages)
+        elif kind is OpClass.GROUP_NORM:
+            n = _moments_row(op, storages, m)
+        elif "embedding_dense_backward" in op.name:
+            partial = _partial_sums(op, storages, m)
+            m, moved = m + partial, moved + int(3 * 4 * partial)  # written, read, added up
     elif kind in (OpClass.ATTENTION_FORWARD, OpClass.ATTENTION_BACKWARD) and out is not None:
         k = float(out.shape[-1] if out.shape else 1)
     dtype = _operand(op, storages) if kind is OpClass.GEMM else out.dtype if out is not None else "float32"
     return (
-        kind, m, n, k, batch, max(op.flops - op.masked_flops, 0), op.moved_bytes, _rate(dtype, kind),
+        kind, m, n, k, batch, max(op.flops - op.masked_flops, 0), moved, _rate(dtype, kind),
         _ITEM_BYTES.get(dtype, 1), align, _window(op, storages) if kind in CONVOLUTIONS else 1.0,
         kind in CONVOLUTIONS and _is_turned(op, storages), is_backward(op.name), _kernels(op, kind, storages),
         0 if graphs or (kind is OpClass.NONE and not op.reads and not op.writes) else 1,
         np.nan if op.seconds is None else op.seconds,
     )  # fmt: skip
+
+
+def _moments_row(op: Op, storages: Mapping[int, Storage], elements: float) -> float:
+    """Elements that one block of a group norm adds up: a group's, and backward a channel's."""
+    if is_backward(op.name):
+        return elements / max(prod(storages[op.reads[0]].shape[:2]), 1) if op.reads[0] in storages else elements
+    rows = [prod(storages[i].shape) for i in op.writes[1:2] if i in storages]
+    return elements / max(*rows, 1) if rows else elements
+
+
+def _lone_labels(op: Op, storages: Mapping[int, Storage]) -> float:
+    """Labels whose log-probabilities one warp adds up, or whose gradients it sets."""
+    scalars = op.reads[:1] if is_backward(op.name) else op.writes[:1]
+    alone = all(storages[i].nbytes <= 8 for i in scalars if i in storages)
+    labels = [prod(storages[i].shape) for i in op.reads if i in storages and storages[i].dtype == "int64"]
+    return float(max(labels, default=0)) if alone else 0.0
+
+
+def _partial_sums(op: Op, storages: Mapping[int, Storage], elements: float) -> float:
+    """Elements of the rows that an embedding's gradient sums up by sorted tokens: as many rows as differ."""
+    table = next((storages[i].shape for i in op.writes if i in storages), ())
+    if len(table) != 2 or not table[0] or not table[1]:
+        return 0.0
+    return float(table[0] * -expm1(-elements / table[1] / table[0]) * table[1])
 
 
 def _rate(dtype: str, kind: OpClass) -> int:
@@ -215,12 +251,20 @@ def _is_turned(op: Op, storages: Mapping[int, Storage]) -> bool:
 
 
 def _traffic(op: Op, storages: Mapping[int, Storage]) -> OpClass:
-    """`STREAM` if all large tensors have one size and type, else `EAGER`."""
+    """`STREAM` if all tensors have one size and type, else `EAGER`; a comparison's truth values may be narrower.
+
+    A concatenation of parts of tensors, which lie in pieces, divides out each element's place: `INDEX`.
+    """
     if "_foreach" in op.name or "_fused" in op.name or op.name.startswith("dnnmem."):
         return OpClass.STREAM
     tensors = [storages[i] for i in (*op.reads, *op.writes) if i in storages]
+    if op.name.startswith("aten.cat.") and op.moved_bytes < sum(s.nbytes for s in {s.id: s for s in tensors}.values()):
+        return OpClass.INDEX
+    if op.name.partition(".")[2].partition(".")[0] in _COMPARISONS:
+        return OpClass.STREAM if len({prod(s.shape) for s in tensors}) < 2 else OpClass.EAGER
     sizes = {(s.nbytes, s.dtype) for s in tensors if s.nbytes > 4096}
-    return OpClass.STREAM if len(sizes) < 2 else OpClass.EAGER
+    spread = len(sizes) == 1 and any(storages[i].nbytes <= 4096 for i in op.reads if i in storages)
+    return OpClass.STREAM if len(sizes) < 2 and not spread else OpClass.EAGER
 
 
 def _kernels(op: Op, kind: OpClass, storages: Mapping[int, Storage]) -> int:
@@ -234,6 +278,9 @@ def _kernels(op: Op, kind: OpClass, storages: Mapping[int, Storage]) -> int:
         lists = 5 if "_fused" in op.name else 3
         elements = sum(map(prod, tensors)) / lists
         return max(ceil(elements / (320 * 65536)), ceil(len(tensors) / lists / 36), 1)
+    turns = _TURNS[is_backward(op.name)] if kind in CONVOLUTIONS and _is_turned(op, storages) else 0
     if kind in CONVOLUTIONS and is_backward(op.name):
-        return max(sum(1 for i in op.writes if i in storages and len(storages[i].shape) > 2), 1)
-    return 1
+        return turns + max(sum(1 for i in op.writes if i in storages), 1)
+    if kind is OpClass.GROUP_NORM:
+        return 3
+    return 1 + turns

@@ -2,7 +2,8 @@
 
 This is the traffic that no kernel can avoid; the time model divides it by an achieved bandwidth.
 
-    input               its distinct elements: an expanded dimension counts once, a repeated argument once
+    input               its distinct elements: an expanded dimension counts once, a repeated argument once;
+                        a norm, softmax or convolution copies an expanded one out first, and reads the copy
     output              its elements, unless it is a view of an input
     changed in place    read and written; only written by copy_, fill_, zero_ and the random fills
     rows by index       the rows touched, never the whole table (embedding, gather, index_add_, scatter_, cross entropy)
@@ -58,6 +59,13 @@ _TEMPLATES = frozenset({
 _GATHERS = frozenset({"embedding", "index", "_unsafe_index", "index_select", "gather", "take", "masked_select"})
 """Operators that read as many elements of the first argument as they return."""
 
+_WANTS_WHOLE = frozenset({
+    "native_layer_norm", "native_layer_norm_backward", "_fused_rms_norm", "_fused_rms_norm_backward",
+    "native_group_norm", "native_group_norm_backward", "_softmax", "_softmax_backward_data", "_log_softmax",
+    "_log_softmax_backward_data", "convolution", "convolution_backward", "embedding_dense_backward",
+})
+"""Operators that make their inputs contiguous before they begin."""
+
 _UPDATES = frozenset({"scatter_add_", "scatter_reduce_", "index_add_", "index_reduce_"})
 """In-place operators that read and write elements chosen by an index."""
 
@@ -86,6 +94,8 @@ def bytes_rule(func: torch._ops.OpOverload) -> BytesRule:
     name = func._schema.name.removeprefix("aten::")
     if name in _SPECIAL:
         return _SPECIAL[name]
+    if name in _WANTS_WHOLE:
+        return _whole
     if name in _UPDATES or name in _OVERWRITES:
         return _scatter(name)
     if name in _NOTHING_MOVES or name.startswith("prim::") or torch.Tag.inplace_view in func.tags or _is_view(func):
@@ -132,6 +142,12 @@ def _only_output(_args: tuple[Any, ...], _kwargs: dict[str, Any], out: object) -
 def _function(args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> int:
     reads = chain(args, kwargs.values()) if kwargs else args
     return _total(_tensors(reads)) + _total(_tensors((out,)))
+
+
+def _whole(args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> int:
+    reads = list(_tensors(chain(args, kwargs.values())))
+    copied = sum(2 * int(x.nbytes) for x in reads if x.layout is torch.strided and tensor_bytes(x) < x.nbytes)
+    return _total(reads) + copied + _total(_tensors((out,)))
 
 
 def _mutation(func: torch._ops.OpOverload, *, only_writes: bool) -> BytesRule:

@@ -88,7 +88,50 @@ def test_a_long_softmax_reads_its_rows_again() -> None:
         out = Storage(id=0, nbytes=4 * rows * length, kind=Kind.TEMP, shape=(rows, length), dtype="float32")
         return seconds(Op(name="aten._log_softmax.default", writes=(0,), moved_bytes=2 * out.nbytes), out)
 
-    assert softmax(16384, 131072) / softmax(131072, 16384) == pytest.approx(1.75, rel=0.1)
+    assert softmax(16384, 131072) / softmax(131072, 16384) == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "units"), [("_softmax", 7), ("_log_softmax", 4)])
+def test_a_softmax_s_gradient_goes_over_long_rows_twice(name: str, units: int) -> None:
+    """GIVEN gradients of long rows WHEN priced THEN they move 7 tensors, one for the product in memory; or 4."""
+    out = Storage(id=0, nbytes=4 * 2**28, kind=Kind.TEMP, shape=(2**11, 2**17), dtype="float32")
+    found = seconds(Op(name=f"aten.{name}_backward_data.default", writes=(0,), moved_bytes=3 * out.nbytes), out)
+    assert found == pytest.approx(units * out.nbytes / (MODEL.stream * A100.memory_bytes_per_s), rel=0.01)
+
+
+def test_few_groups_leave_multiprocessors_idle() -> None:
+    """GIVEN one image and many WHEN a group norm is priced THEN the lone one is slower for its size."""
+
+    def norm(images: int) -> float:
+        shape = (images, 32, 2**16)
+        image = Storage(id=0, nbytes=4 * images * 2**21, kind=Kind.TEMP, shape=shape, dtype="float32")
+        sums = Storage(id=1, nbytes=32 * images, kind=Kind.TEMP, shape=(images, 8), dtype="float32")
+        op = Op(name="aten.native_group_norm.default", writes=(0, 1), moved_bytes=2 * image.nbytes)
+        return seconds(op, image, sums) / images
+
+    assert norm(1) > 2 * norm(64)
+
+
+@pytest.mark.parametrize(("rows", "length", "least", "most"), [(2**14, 2**10, 40, 50), (2**10, 2**14, 200, 260)])
+def test_long_rows_are_sorted_digit_by_digit(rows: int, length: int, least: float, most: float) -> None:
+    """GIVEN rows that fit shared memory, and longer ones WHEN sorted THEN the bytes an element tell the passes."""
+    count = rows * length
+    keys = Storage(id=0, nbytes=4 * count, kind=Kind.TEMP, shape=(rows, length), dtype="float32")
+    places = Storage(id=1, nbytes=8 * count, kind=Kind.TEMP, shape=(rows, length), dtype="int64")
+    found = seconds(Op(name="aten.sort.default", writes=(0, 1), moved_bytes=16 * count), keys, places)
+    assert least < found * A100.memory_bytes_per_s / count < most
+
+
+def test_one_warp_walks_all_labels() -> None:
+    """GIVEN the choice among 32 and 32,768 labels WHEN priced THEN the second takes about a millisecond."""
+
+    def choice(labels: int) -> float:
+        loss = Storage(id=0, nbytes=4, kind=Kind.TEMP, shape=(), dtype="float32")
+        given = Storage(id=1, nbytes=8 * labels, kind=Kind.INPUT, shape=(labels,), dtype="int64")
+        return seconds(Op(name="aten.nll_loss_forward.default", reads=(1,), writes=(0,), moved_bytes=8), loss, given)
+
+    assert choice(32) < 1e-5
+    assert 0.8e-3 < choice(2**15) < 1.5e-3
 
 
 def test_a_lower_power_limit_slows_arithmetic_only() -> None:

@@ -71,7 +71,7 @@ def test_a_convolution_is_a_product_per_group(
         found = work(Op(name="aten.convolution.default", reads=(0, 1), writes=(2,), flops=2), image, kernel, out)
     assert OpClass(found.kind[0]) is kind
     assert row(found) == expected
-    assert found.kernels[0] == (2 if backward else 1)
+    assert found.kernels[0] == (6 if backward else 3)  # images in order and back
 
 
 def test_what_a_causal_kernel_skips_is_not_work() -> None:
@@ -178,3 +178,29 @@ def test_a_part_of_an_image_is_no_group() -> None:
     backward = Op(name="aten.convolution_backward.default", reads=(2, 0, 1), writes=(3, 1), flops=4, moved_bytes=moved)
     for op in (forward, backward):
         assert OpClass(work(op, image, kernel, out, grad).kind[0]) is OpClass.CONV
+
+
+@pytest.mark.parametrize(("part", "kind"), [(False, OpClass.EAGER), (True, OpClass.INDEX)])
+def test_joining_parts_of_tensors_divides_out_each_place(*, part: bool, kind: OpClass) -> None:
+    """GIVEN tensors joined, and the half of one WHEN their row is made THEN only the half lies in pieces."""
+    halves, out = (tensor(0, 80, 64), tensor(1, 80, 128 if part else 32)), tensor(2, 80, 128 if part else 96)
+    moved = 2 * out.nbytes
+    found = work(Op(name="aten.cat.default", reads=(0, 1), writes=(2,), moved_bytes=moved), *halves, out)
+    assert OpClass(found.kind[0]) is kind
+
+
+def test_a_group_norm_adds_up_groups_and_backward_channels() -> None:
+    """GIVEN a group norm and its gradient WHEN their rows are made THEN a row is a group, and a channel."""
+    image, sums = tensor(0, 4, 32, 100), tensor(1, 4, 8)
+    forward = Op(name="aten.native_group_norm.default", reads=(0,), writes=(2, 1))
+    backward = Op(name="aten.native_group_norm_backward.default", reads=(0, 2, 1), writes=(3,))
+    out, grad = tensor(2, 4, 32, 100), tensor(3, 4, 32, 100)
+    assert work(forward, image, sums, out).n[0] == 400
+    assert work(backward, image, sums, out, grad).n[0] == 100
+
+
+def test_an_embedding_s_gradient_adds_up_rows_that_differ() -> None:
+    """GIVEN as many tokens as a table has rows WHEN the row is made THEN 63 % of the table's rows are summed up too."""
+    op = Op(name="aten.embedding_dense_backward.default", reads=(0,), writes=(1,), moved_bytes=0)
+    found = work(op, tensor(0, 1000, 8), tensor(1, 1000, 8))
+    assert found.m[0] == pytest.approx(8000 * 1.632, rel=1e-3)
