@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from dnnmem.estimator.alive import held_by_module
 from dnnmem.estimator.diff import Change
 from dnnmem.estimator.profile import Profile
+from dnnmem.estimator.timeline import alive_at
 from dnnmem.estimator.trace import Trace
 
 OUTCOMES = ("ok", "improved", "regressed", "new", "over budget")
@@ -188,9 +189,12 @@ def _sources(profile: Profile, trace: Trace) -> dict[tuple[str, str], str]:
     """For each module and kind, the op that makes most of what is alive at the peak."""
     makers = {e.storage: i for i, op in enumerate(trace.ops) for e in op.events if e.nbytes > 0}
     largest: dict[tuple[str, str], tuple[int, str]] = {}
-    for storage in trace.storages.values():
+    for i in alive_at(trace, profile.timeline.peak):
+        storage = trace.storages.get(i)
+        if storage is None:  # a temporary inside an op
+            continue
         place = (".".join(storage.module), storage.kind.value)
-        op = trace.ops[makers[storage.id]] if storage.id in makers else None
+        op = trace.ops[makers[i]] if i in makers else None
         words = ", ".join(filter(None, (op.phase.value, op.name, op.source))) if op else "before the step"
         if storage.nbytes > largest.get(place, (0, ""))[0]:
             largest[place] = (storage.nbytes, words)
