@@ -42,6 +42,8 @@ class Column(NamedTuple):
     """Numbers stand right, words left."""
     title: str = ""
     """What it means, in a sentence."""
+    low: bool = False
+    """Less is better: the first click sorts the least to the top."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,3 +143,12 @@ def without_empty(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[list[
     """The table without columns in which no line has anything."""
     used = [i for i in range(len(columns)) if any(row.cells[i].text for row in rows)]
     return [columns[i] for i in used], [replace(row, cells=[row.cells[i] for i in used]) for row in rows]
+
+
+def outcome(name: str) -> str:
+    """How a run ended, for people.
+
+    >>> outcome("out_of_memory")
+    'out of memory'
+    """
+    return name.replace("_", " ")

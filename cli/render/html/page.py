@@ -19,7 +19,7 @@ from importlib import resources
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from dnnmem import __version__
-from dnnmem.cli.render.html.cells import seconds, size, swatch
+from dnnmem.cli.render.html.cells import outcome, seconds, size, swatch
 from dnnmem.cli.render.palette import look
 from dnnmem.cli.render.stack import percent
 
@@ -59,6 +59,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=size, duration=seconds, percent=percent, swatch=swatch)
+    environment.filters.update(outcome=outcome, size=size, duration=seconds, percent=percent, swatch=swatch)
     environment.globals["look"] = look
     return environment
