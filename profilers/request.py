@@ -54,6 +54,8 @@ class Request:
     """Timed repeats of the step on devices with a clock; the median counts."""
     blocks: int | None = None
     """Record so many of the model's equal blocks only, 3 or more, and say how many there are; None = all."""
+    batch_divisor: int = 1
+    """Take the target's batch size by this, at least 1: for those that know their own."""
 
     def __post_init__(self) -> None:
         """Check the numbers, so that every front door refuses the same ones with the same words."""

@@ -66,6 +66,8 @@ def profile(request: Request, on_step: Callable[[int], None]) -> tuple[Trace, Me
     device = choose_device(request.device)
     _seed(request.seed)
     target, kept = resolve(request), []
+    if request.batch_divisor > 1:
+        target = target.rescale(max(int(target.batch["batch_size"]) // request.batch_divisor, 1), request.seq_len)
     if request.blocks is not None:
         target, kept = few_blocks(target, request.blocks)
     origin = Origin(target=target.name, device=device, gpu=request.gpu, versions=_versions(), notes=tuple(target.notes))
