@@ -37,9 +37,10 @@ def gradients(storages: Mapping[int, Storage]) -> dict[int, list[int]]:
     params = {(s.module, s.name): i for i, s in storages.items() if s.kind is Kind.PARAM}
     found: dict[int, list[int]] = {}
     for i, s in storages.items():
-        owner = params.get((s.module, s.name.split(".")[0]))
-        if s.kind is Kind.GRAD and owner is not None:
-            found.setdefault(owner, []).append(i)
+        if s.kind is Kind.GRAD:
+            owner = params.get((s.module, s.name.split(".")[0]))
+            if owner is not None:
+                found.setdefault(owner, []).append(i)
     return found
 
 
