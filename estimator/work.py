@@ -16,7 +16,7 @@ give k; a convolution is the product  (places, channels in / groups * window) @ 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, expm1, gcd, prod
 
@@ -31,6 +31,8 @@ DTYPES = ("float32", "tf32", "float16", "bfloat16", "float8")
 """Rates of arithmetic, as `Device.flops_per_s` names them; `Work.dtype` points here."""
 GRAPHS = "cuda_graphs"
 """Key of `Origin.versions` under which a step says that the host issues it whole."""
+PRODUCTS = "float32_products"
+"""Key under which it says how float32 is multiplied: `float32` or `tf32`; else tf32 in convolutions alone."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -99,7 +101,8 @@ _Row = tuple[float, ...]
 def work_of(trace: Trace) -> Work:
     """The table of `trace`, in the order of its ops."""
     graphs = GRAPHS in trace.origin.versions
-    rows = [_row(op, trace.storages, graphs=graphs) for op in trace.ops]
+    tf32 = _TF32.get(trace.origin.versions.get(PRODUCTS, ""), CONVOLUTIONS)
+    rows = [_row(op, trace.storages, graphs=graphs, tf32=tf32) for op in trace.ops]
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(_COLUMNS)
     return Work(
         **{
@@ -111,7 +114,7 @@ def work_of(trace: Trace) -> Work:
     )
 
 
-def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool) -> _Row:
+def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool, tf32: Container[OpClass]) -> _Row:
     kind = kind_of(op.name) if op.lane is Lane.COMPUTE else OpClass.LANE
     if kind is OpClass.STREAM and not op.moved_bytes and not op.flops:
         kind = OpClass.NONE
@@ -139,7 +142,7 @@ def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool) -> _Row:
         k = float(out.shape[-1] if out.shape else 1)
     dtype = _operand(op, storages) if kind is OpClass.GEMM else out.dtype if out is not None else "float32"
     return (
-        kind, m, n, k, batch, max(op.flops - op.masked_flops, 0), moved, _rate(dtype, kind),
+        kind, m, n, k, batch, max(op.flops - op.masked_flops, 0), moved, _rate(dtype, kind, tf32),
         _ITEM_BYTES.get(dtype, 1), align, _window(op, storages) if kind in CONVOLUTIONS else 1.0,
         kind in CONVOLUTIONS and _is_turned(op, storages), is_backward(op.name), _kernels(op, kind, storages),
         0 if graphs or (kind is OpClass.NONE and not op.reads and not op.writes) else 1,
@@ -171,9 +174,13 @@ def _partial_sums(op: Op, storages: Mapping[int, Storage], elements: float) -> f
     return float(table[0] * -expm1(-elements / table[1] / table[0]) * table[1])
 
 
-def _rate(dtype: str, kind: OpClass) -> int:
-    if dtype == "float32" and kind in CONVOLUTIONS:
-        return 1  # torch.backends.cudnn.allow_tf32 is true unless changed; that of matrix products is not
+_TF32: Mapping[str, Container[OpClass]] = {"float32": (), "tf32": {OpClass.GEMM, *CONVOLUTIONS}}
+"""Kinds that multiply float32 as tf32. torch.backends.cudnn.allow_tf32 is true unless changed; matmul's is not."""
+
+
+def _rate(dtype: str, kind: OpClass, tf32: Container[OpClass]) -> int:
+    if dtype == "float32" and kind in tf32:
+        return 1
     return 4 if dtype.startswith("float8") else _RATES.get(dtype, 0)
 
 

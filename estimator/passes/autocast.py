@@ -29,10 +29,10 @@ FLOAT = "float32"
 
 def autocast(trace: Trace, lower: str) -> Trace:
     """`trace`, recorded in float32, with its forward pass under autocast to `lower`."""
-    return _Autocast(trace, lower).run()
+    return Autocast(trace, lower).run()
 
 
-class _Autocast:
+class Autocast:
     def __init__(self, trace: Trace, lower: str) -> None:
         self.trace, self.lower, self.ops = trace, lower, trace.ops
         self.draft, self.known = Draft(trace), lives(trace.ops)
@@ -47,6 +47,10 @@ class _Autocast:
         """Parameter -> its cast."""
         self.ends: dict[int, int] = {}
         """Cast -> op after which it is gone."""
+        self.between: dict[tuple[int, int], int] = {}
+        """(forward op, its recorded result) -> the wider one that it makes."""
+        self.released = {i: k for k, op in enumerate(trace.ops) for i in op.releases}
+        """Storage that autograd keeps -> the op with which the program lets go of it."""
         self.of_params: set[int] = set()
         """Gradients of parameters."""
         self.fresh: set[int] = set()
@@ -105,9 +109,8 @@ class _Autocast:
         wanted = {Policy.LOWER: self.lower, Policy.FLOAT32: FLOAT}.get(policy)
         if policy is Policy.WIDEST or (policy is Policy.RESULT and "softmax" in op.name and self.lower == "bfloat16"):
             wanted = self._widest(floats) if policy is Policy.WIDEST else FLOAT
-        is_complex = any(self._type(i) == "complex64" for i in (*op.reads, *op.writes))
-        if is_complex and self.lower in map(self._type, floats):
-            self._as_complex(k, op, floats)
+        if self._returns(k, op) and self.lower in map(self._type, floats):
+            self._between_casts(k, op, floats)
             return
         if wanted is not None:
             new = {i: self._cast(k, i, wanted) for i in _in_order(op, floats) if self._type(i) != wanted}
@@ -138,15 +141,15 @@ class _Autocast:
                 return Policy.LOWER  # a linear layer's bias
         return policy_of(op.name)
 
-    def _as_complex(self, k: int, op: Op, floats: Sequence[int]) -> None:
+    def _between_casts(self, k: int, op: Op, floats: Sequence[int]) -> None:
         """Complex numbers are of float32: what was half is cast, and the result cast back as the program says."""
         self._read(k, {i: self._cast(k, i, FLOAT) for i in floats if self._type(i) == self.lower})
         for i in op.writes:
-            if self.known[i].made == k and self.trace.storages[i].dtype == "complex64":
+            if self.known[i].made == k and self.trace.storages[i].dtype in {FLOAT, "complex64"}:
                 self.types[i] = self.lower
-                low = self._made_as(k, i, "complex64")
-                cast = self._to(op, op.phase, low, i, gone=low)
-                self.draft.after.setdefault(k, []).append(cast)
+                wide = self._made_as(k, i, self.trace.storages[i].dtype)
+                self.between[k, i] = wide
+                self.draft.after.setdefault(k, []).append(self._to(op, op.phase, wide, i, gone=None if self.trace.storages[i].saved and self.trace.storages[i].dtype == FLOAT else wide))
 
     def _leave_order(self, k: int, op: Op) -> None:
         """Results of cuDNN lie as the queries do: what lies (T, B, H * D) needs no copy into this order."""
@@ -173,12 +176,21 @@ class _Autocast:
             new = self.cached[i]
         else:
             new = self._copy(k, i, dtype, Kind.ACTIVATION)
-            if storage.kind is Kind.PARAM:
+            if self._is_kept(i):
                 self.cached[i] = new
                 self.ends[new] = self.last
         self.casts[k, i] = new
         self.ends[new] = max(self.ends.get(new, -1), k)
         return new
+
+    def _is_kept(self, i: int) -> bool:
+        """True for what is cast once, and stays so until the forward pass is over."""
+        return self.trace.storages[i].kind is Kind.PARAM
+
+    def _returns(self, k: int, op: Op) -> bool:
+        """True if the program casts the result back to the lower type."""
+        del k
+        return any(self._type(i) == "complex64" for i in (*op.reads, *op.writes))
 
     def _copy(self, k: int, i: int, dtype: str, kind: Kind, *, place: int | None = None) -> int:
         """A copy of storage `i` in another type, made just before op `k`; placed as op `place`."""
@@ -212,7 +224,8 @@ class _Autocast:
 
     def _cast_outputs(self) -> None:
         """What the program holds of the model's outputs, in float32; the lower one goes unless autograd keeps it."""
-        for i in [i for i, dtype in self.types.items() if dtype == self.lower]:
+        made = [i for i, life in self.known.items() if 0 <= life.made <= self.last]
+        for i in [i for i in made if self.types.get(i) == self.lower]:
             life, storage = self.known[i], self.trace.storages[i]
             read = any(self.ops[k].module == LOSS for k in life.uses)
             held = life.freed >= self.first_backward and not storage.saved
@@ -391,7 +404,12 @@ class _Autocast:
                     self.draft.storages[i] = storage_like(self.draft.storages[i], kind=Kind.TEMP, saved=False)
 
     def _death(self, i: int) -> int:
-        """The op with which the module returns that `i` was last given to; a local of the same module: its last use."""
+        """The op with which the program lets go of `i`, where the trace tells.
+
+        Else the one with which the module returns that `i` was last given to; for what stays in a module its last use.
+        """
+        if i in self.released:
+            return self.released[i]
         life = self.known[i]
         last = max(k for k in life.uses if k < self.first_backward)
         home, user = self.ops[life.made].module, self.ops[last].module

@@ -1,5 +1,6 @@
-"""Element types at rest: master weights, gradients and optimizer states in wider types than the ops compute in.
+"""Element types: what the ops compute in, and master weights, gradients and states at rest in wider ones.
 
+    compute bf16_amp, fp16_amp: autocast   bfloat16: the whole model (`whole_type`)   float32, tf32: how fast products are
     param   p (bfloat16, computes)  +  master (float32): the update works on it, and casts it back to p
     grad    backward writes gradients in this type, and keeps them in it
 
@@ -10,15 +11,19 @@ that gradients travel in.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.autocast import autocast
 from dnnmem.estimator.passes.draft import Draft, lives
+from dnnmem.estimator.passes.loss_scaling import with_loss_scaling
 from dnnmem.estimator.passes.update import element_bytes, gradients, in_type, scale_update, states
+from dnnmem.estimator.passes.whole_type import in_whole
 from dnnmem.estimator.trace import Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
+from dnnmem.estimator.work import PRODUCTS
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -65,12 +70,50 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     return draft.finish()
 
 
+def recorded_in(trace: Trace) -> str:
+    """What the step was recorded in, in the words of `Precision.compute`."""
+    narrow = {kind: amp for amp, kind in AMP.items()}
+    storages = trace.storages
+    params = {i: s for i, s in storages.items() if s.kind is Kind.PARAM}
+    types = {s.dtype for s in params.values()} & narrow.keys()
+    if types:
+        return min(types)
+    for op in trace.ops:
+        if op.phase is Phase.FORWARD and "_to_copy" in op.name and any(i in params for i in op.reads):
+            lower = next((storages[i].dtype for i in op.writes if storages[i].dtype in narrow), None)
+            if lower is not None:
+                return narrow[lower]
+    return "float32"
+
+
 def compute_in(trace: Trace, plan: Plan) -> Trace:
-    """`trace` computing in `plan.precision.compute`."""
+    """`trace` computing in `plan.precision.compute`; raises `UnsupportedError` if it was not recorded in float32."""
     compute = plan.precision.compute
+    if compute is None:
+        return trace
+    recorded = recorded_in(trace)
+    if recorded == compute and compute != "float32":
+        return trace
+    if recorded != "float32":
+        raise UnsupportedError(
+            f"precision.compute is {compute}, but the step was recorded in {recorded}; only a step in float32 can be "
+            "rewritten",
+            hint="profile the model in float32, without autocast",
+        )
     if compute in AMP:
-        return autocast(trace, AMP[compute])
-    return trace
+        return with_loss_scaling(autocast(trace, AMP[compute])) if compute == "fp16_amp" else autocast(trace, AMP[compute])
+    if compute == "bfloat16":
+        return in_whole(trace, compute)
+    versions = {**trace.origin.versions, PRODUCTS: compute}
+    return replace(trace, origin=replace(trace.origin, versions=versions))
+
+
+def alters_training(plan: Plan) -> tuple[str, ...]:
+    """What of `plan.precision` changes the numbers that training computes, as `--set` has it."""
+    precision = plan.precision
+    words = (("compute", precision.compute), ("param", precision.param), ("grad", precision.grad))
+    more = (("reduce", precision.reduce),)
+    return tuple(f"precision.{name}={value}" for name, value in (*words, *more) if value not in {None, "float32"})
 
 
 def _widen_gradients(draft: Draft, grads: list[int], dtype: str | None) -> None:

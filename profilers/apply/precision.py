@@ -2,7 +2,8 @@
 
     float32, tf32         torch.backends: products of float32 matrices in full, or on tensor cores
     bf16_amp, fp16_amp    forward under torch.autocast, floating outputs in float32 again
-    bfloat16              model.to(bfloat16), floating inputs cast; with `param` float32 the optimizer updates masters
+    bfloat16              model.to(bfloat16), floating inputs and outputs cast; with `param` float32 the optimizer
+                          updates masters
 
 fp16's loss scaling needs no change of the loop: gradients are linear in what enters the backward pass, so that the
 scale goes in where gradients come to the model's outputs. When the pass is over they are unscaled, so that clipping
@@ -41,12 +42,14 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     elif compute in AMP:
         _check_float32(model, compute)
         scaling = scaling_of(model) if compute == "fp16_amp" else None
-        _under(model, lambda: _autocast(model, compute), scaling.enter if scaling is not None else Tensor.float)
-    elif compute == "bfloat16" and not _is_sharded_mixed(plan):
+        _under(model, lambda: _autocast(model, compute), leave=scaling.enter if scaling is not None else Tensor.float)
+    elif compute == "bfloat16" and _is_sharded_mixed(plan):
+        _under(model, nullcontext)  # FSDP2 casts what it gathers, and inputs
+    elif compute == "bfloat16":
         model.to(torch.bfloat16)
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # what the wider parameters were in
-        _under(model, nullcontext, None)
+        _under(model, nullcontext, enter=Tensor.bfloat16)
     return model
 
 
@@ -60,7 +63,7 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
 
 
 def _is_sharded_mixed(plan: Plan) -> bool:
-    """FSDP2 casts what it gathers: `sharding` does it."""
+    """`sharding` does it: parts rest in the wider type."""
     return plan.splits_parameters and plan.precision.param not in {None, "bfloat16"}
 
 
@@ -80,9 +83,13 @@ def _autocast(model: nn.Module, compute: str) -> AbstractContextManager[Any]:
 
 
 def _under(
-    model: nn.Module, context: Callable[[], AbstractContextManager[Any]], leave: Callable[[Tensor], Tensor] | None
+    model: nn.Module,
+    context: Callable[[], AbstractContextManager[Any]],
+    *,
+    enter: Callable[[Tensor], Tensor] | None = None,
+    leave: Callable[[Tensor], Tensor] = Tensor.float,
 ) -> None:
-    """Run the forward pass in a context, `leave` being done to floating outputs; without it, cast inputs to bfloat16.
+    """Run the forward pass in a context, `enter` being done to its floating inputs and `leave` to the outputs.
 
     A bound method, so that a deep copy of the model runs itself and not the original.
     """
@@ -90,14 +97,14 @@ def _under(
 
     @wraps(inner)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if leave is None:
-            args, kwargs = map_tensors((args, kwargs), _to_bfloat16)
+        if enter is not None:
+            args, kwargs = map_tensors((args, kwargs), _to_floating(enter))
         with context():
             output = inner(self, *args, **kwargs)
-        return output if leave is None else map_tensors(output, lambda x: leave(x) if x.is_floating_point() else x)
+        return map_tensors(output, _to_floating(leave))
 
     model.forward = MethodType(forward, model)
 
 
-def _to_bfloat16(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+def _to_floating(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: change(tensor) if tensor.is_floating_point() else tensor
