@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from torch import nn
 from torch.optim import Optimizer
 
-from dnnmem.estimator.plan import Plan
-from dnnmem.profilers.apply import precision, remat, sharding
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.plan import Kernels, Plan
+from dnnmem.profilers.apply import batch, optimizer, precision, remat, sharding
 
 ToModel = Callable[[nn.Module, Plan], nn.Module]
 """Does its part to a model and returns it, or what wraps it."""
@@ -29,8 +30,10 @@ MODEL_APPLIES: Mapping[str, ToModel] = {
 }
 """By field of a plan, in the order in which they are done. Each leaves a model alone where the plan has its default."""
 OPTIMIZER_APPLIES: Mapping[str, ToOptimizer] = {
+    "optimizer": optimizer.to_optimizer,
     "precision": precision.to_optimizer,
     "sharding": sharding.to_optimizer,
+    "batch": batch.to_optimizer,
 }
 """The same for optimizers."""
 
@@ -40,6 +43,7 @@ def apply_to_model(model: nn.Module, plan: Plan) -> nn.Module:
 
     With more than one rank the process group exists already. Raises `UsageError` and `UnsupportedError`.
     """
+    _check_known(plan)
     for done in MODEL_APPLIES.values():
         model = done(model, plan)
     return model
@@ -50,3 +54,19 @@ def apply_to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Op
     for done in OPTIMIZER_APPLIES.values():
         optimizer = done(optimizer, model, plan)
     return optimizer
+
+
+def _check_known(plan: Plan) -> None:
+    """Raise `UnsupportedError` for what no apply does yet; `dnnmem estimate` predicts it all the same."""
+    mesh = plan.mesh
+    if mesh.world_size != mesh.data_ranks or mesh.ep > 1:
+        raise UnsupportedError(
+            f"cp {mesh.cp}, tp {mesh.tp}, pp {mesh.pp} and ep {mesh.ep} can be estimated, but not applied yet; leave "
+            "them 1"
+        )
+    if plan.kernels != Kernels():
+        raise UnsupportedError(
+            f"kernels.fusion {plan.kernels.fusion} and graphs {str(plan.kernels.graphs).lower()} can be estimated, but "
+            "not applied yet",
+            hint="torch.compile(model) does it by hand",
+        )

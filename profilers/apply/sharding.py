@@ -25,7 +25,8 @@ from torch.optim import Optimizer
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.passes.replicas import DEFAULT_BUCKET_MIB
 from dnnmem.estimator.plan import Plan
-from dnnmem.profilers.apply.model_blocks import beside_blocks, blocks_of
+from dnnmem.profilers.apply.blocks import blocks_of
+from dnnmem.profilers.apply.beside_blocks import beside_blocks
 
 _REPLICA = "_dnnmem_replica"
 """Attribute of a model that holds its DistributedDataParallel."""
@@ -75,11 +76,6 @@ def sync_gradients(model: nn.Module, on: bool) -> None:  # noqa: FBT001  (the sw
 
 
 def _check(plan: Plan) -> None:
-    mesh = plan.mesh
-    if mesh.world_size != mesh.data_ranks:
-        raise UnsupportedError(
-            f"cp {mesh.cp}, tp {mesh.tp} and pp {mesh.pp} cannot be applied yet; only data parallelism can"
-        )
     for name, usual in (("overlap", True), ("even_parts", False)):
         if getattr(plan.sharding, name) is not usual:
             raise UnsupportedError(
@@ -87,11 +83,11 @@ def _check(plan: Plan) -> None:
                 hint=f"--set sharding.{name}={str(usual).lower()}",
             )
     ranks = distributed.get_world_size() if distributed.is_initialized() else 0
-    if ranks != mesh.world_size:
+    if ranks != plan.mesh.world_size:
         have = f"the process group has {ranks}" if ranks else "there is no process group"
         raise UsageError(
-            f"the plan is for {mesh.world_size} ranks, but {have}",
-            hint=f"torchrun --nproc-per-node {mesh.world_size} ..., and init_process_group() before the plan is applied",
+            f"the plan is for {plan.mesh.world_size} ranks, but {have}",
+            hint=f"torchrun --nproc-per-node {plan.mesh.world_size} ..., and init_process_group() before the plan is applied",
         )
 
 

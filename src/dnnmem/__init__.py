@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from dnnmem.estimator.errors import DnnmemError
     from dnnmem.estimator.profile import Profile
     from dnnmem.estimator.trace import Trace
+    from dnnmem.profilers.apply.api import apply
 
-__all__ = ["DnnmemError", "Profile", "Trace", "__version__"]
+__all__ = ["DnnmemError", "Profile", "Trace", "__version__", "apply"]
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ _HOMES = {
     "DnnmemError": "dnnmem.estimator.errors",
     "Profile": "dnnmem.estimator.profile",
     "Trace": "dnnmem.estimator.trace",
+    "apply": "dnnmem.profilers.apply.api",
 }
 
 

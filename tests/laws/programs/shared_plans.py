@@ -1,0 +1,39 @@
+"""The model that several ranks train together, and the plans by which they do."""
+
+import torch
+
+from sample_models import gpt
+
+SIZES = {"vocab": 96, "context": 16, "width": 32, "layers": 3, "heads": 4}
+STEPS = 3
+SHARD = ("mesh.dp_shard=2",)
+PLANS = {
+    "ddp": ("mesh.dp_replicate=2", "sharding.strategy=ddp"),
+    "ddp, small buckets": ("mesh.dp_replicate=2", "sharding.strategy=ddp", "sharding.bucket_mib=1"),
+    "zero1": (*SHARD, "sharding.strategy=zero1"),
+    "zero2": (*SHARD, "sharding.strategy=zero2"),
+    "zero3": (*SHARD, "sharding.strategy=zero3"),
+    "zero3, reshard all": (*SHARD, "sharding.strategy=zero3", "sharding.keep_last=false"),
+    "zero3, split root": (*SHARD, "sharding.strategy=zero3", "sharding.split_root=true"),
+    "zero3, recompute": (*SHARD, "sharding.strategy=zero3", "remat.policy=full"),
+    "hsdp of one": ("mesh.dp_replicate=2", "sharding.strategy=zero3"),
+}
+"""Ways to train on two ranks, each by its `--set`."""
+
+
+def build():
+    """The model, its optimizer with two groups, and batches for all ranks."""
+    torch.manual_seed(0)
+    model = gpt.make_model(**SIZES, norm="rms", positions="rope", tied=False)
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for _, p in named if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    batches = [gpt.make_batch(4, 16, SIZES["vocab"]) for _ in range(STEPS)]
+    return model, torch.optim.AdamW(groups, lr=1e-2), batches
+
+
+def loss_of(model, batch):
+    """The sample's loss."""
+    return gpt.make_loss(model(batch[0]), batch)
