@@ -128,32 +128,44 @@ def _data(
     phases: Sequence[tuple[str, int]],
     trace: Trace | None,
 ) -> dict[str, Any]:
-    """What the script needs of each moment, its words written once."""
+    """What the script tells of each moment: place, sums, what is alive; words that repeat are written once."""
     words = _Words()
     order = sorted(set(events))
     held = dict(zip(order, alive_at_moments(trace, order, HELD), strict=True)) if trace else {}
     moments = []
     for i, event in enumerate(events):
         phase = next((name for name, start in reversed(phases) if start <= event), "")
-        where, op, source = _where(timeline, event, trace)
-        reserved = None if timeline.reserved is None else int(timeline.reserved[event])
-        sums = [line[i] for line in lines.values()]
+        where, source = _where(timeline, event, trace, phase)
+        sums = _sums(timeline, event, {kind: line[i] for kind, line in lines.items()})
         alive = [_line(item, words) for item in held.get(event, ())]
-        moments.append([words(phase), words(where), words(op), words(source), reserved, sums, alive])
+        moments.append([words(where), words(f"{sums}; {source}" if source else sums), alive])
     named = [[swatch(name), look(name).label] for name in lines]
     return {"kinds": named, "moments": moments, "words": list(words.index)}
 
 
-def _where(timeline: Timeline, event: int, trace: Trace | None) -> tuple[str, str, str]:
+def _where(timeline: Timeline, event: int, trace: Trace | None, phase: str) -> tuple[str, str]:
+    """The moment in words, and the line of the user."""
     index = int(timeline.op[event])
-    if trace is None or index < 0:
-        return "", "", ""
+    if index < 0 and trace is not None:
+        return "as the step begins", ""
+    if trace is None:
+        return (f"in {phase}" if phase else "in the step"), ""
     op = trace.ops[index]
-    return place(".".join(op.module)), short_op(op.name), op.source
+    return f"in {op.phase.value}, in {place('.'.join(op.module))}, by {short_op(op.name)}", op.source
+
+
+def _sums(timeline: Timeline, event: int, sums: Mapping[str, int]) -> str:
+    total = f"{format_bytes(int(timeline.allocated[event]))} allocated"
+    if timeline.reserved is not None:
+        total += f", {format_bytes(int(timeline.reserved[event]))} reserved"
+    largest = sorted(((kind, n) for kind, n in sums.items() if n), key=lambda item: -item[1])
+    return f"{total}: " + ", ".join(f"{look(kind).label} {format_bytes(n)}" for kind, n in largest)
 
 
 def _line(item: Alive, words: _Words) -> list[Any]:
-    return [swatch(item.kind), words(thing(item)), words(made(item)), item.count, item.nbytes]
+    size = words(format_bytes(item.nbytes))
+    what = words(thing(item) or "the model itself")
+    return [swatch(item.kind), what, words(made(item)), item.count, size, item.nbytes]
 
 
 def ticks(top_bytes: int) -> list[tuple[str, float]]:

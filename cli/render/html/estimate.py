@@ -19,7 +19,7 @@ from dnnmem.cli.render.html.cells import (
     times,
     word,
 )
-from dnnmem.cli.render.html.curve import Curve, draw, ticks
+from dnnmem.cli.render.html.curve import draw, ticks
 from dnnmem.cli.render.html.lanes import PHASES, lanes
 from dnnmem.cli.render.html.page import render
 from dnnmem.cli.render.html.strip import Strip, strip
@@ -37,7 +37,7 @@ from dnnmem.estimator.profile import PARTS
 from dnnmem.estimator.simulate import Timing
 from dnnmem.estimator.step_time import LayerTime
 from dnnmem.estimator.timeline import Timeline, timeline
-from dnnmem.estimator.trace import Op, Trace
+from dnnmem.estimator.trace import Op
 from dnnmem.estimator.units import format_bytes, format_seconds
 
 BOUNDS = {
@@ -79,7 +79,6 @@ def estimate_page(
         layers=_layers(layers),
         curve=curve,
         ticks=ticks(curve.top_bytes) if curve else [],
-        peak_words=_peak_words(curve, local, line),
         cells=cells,
         groups=groups,
         treemap_kinds=list(dict.fromkeys(cell.kind for cell in cells)),
@@ -205,11 +204,3 @@ def _memory(found: Estimate, line: Timeline) -> Strip | None:
         mark=usable,
         mark_label=f"{format_bytes(usable)} usable, {percent(total / usable)} of it taken",
     )
-
-
-def _peak_words(curve: Curve | None, local: Trace, line: Timeline) -> str:
-    index = int(line.op[line.peak])
-    if curve is None or index < 0:
-        return "as the step begins"
-    op = local.ops[index]
-    return f"in {op.phase.value}, in {'.'.join(op.module) or 'the model itself'}, by {op.name}"

@@ -31,7 +31,6 @@ from dnnmem.cli.render.html.strip import memory_strip
 from dnnmem.cli.render.html.treemap import treemap
 from dnnmem.cli.render.layers import label
 from dnnmem.cli.render.palette import look
-from dnnmem.cli.render.report import moment
 from dnnmem.cli.render.rows import Row as Folded
 from dnnmem.cli.render.rows import fold_rows
 from dnnmem.cli.render.stack import parts, reason, unknown_parts, verdict
@@ -67,7 +66,6 @@ def profile_page(profile: Profile, trace: Trace | None = None, *, depth: int | N
         tiles=_tiles(profile),
         strip=memory_strip(profile),
         stack=_stack(profile),
-        peak_words=moment(profile).plain.split("\n")[0],
         alive=_alive(profile),
         curve=curve,
         ticks=ticks(curve.top_bytes) if curve else [],

@@ -6,11 +6,6 @@ if (document.getElementById("curve-data")) {
   const body = document.getElementById("moment-table").tBodies[0];
   const last = data.moments.length - 1;
   const word = (index) => data.words[index];
-  const size = (n) => {
-    for (const [unit, factor, digits] of [["B", 1, 0], ["KiB", 2 ** 10, 1], ["MiB", 2 ** 20, 1]])
-      if (n < 1024 * factor) return `${(n / factor).toFixed(digits)} ${unit}`;
-    return `${(n / 2 ** 30).toFixed(2)} GiB`;
-  };
   const make = (tag, text, to, title) => {
     const node = document.createElement(tag);
     if (text) node.append(text);
@@ -22,31 +17,24 @@ if (document.getElementById("curve-data")) {
   let at = data.peak;
   const show = (index) => {
     at = Math.max(0, Math.min(last, index));
-    const [phase, place, op, source, reserved, kinds, alive] = data.moments[at];
-    const total = kinds.reduce((a, b) => a + b, 0), x = `${(100 * at) / last}%`;
+    const [where, sum, alive] = data.moments[at], x = `${(100 * at) / last}%`;
     cursor.setAttribute("x1", x);
     cursor.setAttribute("x2", x);
-    const where = [phase && `in ${word(phase)}`, word(place) && `in ${word(place)}`, word(op) && `by ${word(op)}`];
-    if (!word(phase)) where[0] = "";
-    const words = where.filter(Boolean).join(", ") || "as the step begins";
-    head.textContent = (at === data.peak ? "At the peak: " : "At this moment: ") + words;
-    const parts = kinds.map((n, i) => [n, data.kinds[i][1]]).filter(([n]) => n).sort((a, b) => b[0] - a[0]);
-    const more = parts.map(([n, name]) => `${name} ${size(n)}`).join(", ");
-    sums.textContent = `${size(total)} allocated${reserved === null ? "" : `, ${size(reserved)} reserved`}: ${more}`
-      + (word(source) ? `; ${word(source)}` : "");
-    const rows = alive.map(([kind, what, how, count, n]) => {
+    head.textContent = `${at === data.peak ? "At the peak" : "At this moment"}: ${word(where)}`;
+    sums.textContent = word(sum);
+    const rows = alive.map(([kind, what, how, count, size, n]) => {
       const row = document.createElement("tr"), first = make("th", "", row);
       first.scope = "row";
       dot(kind, first);
       first.append(word(what));
       make("td", count > 1 ? `x${count}` : "", row).className = "n";
-      make("td", size(n), row, `${n.toLocaleString("en")} bytes`).className = "n";
+      make("td", word(size), row, `${n.toLocaleString("en")} bytes`).className = "n";
       make("td", word(how), row);
       return row;
     });
     body.replaceChildren(...rows);
     canvas.setAttribute("aria-valuenow", at);
-    canvas.setAttribute("aria-valuetext", `${size(total)}, ${words}`);
+    canvas.setAttribute("aria-valuetext", `${word(where)}, ${word(sum)}`);
   };
   const point = (event) => {
     const box = canvas.getBoundingClientRect();

@@ -33,5 +33,4 @@
       setTimeout(() => { button.textContent = "Copy"; }, 3000);
     });
   }
-  addEventListener("beforeprint", () => { for (const each of document.querySelectorAll("#c1 > .detail > td > details")) each.open = true; });
 }

@@ -11,4 +11,14 @@
   button.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; name(); });
   system.addEventListener("change", name);
   name();
+  /* A name that its piece has no room for is left out; the legend has it. */
+  const fit = () => {
+    for (const text of document.querySelectorAll(".strip svg text")) {
+      const room = text.parentNode.getBoundingClientRect().width;
+      text.setAttribute("visibility", text.getComputedTextLength() + 10 > room ? "hidden" : "visible");
+    }
+  };
+  addEventListener("resize", fit);
+  document.addEventListener("toggle", fit, true);
+  fit();
 }

@@ -23,7 +23,10 @@ if (document.getElementById("treemap")) {
       else node.removeAttribute("tabindex");
       const text = node.querySelector("text"), width = place[2] * picture.clientWidth, height = place[3] * 420;
       if (text) {
-        text.setAttribute("visibility", shown && height > 18 && text.firstChild.length * 7 < width ? "visible" : "hidden");
+        const label = node.dataset.label, short = label.split(".").pop();
+        const fitting = [label, short].find((words) => words.length * 7 + 8 < width);
+        text.firstChild.data = fitting || "";
+        text.setAttribute("visibility", shown && height > 18 && fitting ? "visible" : "hidden");
         text.lastChild.setAttribute("visibility", shown && width > 72 && height > 36 && text.getAttribute("visibility") === "visible" ? "visible" : "hidden");
       }
     }
