@@ -23,7 +23,7 @@ from torch import nn
 from dnnmem.estimator.block_list import BlockList, Path, main_list
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.trace import Trace
-from dnnmem.profilers.apply.model_blocks import lists_of
+from dnnmem.profilers.apply.blocks import lists_of
 from dnnmem.profilers.step import Target
 
 COUNT = "blocks"

@@ -16,12 +16,12 @@ from dnnmem.estimator.trace import Module, Op, Trace
 
 def blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Names and modules of the blocks of all outermost lists, in definition order; what never runs counts too."""
-    names = [".".join(blocks.path(index)) for blocks in lists_of(model) for index in range(blocks.count)]
-    return [(name, model.get_submodule(name)) for name in names]
+    found = [blocks.path(index) for blocks in lists_of(model) for index in range(blocks.count)]
+    return [(name, model.get_submodule(name)) for name in map(".".join, found)]
 
 
 def lists_of(model: nn.Module) -> tuple[BlockList, ...]:
-    """The outermost lists of blocks, in definition order."""
+    """The lists themselves, in definition order."""
     paths = {tuple(name.split(".")) if name else (): module for name, module in model.named_modules()}
     modules = tuple(Module(path=path, type=type(module).__name__) for path, module in paths.items())
     leaves = tuple(Op(name="", module=path) for path, module in paths.items() if not any(module.children()))
