@@ -3,6 +3,7 @@
     one micro-batch     backward makes g                              update   free g
     several             backward makes t, g += t, free t (g pinned)   update
 
+Each micro-batch's loss counts 1 / accumulation: the gradients of the model's outputs are multiplied by it.
 Without `keep_output` the logits, often the largest tensor of a step, are gone when the backward pass needs most.
 
 The trace stays one micro-batch: whoever prices the step counts its forward and backward pass `accumulation` times.
@@ -11,10 +12,13 @@ Where ranks keep parts of gradients only (zero2, zero3), whole ones do not outli
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.passes.draft import Draft, lives
+from dnnmem.estimator.passes.draft import Draft, Life, lives
+from dnnmem.estimator.passes.fsdp_groups import LOSS
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
@@ -59,10 +63,71 @@ def _accumulated(trace: Trace, plan: Plan) -> Trace:
             draft.ops[life.made] = op_like(op, events=tuple(e for e in op.events if e.storage != i))
         else:
             _add(draft, i, backward)
+    _share(draft, known)
     for k, ids in kept.items():
         op = draft.ops[k]
         draft.ops[k] = op_like(op, events=tuple(e for e in op.events if e.storage not in ids or e.nbytes > 0))
-    return draft.finish()
+    found = draft.finish()
+    return found if parts else replace(found, setup=_set_up(trace, found))
+
+
+def _set_up(trace: Trace, found: Trace) -> tuple[Event, ...]:
+    """All until the second step's second micro-batch: gradients lie where its first one found room for them."""
+    storages = found.storages
+    kept = sorted(found.pinned - trace.pinned)
+    events = [e for e in found.setup if e.storage not in kept]
+    events += _micro_batch(trace, found, sorted(i for i in trace.pinned if storages[i].kind is Kind.TEMP))
+    states = [Event(storages[i].nbytes, 0, i) for i in sorted(trace.pinned) if storages[i].kind is Kind.OPTIMIZER]
+    for op in found.ops:
+        if op.phase is Phase.STEP and states:
+            events += states
+            states = []
+        events += op.events
+    events += [Event(-storages[i].nbytes, 0, i) for i in kept]
+    return (*events, *_micro_batch(trace, found, []))
+
+
+def _micro_batch(trace: Trace, found: Trace, spaces: list[int]) -> list[Event]:
+    """The first one of a step, which makes the gradients; `spaces` are libraries' workspaces that do not live yet."""
+    events: list[Event] = []
+    live: dict[int, Event] = {}
+    begun: set[Phase] = set()
+    for op in trace.ops:
+        if op.phase is Phase.STEP:
+            continue
+        events += op.events
+        for e in op.events:
+            if e.nbytes > 0:
+                live[e.storage] = e
+            else:
+                live.pop(e.storage, None)
+        if op.flops and spaces and op.phase not in begun:  # the first product of a pass
+            begun.add(op.phase)
+            space = spaces.pop(0)
+            events.append(Event(trace.storages[space].nbytes, 0, space))
+    left = [e for i, e in live.items() if i not in found.pinned]
+    return [*events, *(Event(-e.nbytes, e.stream, e.storage) for e in left)]
+
+
+def _share(draft: Draft, known: Mapping[int, Life]) -> None:
+    """Multiply what the loss hands to the model's backward pass: a new gradient in the place of each."""
+    ops, storages = draft.trace.ops, draft.trace.storages
+    for i, life in known.items():
+        if life.made < 0 or ops[life.made].phase is not Phase.BACKWARD or ops[life.made].module != LOSS:
+            continue
+        inside = [k for k in life.uses if ops[k].phase is Phase.BACKWARD and ops[k].module != LOSS]
+        if not inside or life.freed < inside[0] or storages[i].kind is Kind.GRAD:
+            continue
+        shared = draft.add(storage_like(storages[i], name=""))
+        for k in range(inside[0], life.freed + 1):
+            draft.ops[k] = renamed(draft.ops[k], {i: shared})
+        nbytes = storages[i].nbytes
+        events = (Event(nbytes, 0, shared), Event(-nbytes, 0, i))
+        share = Op(
+            name="aten.mul.Tensor", module=LOSS, phase=Phase.BACKWARD, reads=(i,), writes=(shared,), events=events,
+            moved_bytes=2 * nbytes,
+        )  # fmt: skip
+        draft.before.setdefault(inside[0], []).append(share)
 
 
 def _drop_output(trace: Trace) -> Trace:

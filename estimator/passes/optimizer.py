@@ -56,6 +56,8 @@ class Recorded:
     """What it does; for SGD with momentum and for Adam another than the name's."""
     kernel: str
     """As a plan names it."""
+    decayed: bool
+    """Weight decay is added to gradients."""
 
 
 def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
@@ -73,7 +75,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     name = wanted.name or found.name
     if name == found.name and wanted.kernel in (None, found.kernel):
         return trace
-    rule = found.rule if wanted.name in (None, found.name) else RULES[wanted.name or ""]
+    rule = found.rule if wanted.name in (None, found.name) else _rule(wanted.name or "", found)
     if rule is None:
         raise UnsupportedError(
             f"optimizer.kernel is {wanted.kernel}, but the recorded optimizer is none of {', '.join(RULES)}",
@@ -111,13 +113,14 @@ def recorded_update(trace: Trace) -> Recorded:
     found = gradients(storages)
     grads = {t: next((g for g in found.get(p, ()) if g in read), -1) for t, p in owners.items()}
     kernel = _kernel(ops)
-    name, rule = _algorithm(ops, {storages[i].name.partition(".")[2] for i in states}, owners)
+    decayed = any(op.name in _DECAYS and any(i in owners for i in op.reads) for op in ops)
+    name, rule = _algorithm({storages[i].name.partition(".")[2] for i in states}, decayed=decayed)
     groups = _groups(ops, [t for t in owners if grads[t] >= 0])
     if kernel == "for_loop" or name == "adafactor":  # which goes by shapes
         groups = (tuple(sorted(chain(*groups))) if kernel != "for_loop" else tuple(chain(*groups)),)
     return Recorded(
         ops=tuple(mine), groups=groups, owners=owners, grads=grads, states=frozenset(states),
-        name=name, rule=rule, kernel=kernel,
+        name=name, rule=rule, kernel=kernel, decayed=decayed,
     )  # fmt: skip
 
 
@@ -142,10 +145,10 @@ def _kernel(ops: Sequence[Op]) -> str:
     return "foreach" if any("_foreach_" in name for name in names) else "for_loop"
 
 
-def _algorithm(ops: Sequence[Op], states: set[str], targets: Mapping[int, int]) -> tuple[str | None, Rule | None]:
-    decayed = any(op.name in _DECAYS and any(i in targets for i in op.reads) for op in ops)
+def _algorithm(states: set[str], *, decayed: bool) -> tuple[str | None, Rule | None]:
+    """Its name, and what it does, by the names of its states."""
     if states - {"step"} == {"exp_avg", "exp_avg_sq"}:
-        return "adamw", adamw(decayed=decayed)
+        return None if decayed else "adamw", adamw(decayed=decayed)
     if not states:
         return "sgd", sgd(decayed=decayed)
     if states == {"momentum_buffer"}:
@@ -153,6 +156,12 @@ def _algorithm(ops: Sequence[Op], states: set[str], targets: Mapping[int, int]) 
     if states <= {"row_var", "col_var", "variance"}:
         return "adafactor", RULES["adafactor"]
     return None, None
+
+
+def _rule(name: str, found: Recorded) -> Rule:
+    """What the optimizer called `name` does; from SGD to SGD weight decay stays."""
+    was_sgd = found.rule is not None and found.rule.sgd
+    return sgd(decayed=found.decayed) if name == "sgd" and was_sgd else RULES[name]
 
 
 def _groups(ops: Sequence[Op], targets: Sequence[int]) -> tuple[tuple[int, ...], ...]:

@@ -42,6 +42,8 @@ class Rule:
     """By name in a plan; the first is torch's default."""
     states: Mapping[str, States]
     """The same of its states."""
+    sgd: bool = False
+    """SGD, with momentum or without."""
 
 
 def lists_of(update: Update, entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -200,7 +202,7 @@ def sgd(*, decayed: bool = False, momentum: bool = False) -> Rule:
         "for_loop": lambda update, entries: _sgd_loop(update, entries, decayed=decayed, momentum=momentum),
         "fused": lambda update, entries: _sgd_fused(update, entries, momentum=momentum),
     }
-    return Rule(kernels=kernels, states=dict.fromkeys(kernels, _momentum if momentum else _no_states))
+    return Rule(kernels=kernels, states=dict.fromkeys(kernels, _momentum if momentum else _no_states), sgd=True)
 
 
 def adamw(*, decayed: bool = False) -> Rule:

@@ -31,7 +31,7 @@ def test_gradients_stay_and_are_added_to():
 def test_parts_of_gradients_need_no_whole_ones_between():
     plan = Plan(batch=Batch(accumulation=4), mesh=Mesh(dp_shard=2), sharding=Sharding(strategy="zero3"))
     found = apply(gpt(3), plan)
-    assert len(found.ops) == len(gpt(3).ops)
+    assert len(found.ops) == len(gpt(3).ops) + 1  # the loss counts a part
     assert found.pinned - gpt(3).pinned == grads(gpt(3)).keys()
 
 
