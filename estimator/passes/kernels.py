@@ -34,7 +34,9 @@ from dnnmem.estimator.work import GRAPHS
 
 NAME = "dnnmem.fused"
 """Name of a kernel made of several ops."""
-_FUSIBLE = frozenset({OpClass.STREAM, OpClass.EAGER, OpClass.NORM, OpClass.GROUP_NORM, OpClass.SOFTMAX, OpClass.REDUCTION})
+_FUSIBLE = frozenset(
+    {OpClass.STREAM, OpClass.EAGER, OpClass.NORM, OpClass.GROUP_NORM, OpClass.SOFTMAX, OpClass.REDUCTION}
+)
 
 
 def apply(trace: Trace, plan: Plan, cluster: object = None) -> Trace:  # noqa: ARG001  (all passes take the same)
