@@ -30,13 +30,16 @@ import typer
 
 from dnnmem import __version__
 from dnnmem.cli.commands.calibrate import calibrate
+from dnnmem.cli.commands.check import check
 from dnnmem.cli.commands.devices import devices
 from dnnmem.cli.commands.diff import diff
 from dnnmem.cli.commands.doctor import doctor
 from dnnmem.cli.commands.estimate import estimate
 from dnnmem.cli.commands.export import export
+from dnnmem.cli.commands.explain import explain
 from dnnmem.cli.commands.init import init
 from dnnmem.cli.commands.profile import profile
+from dnnmem.cli.commands.recommend import recommend
 from dnnmem.cli.commands.run import run as run_command
 from dnnmem.cli.commands.validate import validate
 from dnnmem.cli.commands.view import view
@@ -66,7 +69,10 @@ app.command("run", context_settings={**_CONTEXT, "allow_interspersed_args": Fals
 app.command(context_settings=_CONTEXT)(view)
 app.command(context_settings=_CONTEXT)(diff)
 app.command(context_settings=_CONTEXT)(estimate)
+app.command(context_settings=_CONTEXT)(recommend)
+app.command(context_settings=_CONTEXT)(explain)
 app.command(context_settings=_CONTEXT)(export)
+app.command(context_settings=_CONTEXT)(check)
 app.command(context_settings=_CONTEXT)(calibrate)
 app.command(context_settings=_CONTEXT)(validate)
 app.command(context_settings=_CONTEXT)(init)

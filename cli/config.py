@@ -40,6 +40,9 @@ KEYS: Mapping[str, type[int | float | str]] = {
 }
 """What a file or the environment may set, with its type; each is the long name of an option."""
 
+TABLES = ("check",)
+"""Tables that it may have besides, each read by its own command."""
+
 _TYPE_WORDS = {int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -90,15 +93,33 @@ def _parse(text: str, type_: type[int | float | str], name: str) -> int | float 
         raise UsageError(f"{name} is {text!r}; it must be {_TYPE_WORDS[type_]}") from None
 
 
+def subtable(name: str, folder: Path) -> tuple[Mapping[str, object], str]:
+    """A table inside the nearest file's, such as `[tool.dnnmem.check]`, and its origin; empty if there is none.
+
+    Raises `UsageError` for a file that cannot be read.
+    """
+    table, origin = _nearest(folder)
+    found = table.get(name, {})
+    if not isinstance(found, Mapping):
+        raise UsageError(f"{name} in {origin} is {found!r}; it must be a table", hint=f"write [tool.dnnmem.{name}]")
+    return found, f"{name} in {origin}"
+
+
 def _from_file(folder: Path) -> Settings:
+    table, origin = _nearest(folder)
+    return _check({key: value for key, value in table.items() if key not in TABLES}, origin)
+
+
+def _nearest(folder: Path) -> tuple[Mapping[str, object], str]:
+    """The table of the nearest file, and where it is from."""
     for parent in (folder, *folder.parents):
         own, shared = parent / "dnnmem.toml", parent / "pyproject.toml"
         if own.is_file():
-            return _check(_read(own), str(own))
-        if shared.is_file() and "[tool.dnnmem]" in shared.read_text(encoding="utf-8", errors="replace"):
+            return _read(own), str(own)
+        if shared.is_file() and "[tool.dnnmem" in shared.read_text(encoding="utf-8", errors="replace"):
             table = _read(shared).get("tool", {}).get("dnnmem", {})
-            return _check(table, f"[tool.dnnmem] in {shared}")
-    return {}
+            return table, f"[tool.dnnmem] in {shared}"
+    return {}, ""
 
 
 def _read(path: Path) -> dict[str, Any]:

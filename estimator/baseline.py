@@ -10,7 +10,7 @@ segments, and is told beside it; a budget is held against the whole, context inc
 >>> key = Key(target="model.py", batch={"batch_size": 8}, device="fake", gpu=None, torch="2.14")
 >>> old = Entry(key=key, allocated_bytes=100, parts={"activations": 60}, modules={("fc", "activation"): 60})
 >>> new = Entry(key=key, allocated_bytes=110, parts={"activations": 70}, modules={("fc", "activation"): 70})
->>> verdict = judge(new, old, Limits(max_increase=0.02))
+>>> verdict = judge(new, {key.text: old}, Limits(max_increase=0.02))
 >>> verdict.outcome, round(verdict.increase, 3), verdict.changes[0].grown_bytes
 ('regressed', 0.1, 10)
 """
@@ -136,15 +136,21 @@ def entry_of(profile: Profile, trace: Trace, *, allocator: str = "") -> Entry:
     )
 
 
-def judge(entry: Entry, before: Entry | None, limits: Limits) -> Verdict:
-    """The verdict on a step, against the accepted one of the same key if there is one."""
+def judge(entry: Entry, accepted: Mapping[str, Entry], limits: Limits) -> Verdict:
+    """The verdict on a step, against the accepted one of the same key if there is one.
+
+    Args: `accepted` entries by their keys' text.
+    """
+    before = accepted.get(entry.key.text)
     reasons = []
     if limits.budget_bytes is not None and (entry.total_bytes or entry.allocated_bytes) > limits.budget_bytes:
         reasons.append("it needs more than the budget")
     if before is None:
+        others = (other.key for other in accepted.values() if other.key.target == entry.key.target)
         return Verdict(
-            entry=entry, before=None, outcome="over budget" if reasons else "new", increase=None, reasons=tuple(reasons)
-        )
+            entry=entry, before=None, outcome="over budget" if reasons else "new", increase=None,
+            reasons=tuple(reasons), others=tuple(others),
+        )  # fmt: skip
     increase = round(entry.allocated_bytes / before.allocated_bytes - 1, 12) if before.allocated_bytes else 0.0
     grown = increase > limits.max_increase
     if grown:

@@ -16,12 +16,17 @@ def entry(allocated, *, total=None, seconds=None, **modules):
     return Entry(key=KEY, allocated_bytes=allocated, total_bytes=total, modules=held, step_seconds=seconds)
 
 
+def by_key(*entries):
+    """A baseline of these."""
+    return {one.key.text: one for one in entries}
+
+
 @pytest.mark.parametrize(
     ("now", "outcome"), [(100, "ok"), (102, "ok"), (103, "regressed"), (98, "ok"), (97, "improved")]
 )
 def test_a_peak_may_grow_by_its_limit(now, outcome):
     # GIVEN an accepted peak of 100  WHEN it is another  THEN 2 % either way are no news
-    assert judge(entry(now), entry(100), Limits(max_increase=0.02)).outcome == outcome
+    assert judge(entry(now), by_key(entry(100)), Limits(max_increase=0.02)).outcome == outcome
 
 
 def test_blame_names_the_module_that_grew_most():
@@ -29,28 +34,28 @@ def test_blame_names_the_module_that_grew_most():
     before = entry(100, fc=40, head=60)
     after = entry(170, fc=90, head=50, extra=30)
     # WHEN they are compared  THEN the largest change is first
-    changes = judge(after, before, Limits()).changes
+    changes = judge(after, by_key(before), Limits()).changes
     assert [(c.module, c.grown_bytes) for c in changes] == [("fc", 50), ("extra", 30), ("head", -10)]
 
 
 def test_a_budget_holds_against_the_whole():
     # GIVEN a step whose context takes it over the budget
-    found = judge(entry(90, total=110), entry(90, total=110), Limits(budget_bytes=100))
+    found = judge(entry(90, total=110), by_key(entry(90, total=110)), Limits(budget_bytes=100))
     # THEN it fails, though nothing grew
     assert (found.outcome, found.fails) == ("over budget", True)
 
 
 def test_a_first_step_is_new_and_may_be_over_budget():
-    assert judge(entry(90, total=90), None, Limits(budget_bytes=100)).outcome == "new"
-    assert judge(entry(90, total=110), None, Limits(budget_bytes=100)).fails
+    assert judge(entry(90, total=90), {}, Limits(budget_bytes=100)).outcome == "new"
+    assert judge(entry(90, total=110), {}, Limits(budget_bytes=100)).fails
 
 
 def test_time_counts_only_when_asked_for():
     # GIVEN a step that takes twice as long
     before, after = entry(100, seconds=1.0), entry(100, seconds=2.0)
     # THEN it fails only under a limit
-    assert judge(after, before, Limits()).outcome == "ok"
-    assert judge(after, before, Limits(max_slowdown=0.2)).outcome == "regressed"
+    assert judge(after, by_key(before), Limits()).outcome == "ok"
+    assert judge(after, by_key(before), Limits(max_slowdown=0.2)).outcome == "regressed"
 
 
 def test_an_entry_adds_up_to_the_peak():
@@ -61,3 +66,11 @@ def test_an_entry_adds_up_to_the_peak():
     found = entry_of(profile, trace)
     assert sum(found.modules.values()) == found.allocated_bytes == profile.peak.allocated_bytes
     assert any("aten." in source for source in found.sources.values())
+
+
+def test_another_key_is_named_and_not_compared():
+    # GIVEN a baseline of the same model on another torch
+    other = Entry(key=Key(target="model.py", device="fake", gpu=None, torch="2.13"), allocated_bytes=1)
+    # WHEN the step is judged  THEN it is new, and says what it was not compared with
+    found = judge(entry(100), by_key(other), Limits())
+    assert (found.outcome, found.before, found.others) == ("new", None, (other.key,))
