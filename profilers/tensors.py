@@ -33,7 +33,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """
     changed = tree_map_only(Tensor, change, value)
     leaves = tree_leaves(changed)
-    if len(leaves) == 1 and leaves[0] is value and hasattr(value, "__dict__") and not isinstance(value, type):
+    if len(leaves) == 1 and leaves[0] is value and hasattr(value, "__dict__") and not isinstance(value, (type, Tensor)):
         changed = copy.copy(value)
         for name, item in vars(value).items():
             object.__setattr__(changed, name, map_tensors(item, change))
