@@ -8,20 +8,27 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import to_json
 from dnnmem.estimator.report import Verified
+from dnnmem.estimator.units import format_bytes
 from dnnmem.profilers.ranks import ScriptRun, run_script
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.run import QUIET
 from dnnmem.profilers.script_request import ScriptRequest
+from dnnmem.profilers.script_result import OutOfMemory
+from dnnmem.profilers.spread import spread
 
 STEPS = 3
 """Steps that are made where the request names no number."""
+
+Job = tuple[Request, Plan]
+"""What is to be verified."""
 
 
 def verify(
@@ -54,10 +61,46 @@ def verify(
         [result] = run_script(run, {**QUIET, **os.environ}, cache=cache, on_output=on_output)
     memory = result.memory[0] if result.memory else None
     if result.outcome != "ran" or memory is None or not memory.steps:
-        said = result.oom.message if result.oom else result.message
+        said = _out_of_memory(result.oom) if result.oom else result.message
         return Verified(device="virtual", outcome=result.outcome, message=said or f"the run {result.outcome}")
     peak = memory.steps[-1]
     return Verified(
         device="virtual", outcome="ran", peak_allocated_bytes=peak.allocated_bytes,
         peak_reserved_bytes=peak.reserved_bytes,
     )  # fmt: skip
+
+
+def _out_of_memory(oom: OutOfMemory) -> str:
+    """Where, and how much was missing."""
+    where = f"out of memory in step {oom.step} ({oom.phase}{f', {oom.module}' if oom.module else ''})"
+    if oom.asked_bytes is None or oom.free_bytes is None:
+        return f"{where}: {oom.message}"
+    return f"{where}: {format_bytes(oom.asked_bytes)} were asked for, {format_bytes(oom.free_bytes)} were free"
+
+
+def verify_many(
+    jobs: Sequence[Job],
+    gpu: Device,
+    *,
+    workers: int = 2,
+    executor: str = "process",
+    ranks_per_node: int = 8,
+    timeout_seconds: float | None = None,
+    cache: Path | None = None,
+) -> Iterator[tuple[int, Verified]]:
+    """Verify several plans at once; the index of each job and what came of it, in the order in which they are done.
+
+    Args: `executor` is one of `spread.EXECUTORS`. Stop reading and what has not begun never does. Raises what `verify`
+    and `spread` raise.
+    """
+    one = partial(
+        _verify_job, gpu=gpu, ranks_per_node=ranks_per_node, timeout_seconds=timeout_seconds, cache=cache
+    )  # fmt: skip
+    return spread(one, jobs, workers=workers, executor=executor)
+
+
+def _verify_job(
+    job: Job, *, gpu: Device, ranks_per_node: int, timeout_seconds: float | None, cache: Path | None
+) -> Verified:
+    request, plan = job
+    return verify(request, plan, gpu, ranks_per_node=ranks_per_node, timeout_seconds=timeout_seconds, cache=cache)

@@ -1,0 +1,57 @@
+"""Work on several workers: results as they come, errors at once, engines that are not there named."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import pytest
+
+from dnnmem.estimator.errors import UsageError
+from dnnmem.profilers.spread import spread
+
+
+def test_results_come_as_they_are_done():
+    # GIVEN a first job that waits for the second one's end
+    second = threading.Event()
+
+    def work(job):
+        if job == 0:
+            second.wait(10)
+        else:
+            second.set()
+        return job * 10
+
+    # THEN the second one's result comes first, under its index
+    assert list(spread(work, [0, 1], workers=2)) == [(1, 10), (0, 0)]
+
+
+def test_whoever_stops_reading_stops_the_work():
+    begun = []
+    results = spread(lambda job: begun.append(job), list(range(50)), workers=1)
+    next(results)
+    results.close()
+    assert len(begun) < 50
+
+
+def test_an_error_of_a_job_is_raised():
+    def work(job):
+        raise ValueError(job)
+
+    with pytest.raises(ValueError, match="7"):
+        list(spread(work, [7]))
+
+
+@pytest.mark.parametrize(("executor", "package"), [("ray", "ray"), ("dask", "distributed")])
+def test_an_engine_that_is_not_installed_is_named(executor, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "dask.distributed", None)
+    with pytest.raises(UsageError, match=package) as caught:
+        list(spread(str, [1], executor=executor))
+    assert caught.value.hint == f"pip install {package}"
+
+
+@pytest.mark.parametrize(("options", "says"), [({"executor": "slurm"}, "slurm is unknown"), ({"workers": 0}, "0 workers")])
+def test_what_cannot_be_is_refused(options, says):
+    with pytest.raises(UsageError, match=says):
+        spread(str, [1], **options)
