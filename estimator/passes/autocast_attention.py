@@ -35,7 +35,12 @@ def mask_of(trace: Trace, op: Op) -> int | None:
     out = trace.storages[op.writes[0]]
     for i in op.reads:
         s = trace.storages[i]
-        if len(s.shape) == 4 and s.shape != out.shape and s.shape[1] in {1, out.shape[1]} and s.shape[-1] != out.shape[-1]:
+        if (
+            len(s.shape) == 4
+            and s.shape != out.shape
+            and s.shape[1] in {1, out.shape[1]}
+            and s.shape[-1] != out.shape[-1]
+        ):
             return i
     return None
 

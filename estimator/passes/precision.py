@@ -101,7 +101,9 @@ def compute_in(trace: Trace, plan: Plan) -> Trace:
             hint="profile the model in float32, without autocast",
         )
     if compute in AMP:
-        return with_loss_scaling(autocast(trace, AMP[compute])) if compute == "fp16_amp" else autocast(trace, AMP[compute])
+        return (
+            with_loss_scaling(autocast(trace, AMP[compute])) if compute == "fp16_amp" else autocast(trace, AMP[compute])
+        )
     if compute == "bfloat16":
         return in_whole(trace, compute)
     versions = {**trace.origin.versions, PRODUCTS: compute}

@@ -1,6 +1,6 @@
 """The backward pass in other types: a node reads what its forward op read, gradients are cast where that was cast.
 
-    forward    y -> y'   mm(y', w')              backward   g -> g'   mm(g', w') -> dy' -> dy   mm(g', y') -> dw' -> dw
+forward    y -> y'   mm(y', w')              backward   g -> g'   mm(g', w') -> dy' -> dy   mm(g', y') -> dw' -> dw
 """
 
 from __future__ import annotations

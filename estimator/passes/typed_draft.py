@@ -1,6 +1,6 @@
 """A trace that gets other element types: what each storage is in now, and which casts stand between.
 
-    recorded   op 3 reads y (float32)            now   op 3 reads y' = cast(y), which goes after its last use
+recorded   op 3 reads y (float32)            now   op 3 reads y' = cast(y), which goes after its last use
 """
 
 from __future__ import annotations

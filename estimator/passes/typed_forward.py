@@ -110,9 +110,7 @@ def cast_outputs(d: TypedDraft) -> None:
         held = life.freed >= d.first_backward and not storage.saved
         if not read and not held:
             continue
-        low = d.draft.add(
-            storage_like(storage, dtype=d.lower, nbytes=d.nbytes(i), kind=Kind.TEMP)
-        )
+        low = d.draft.add(storage_like(storage, dtype=d.lower, nbytes=d.nbytes(i), kind=Kind.TEMP))
         del d.types[i]
         d.outputs[i] = low
         for k in life.uses:

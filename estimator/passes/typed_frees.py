@@ -60,7 +60,7 @@ def move_bytes(d: TypedDraft) -> None:
     old, new = d.trace.storages, d.draft.storages
     for k, op in enumerate(d.draft.ops):
         recorded = d.ops[k]
-        if op.phase is Phase.STEP or not op.moved_bytes or recorded is op and not any(i in d.types for i in op.reads):
+        if op.phase is Phase.STEP or not op.moved_bytes or (recorded is op and not any(i in d.types for i in op.reads)):
             continue
         before = sum(old[i].nbytes for i in (*recorded.reads, *recorded.writes))
         after = sum(new[i].nbytes for i in (*op.reads, *op.writes))
@@ -88,7 +88,9 @@ def without(trace: Trace, same: Mapping[int, int], sums: Container[int]) -> Trac
     ops: list[Op] = []
     for op in trace.ops:
         mine = {i for i in (*op.reads, *op.writes, *(e.storage for e in op.events)) if i in same}
-        made = next((i for i in op.writes if i in same and any(e.nbytes > 0 and e.storage == i for e in op.events)), None)
+        made = next(
+            (i for i in op.writes if i in same and any(e.nbytes > 0 and e.storage == i for e in op.events)), None
+        )
         if made is not None and made in sums:
             gone = {made, op.reads[0]}
             op = op_like(op, name="aten.add_.Tensor", writes=(same[made],), events=_left(op.events, gone))  # noqa: PLW2901

@@ -1,8 +1,8 @@
 """Loss scaling for float16 (Micikevicius et al. 2018) without a word in the training loop; torch's GradScaler decides.
 
-    forward     outputs -> a branch of their own, so that a loss made of another output is not scaled twice
-    backward    gradient of an output * scale, in the output's own type;  at the end: gradients of parameters / scale
-    step        left out where a gradient is not finite; then the scale changes
+forward     outputs -> a branch of their own, so that a loss made of another output is not scaled twice
+backward    gradient of an output * scale, in the output's own type;  at the end: gradients of parameters / scale
+step        left out where a gradient is not finite; then the scale changes
 """
 
 from __future__ import annotations

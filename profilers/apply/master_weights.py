@@ -1,7 +1,7 @@
 """Master weights: the model computes in a narrow type, the optimizer updates wide copies and casts them back.
 
-    backward   p.grad   with `grad` wide: cast at once, and summed in the master's gradient
-    step       master.grad = p.grad cast, one after the other;  update of the masters;  p <- master
+backward   p.grad   with `grad` wide: cast at once, and summed in the master's gradient
+step       master.grad = p.grad cast, one after the other;  update of the masters;  p <- master
 """
 
 from __future__ import annotations
