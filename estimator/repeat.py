@@ -156,6 +156,7 @@ def _ops(
             module=chain.rename(op.module, copy),
             reads=tuple([new[i] for i in op.reads]),
             writes=tuple([new[i] for i in op.writes]),
+            releases=tuple([names.name(chain.resolve(i, owner, now)) for i in op.releases]),
             events=tuple(
                 [
                     e if e.storage < 0 else Event(e.nbytes, e.stream, new[e.storage])

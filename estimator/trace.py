@@ -120,6 +120,9 @@ class Op:
     """Storages it writes, new ones and those changed in place."""
     events: tuple[Event, ...] = ()
     """Allocator events from its start until the next op begins, in order."""
+    releases: tuple[int, ...] = ()
+    """Saved storages, used no more in the forward pass, that the program's variables hold until here; in the order in
+    which they let go."""
     flops: int = 0
     """Floating-point operations of matrix products, convolutions and attention (a multiply-add is two); else 0."""
     masked_flops: int = 0

@@ -29,6 +29,7 @@ def op_like(
     reads: tuple[int, ...] | None = None,
     writes: tuple[int, ...] | None = None,
     events: tuple[Event, ...] | None = None,
+    releases: tuple[int, ...] | None = None,
     flops: int | None = None,
     masked_flops: int | None = None,
     moved_bytes: int | None = None,
@@ -42,6 +43,7 @@ def op_like(
     new.reads = op.reads if reads is None else reads
     new.writes = op.writes if writes is None else writes
     new.events = op.events if events is None else events
+    new.releases = op.releases if releases is None else releases
     new.flops = op.flops if flops is None else flops
     new.masked_flops = op.masked_flops if masked_flops is None else masked_flops
     new.moved_bytes = op.moved_bytes if moved_bytes is None else moved_bytes
@@ -61,6 +63,7 @@ def renamed(op: Op, new: Mapping[int, int]) -> Op:
         reads=tuple([get(i, i) for i in op.reads]),
         writes=tuple([get(i, i) for i in op.writes]),
         events=tuple([Event(e[0], e[1], new[e[2]]) if e[2] in new else e for e in op.events]),
+        releases=tuple([get(i, i) for i in op.releases]),
     )
 
 

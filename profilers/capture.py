@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 
 from dnnmem.estimator.trace import Module, Origin, Trace
 from dnnmem.profilers.history import use_history
+from dnnmem.profilers.holds import saved_hooks
 from dnnmem.profilers.kinds import name_batch, name_model, name_rest, naming_gradients, parameter_names
 from dnnmem.profilers.modules import ModuleTracker, short_path
-from dnnmem.profilers.record import Log, Recorder, saved_hooks
+from dnnmem.profilers.record import Log, Recorder
 from dnnmem.profilers.rewrite import to_trace
 from dnnmem.profilers.step import Target
 

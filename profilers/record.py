@@ -10,6 +10,7 @@ each storage was for. Storages die when their last tensor does, so their finaliz
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dnnmem.estimator.trace import Kind
+from dnnmem.estimator.trace import Kind, Phase
 from dnnmem.profilers.flops import masked_flops, op_cost
+from dnnmem.profilers.holds import variables
 from dnnmem.profilers.modules import ModuleTracker, Place
 from dnnmem.profilers.tensors import is_channels_last, tensors_in
 from dnnmem.profilers.unwatched import FILLS, LONG_WAYS, Fill, call_site, fills_in, is_accumulation, is_formula
@@ -119,6 +121,8 @@ class Log:
     """(first entry, first event) of each step."""
     ticks: list[int] = field(default_factory=list)
     """Dispatch count of each step's beginning."""
+    held: dict[int, int] = field(default_factory=dict)
+    """The last forward entry during which a variable of the program held a storage; in the order of letting go."""
     notes: set[str] = field(default_factory=set)
     """Where the recorded step is known to differ from the bare one."""
 
@@ -262,9 +266,20 @@ class Recorder(TorchDispatchMode):
             if old is not None and self._adds_in_place(entry.place, args, old):
                 entry.accumulates = old, new[0]
         self._made_by = (call_site(), entry.writes) if func in _PRODUCTS else (None, ())
+        if entry.place.phase is Phase.FORWARD:
+            self._hold(len(self.log.entries))
         self.log.entries.append(entry)
         if self._inside is not None:
             self._inside(self.log, entry, func, args, kwargs, out)
+
+    def _hold(self, index: int) -> None:
+        held = self.log.held
+        for tensor in variables(sys._getframe(3)):
+            if not self.tracks(tensor) or type(tensor) not in _PLAIN:
+                continue
+            if (number := self._live.get(tensor.untyped_storage()._cdata)) is not None:
+                held.pop(number, None)  # the outermost variable lets go last
+                held[number] = index
 
     def _adds_in_place(self, place: Place, args: tuple[Any, ...], old: int) -> bool:
         """True if this sum goes into its first term, `old`, when nobody watches; provided that `old` then dies."""
@@ -330,19 +345,3 @@ class Recorder(TorchDispatchMode):
         block = self.log.blocks[number]
         block.died = self._tick
         self.log.events.append((-block.nbytes, number))
-
-
-def saved_hooks(recorder: Recorder) -> torch.autograd.graph.saved_tensors_hooks:
-    """Hooks that note what autograd keeps; they hand each tensor through.
-
-    A node that keeps its own result, which is the newest one, gets it without its history: else both would keep each
-    other alive for ever, if no backward comes.
-    """
-
-    def pack(tensor: Tensor) -> Tensor:
-        recorder.note_saved(tensor)
-        node = tensor.grad_fn
-        is_result = node is not None and node._sequence_nr() == torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
-        return tensor.detach() if is_result else tensor
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)

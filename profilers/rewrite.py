@@ -213,6 +213,7 @@ def _ops(
                 result[found if index >= moment else root] = None
         return tuple(result)
 
+    releases = _releases(log)
     ops = []
     if windows[0]:
         ops.append(Op(name="dnnmem.begin", events=tuple(windows[0])))
@@ -229,6 +230,7 @@ def _ops(
                 reads=final(entry.reads, index),
                 writes=final(entry.writes, index),
                 events=tuple(window),
+                releases=final(releases.get(index - 1, ()), index),
                 flops=entry.flops,
                 masked_flops=entry.masked_flops,
                 moved_bytes=entry.moved_bytes,
@@ -237,6 +239,25 @@ def _ops(
             )
         )
     return tuple(ops)
+
+
+def _releases(log: Log) -> dict[int, tuple[int, ...]]:
+    """Saved storages by the forward entry of the last step after which the program's variables hold them no more.
+
+    Only those held during their last use or beyond it, and not until the pass is over; in the order of letting go.
+    """
+    first = log.steps[-1][0]
+    used: dict[int, int] = {}
+    for index, entry in enumerate(log.entries[first:]):
+        if entry.place.phase is Phase.FORWARD:
+            used.update(dict.fromkeys((*entry.reads, *entry.writes), index))
+    end = max(used.values(), default=-1)
+    found: dict[int, tuple[int, ...]] = {}
+    for number, held in log.held.items():
+        index = held - first
+        if log.blocks[number].saved and log.blocks[number].entry >= first and used.get(number, end) <= index < end:
+            found[index] = (*found.get(index, ()), number)
+    return found
 
 
 def _storages(

@@ -27,9 +27,10 @@ from dnnmem.estimator.trace_file import save_trace
 from dnnmem.profilers.capture import describe_modules
 from dnnmem.profilers.cuda import MAX_HISTORY
 from dnnmem.profilers.history import use_history
+from dnnmem.profilers.holds import saved_hooks
 from dnnmem.profilers.kinds import Names, name_model, name_rest, naming_gradients, parameter_names
 from dnnmem.profilers.modules import ModuleTracker
-from dnnmem.profilers.record import Recorder, saved_hooks
+from dnnmem.profilers.record import Recorder
 from dnnmem.profilers.rewrite import to_trace
 from dnnmem.profilers.script_compile import graphs
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.block_list import block_lists, blocks_of_ops
@@ -59,15 +60,42 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
             + (" with attention" if plan.remat.policy == "attention" else ""),
             hint="--set remat.policy=none",
         )
+    if plan.remat.policy == "selective" and plan.kernels.fusion == "none":
+        trace = _watched(trace, regions)
     return _entered(trace, regions, plan).finish()
+
+
+def _watched(trace: Trace, regions: Sequence[_Region]) -> Trace:
+    """Biases are added in place to products of more dimensions, unless a dispatch mode watches: the policy is one."""
+    draft = Draft(trace)
+    known = lives(trace.ops)
+    for region in regions:
+        for before, k in pairwise(region.forward):
+            op = draft.ops[k]
+            if op.name != "aten.add_.Tensor" or draft.ops[before].name not in PRODUCTS:
+                continue
+            [old] = op.writes
+            if old not in draft.ops[before].writes:
+                continue
+            nbytes = draft.storages[old].nbytes
+            new = draft.add(draft.storages[old])
+            for later in {*known[old].uses, known[old].freed}:
+                if later > k:
+                    draft.ops[later] = renamed(draft.ops[later], {old: new})
+            events = tuple(e if e.storage != old else Event(e.nbytes, e.stream, new) for e in op.events)
+            events = (Event(nbytes, 0, new), Event(-nbytes, 0, old), *events)
+            draft.ops[k] = op_like(op, name="aten.add.Tensor", writes=(new,), events=events)
+    return draft.finish()
 
 
 def _entered(trace: Trace, regions: Sequence[_Region], plan: Plan) -> Draft:
     draft, known = Draft(trace), lives(trace.ops)
     later: dict[int, int] = {}
     cached = plan.kernels.fusion == "none"  # a compiler keeps only what is used
+    forward = [k for k, op in enumerate(trace.ops) if op.phase is Phase.FORWARD]
+    ends = max((k for k in forward if trace.ops[k].module != ("<loss>",)), default=-1)
     for region in regions:
-        _recompute(draft, region, known, later, early_stop=plan.remat.early_stop, cached=cached)
+        _recompute(draft, region, known, later, early_stop=plan.remat.early_stop, cached=cached, ends=ends)
     for i, k in later.items():
         draft.unfree(known[i].freed, i)
         draft.free(k, i)
@@ -158,11 +186,19 @@ def _attentions(ops: Sequence[Op], forward: Sequence[int]) -> list[list[int]]:
 
 
 def _recompute(
-    draft: Draft, region: _Region, known: dict[int, Life], later: dict[int, int], *, early_stop: bool, cached: bool
+    draft: Draft,
+    region: _Region,
+    known: dict[int, Life],
+    later: dict[int, int],
+    *,
+    early_stop: bool,
+    cached: bool,
+    ends: int,
 ) -> None:
     """Enter one region. `later` gathers what must live longer than recorded, each with the op that frees it then.
 
-    With `cached` the outputs of all kept ops wait for the recomputation, also those that nothing reads there.
+    With `cached` the outputs of all kept ops wait for the recomputation, also those that nothing reads there. The
+    model's forward pass `ends` with that op.
     """
     ops = draft.trace.ops
     inside, backward = set(region.forward), set(region.backward)
@@ -180,15 +216,17 @@ def _recompute(
     }
     if not gone:
         return
+    held = {i: k for k in region.forward for i in ops[k].releases}
     start = min(k for i in gone for k in known[i].uses if k in backward)
     finish = max(k for i in gone for k in known[i].uses)
     stop = max(k for i in gone for k in known[i].uses if k in inside and i in ops[k].writes) if early_stop else end
     again = [k for k in region.forward if k <= stop and k not in region.kept]
     new = _clone(draft, again, made, gone, start)
     _rename(draft, {i: new[i] for i in gone}, known)
-    for i in gone:  # first time: gone after its last use in the forward pass
+    order = {i: n for n, i in enumerate(held)}
+    for i in sorted(gone, key=lambda i: order.get(i, -1)):
         last = max(k for k in known[i].uses if k in inside)
-        draft.free(last, i)
+        draft.free(ends if _is_cast(draft.trace, known[i].made) else max(last, held.get(i, -1)), i)
         draft.storages[i] = storage_like(draft.storages[i], kind=Kind.TEMP, saved=False)
         _free_before_sum(draft, known[i].freed, new[i])
     needed = {i: None for k in again for i in ops[k].reads if i not in new and i not in draft.trace.pinned}
@@ -197,6 +235,12 @@ def _recompute(
             i in kept and i in needed and _free_after_clone(draft, i, known, start)
         ):
             later[i] = max(later.get(i, -1), finish)
+
+
+def _is_cast(trace: Trace, made: int) -> bool:
+    """True for an op that copies a parameter to another type: autocast keeps the copy until its context ends."""
+    op = trace.ops[made]
+    return op.name == "aten._to_copy.default" and all(trace.storages[i].kind is Kind.PARAM for i in op.reads)
 
 
 def _free_after_clone(draft: Draft, i: int, known: dict[int, Life], start: int) -> bool:

@@ -9,7 +9,7 @@ from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 OP = Op(
     name="f", module=("a",), phase=Phase.BACKWARD, lane=Lane.COMM, reads=(1,), writes=(2,), events=(Event(8, 1, 2),),
-    flops=3, masked_flops=1, moved_bytes=4, workspace_bytes=5, seconds=0.5, source="a.py:1",
+    releases=(2,), flops=3, masked_flops=1, moved_bytes=4, workspace_bytes=5, seconds=0.5, source="a.py:1",
 )  # fmt: skip
 STORAGE = Storage(
     id=1, nbytes=8, kind=Kind.PARAM, shape=(2,), dtype="float32", module=("a",), name="weight", channels_last=True,

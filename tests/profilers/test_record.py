@@ -10,8 +10,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dnnmem.estimator.trace import Kind, Phase
+from dnnmem.profilers.holds import saved_hooks
 from dnnmem.profilers.modules import ModuleTracker
-from dnnmem.profilers.record import Recorder, saved_hooks
+from dnnmem.profilers.record import Recorder
 
 
 def record(program, **options):
