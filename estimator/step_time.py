@@ -16,6 +16,7 @@ import numpy.typing as npt
 from dnnmem.estimator.collectives import collective_seconds, group_of
 from dnnmem.estimator.local_step import Chunk, LocalStep
 from dnnmem.estimator.op_class import OpClass
+from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S, HOST_UPDATE
 from dnnmem.estimator.pipeline_timing import pipeline_seconds
 from dnnmem.estimator.roofline import by_class, host_seconds, op_seconds, peak_rates
 from dnnmem.estimator.schedules import SCHEDULES
@@ -150,6 +151,8 @@ def _priced(chunk: Chunk, step: LocalStep, model: TimeModel) -> _Priced:
     for i, op in enumerate(chunk.trace.ops):
         if op.lane in (Lane.TO_HOST, Lane.TO_DEVICE):
             seconds[i] = op.moved_bytes / link.bytes_per_s + link.latency_seconds
+            if op.name == HOST_UPDATE:
+                seconds[i] = op.moved_bytes * step.cluster.gpus_per_node / HOST_BYTES_PER_S
     work = chunk.work
     arithmetic = work.flops * device.memory_bytes_per_s > work.bytes * peak_rates(work, device)
     return _Priced(chunk=chunk, seconds=seconds, host=host_seconds(work, model), arithmetic=arithmetic)

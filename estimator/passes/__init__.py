@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.passes import batch, kernels, optimizer, pipeline, precision, remat, sharding, tensor
+from dnnmem.estimator.passes import (
+    batch,
+    kernels,
+    offload_optimizer,
+    optimizer,
+    pipeline,
+    precision,
+    remat,
+    sharding,
+    tensor,
+)
 from dnnmem.estimator.repeat import repeat
 
 if TYPE_CHECKING:
@@ -23,13 +33,14 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
     "optimizer": optimizer.apply,
     "remat": remat.apply,
     "sharding": sharding.apply,
+    "offload_optimizer": offload_optimizer.apply,
     "pipeline": pipeline.apply,
     "kernels": kernels.apply,
 }
 """By field of a plan, in the order of its fields. Each leaves a trace equal where the plan has its default."""
 
 _BEFORE_SPLIT = ("precision", "tensor", "optimizer", "remat")
-_AFTER_SPLIT = ("batch", "sharding", "kernels")
+_AFTER_SPLIT = ("batch", "sharding", "offload_optimizer", "kernels")
 
 
 @collector_paused()

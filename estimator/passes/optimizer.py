@@ -89,8 +89,20 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     return _replaced(trace, known, found, rule, kernel)
 
 
-def recorded_update(trace: Trace) -> Recorded:
-    """The update of `trace`. Raises `UnsupportedError` where there is none."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Where the update of a step is, and over what."""
+
+    ops: tuple[int, ...]
+    """Indices of its ops; none where the step has no update."""
+    owners: Mapping[int, int]
+    """What is updated -> the parameter; itself where there are no master weights."""
+    states: frozenset[int]
+    """The optimizer's storages, master weights left out."""
+
+
+def find_update(trace: Trace) -> Span:
+    """The update of `trace`."""
     storages = trace.storages
     params = {(s.module, s.name): i for i, s in storages.items() if s.kind is Kind.PARAM and i in trace.pinned}
     masters = {
@@ -101,8 +113,14 @@ def recorded_update(trace: Trace) -> Recorded:
         and (key := (s.module, s.name.removesuffix(MASTER))) in params
     }
     owners = {masters.get(p, p): p for p in params.values()}
-    states = {i for i in trace.pinned if storages[i].kind is Kind.OPTIMIZER and i not in owners}
-    mine = _span(trace, owners.keys() | states)
+    states = frozenset(i for i in trace.pinned if storages[i].kind is Kind.OPTIMIZER and i not in owners)
+    return Span(ops=tuple(_span(trace, owners.keys() | states)), owners=owners, states=states)
+
+
+def recorded_update(trace: Trace) -> Recorded:
+    """The update of `trace`. Raises `UnsupportedError` where there is none."""
+    span, storages = find_update(trace), trace.storages
+    mine, owners, states = span.ops, span.owners, span.states
     if not mine:
         raise UnsupportedError(
             "the recorded step has no update of its parameters, so there is no optimizer to change",
@@ -119,7 +137,7 @@ def recorded_update(trace: Trace) -> Recorded:
     if kernel == "for_loop" or name == "adafactor":  # which goes by shapes
         groups = (tuple(sorted(chain(*groups))) if kernel != "for_loop" else tuple(chain(*groups)),)
     return Recorded(
-        ops=tuple(mine), groups=groups, owners=owners, grads=grads, states=frozenset(states),
+        ops=mine, groups=groups, owners=owners, grads=grads, states=states,
         name=name, rule=rule, kernel=kernel, decayed=decayed,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Kernels, Plan
-from dnnmem.profilers.apply import batch, optimizer, precision, remat, sharding
+from dnnmem.profilers.apply import batch, offload_optimizer, optimizer, precision, remat, sharding
 
 ToModel = Callable[[nn.Module, Plan], nn.Module]
 """Does its part to a model and returns it, or what wraps it."""
@@ -33,6 +33,7 @@ OPTIMIZER_APPLIES: Mapping[str, ToOptimizer] = {
     "optimizer": optimizer.to_optimizer,
     "precision": precision.to_optimizer,
     "sharding": sharding.to_optimizer,
+    "offload": offload_optimizer.to_optimizer,
     "batch": batch.to_optimizer,
 }
 """The same for optimizers."""

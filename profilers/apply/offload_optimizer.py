@@ -1,0 +1,98 @@
+"""`offload.optimizer`: the optimizer works on copies of the parameters in the host's memory, its states beside them.
+
+    step        host.grad <- p.grad     update of the copies     p <- copy          pinned memory where there is a GPU
+    zero_grad   p.grad = None; the host's gradients stay, as room for the next
+
+Gradients stay on the GPU until `zero_grad`, so that a loop may clip them before `step`. FSDP2's parts are copied each
+by its rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.plan import Plan
+
+
+def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimizer:
+    """`optimizer` over copies on the host; its `param_groups` hold these.
+
+    Raises `UsageError` where it has made steps already, `UnsupportedError` beside what looks into its groups.
+    """
+    del model
+    if not plan.offload.optimizer:
+        return optimizer
+    if plan.precision.compute == "fp16_amp" or plan.sharding.strategy == "zero1":
+        other = "fp16's loss scaling" if plan.precision.compute == "fp16_amp" else "zero1"
+        raise UnsupportedError(
+            f"offload.optimizer cannot be applied with {other}, which needs the optimizer's parameters on the GPU",
+            hint="--set precision.compute=bf16_amp" if "fp16" in other else "--set sharding.strategy=zero2",
+        )
+    if optimizer.state:
+        raise UsageError(
+            f"the optimizer holds states of {len(optimizer.state)} parameters already",
+            hint="apply the plan before the first step; load states afterwards",
+        )
+    pairs = [_to_host(group) for group in optimizer.param_groups]
+    _work_on_host(optimizer, [pair for some in pairs for pair in some])
+    return optimizer
+
+
+def _to_host(group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    """Parameters and their copies, which take their places."""
+    pairs = [(p, nn.Parameter(_room(p).copy_(_local(p).detach()), requires_grad=True)) for p in group["params"]]
+    group["params"] = [copy for _, copy in pairs]
+    return pairs
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _room(like: Tensor) -> Tensor:
+    local = _local(like)
+    return torch.empty_like(local, device="cpu", pin_memory=local.is_cuda, requires_grad=False)
+
+
+def _work_on_host(optimizer: Optimizer, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    step: Callable[..., Any] = optimizer.step
+    wait = torch.cuda.synchronize if any(_local(p).is_cuda for p, _ in pairs) else lambda: None
+
+    @torch.no_grad()
+    def host_step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        for parameter, copy in pairs:
+            _bring(parameter, copy)
+        wait()
+        result = step(*args, **kwargs)
+        for parameter, copy in pairs:
+            _local(parameter).copy_(copy, non_blocking=True)
+        return result
+
+    def zero_grad(_: Optimizer, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - the optimizer's own signature
+        for parameter, _copy in pairs:
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
+
+    optimizer.step = MethodType(host_step, optimizer)  # type: ignore[method-assign]
+    optimizer.zero_grad = MethodType(zero_grad, optimizer)  # type: ignore[method-assign]
+
+
+def _bring(parameter: Tensor, copy: Tensor) -> None:
+    """The gradient to the host; none stays none."""
+    if parameter.grad is None:
+        copy.grad = None
+        return
+    gradient = _local(parameter.grad)
+    if copy.grad is None:
+        copy.grad = torch.empty_like(gradient, device="cpu", pin_memory=gradient.is_cuda)
+    copy.grad.copy_(gradient, non_blocking=True)
