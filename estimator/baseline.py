@@ -20,11 +20,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dnnmem.estimator.alive import held_by_module
+from dnnmem.estimator.alive import fold_paths, held_by_module
 from dnnmem.estimator.diff import Change
 from dnnmem.estimator.profile import Profile
 from dnnmem.estimator.timeline import alive_at
-from dnnmem.estimator.trace import Trace
+from dnnmem.estimator.trace import Op, Trace
 
 OUTCOMES = ("ok", "improved", "regressed", "new", "over budget")
 """What a check may find."""
@@ -116,6 +116,50 @@ class Verdict:
         return self.outcome in FAILING
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blame:
+    """A module, or equal ones, that holds more or less than was accepted."""
+
+    label: str
+    """Path, equal blocks folded: `blocks.0-11.mlp`; empty for the model itself."""
+    count: int
+    """How many modules it stands for."""
+    grown_bytes: int
+    """All of them together."""
+    kinds: Mapping[str, int]
+    """The same by kind."""
+    since: str
+    """Where most of the growth is made: phase, operator, the user's line; or where the class is defined."""
+
+
+def blame(verdict: Verdict) -> tuple[Blame, ...]:
+    """Who changed, the largest change first; modules that differ in a number only and changed alike are one.
+
+    >>> changes = [Change(module=f"h.{i}", kind="param", before_bytes=0, after_bytes=4) for i in range(3)]
+    >>> entry = Entry(key=Key(target="m", device="fake", gpu=None, torch="2.14"), allocated_bytes=12)
+    >>> found = Verdict(entry=entry, before=None, outcome="new", increase=None, changes=tuple(changes))
+    >>> [(line.label, line.count, line.grown_bytes) for line in blame(found)]
+    [('h.0-2', 3, 12)]
+    """
+    by_module: dict[str, dict[str, Change]] = {}
+    for change in verdict.changes:
+        by_module.setdefault(change.module, {})[change.kind] = change
+    alike: dict[object, list[str]] = {}
+    for module, kinds in by_module.items():
+        path = tuple("*" if part.isdecimal() else part for part in module.split("."))
+        alike.setdefault((path, tuple(sorted((k, c.grown_bytes) for k, c in kinds.items()))), []).append(module)
+    found = []
+    for modules in alike.values():
+        kinds = by_module[modules[0]]
+        grown = {kind: len(modules) * (change.grown_bytes or 0) for kind, change in kinds.items()}
+        most = max(kinds.values(), key=lambda change: change.grown_bytes or 0)
+        label = fold_paths([tuple(module.split(".")) for module in modules])
+        found.append(
+            Blame(label=label, count=len(modules), grown_bytes=sum(grown.values()), kinds=grown, since=most.since)
+        )
+    return tuple(sorted(found, key=lambda line: (-abs(line.grown_bytes), line.label)))
+
+
 def entry_of(profile: Profile, trace: Trace, *, allocator: str = "") -> Entry:
     """What a baseline keeps of a profiled step."""
     torch = ".".join(profile.versions.get("torch", "?").split(".")[:2])
@@ -192,20 +236,25 @@ def _changes(before: Entry, after: Entry) -> tuple[Change, ...]:
 
 
 def _sources(profile: Profile, trace: Trace) -> dict[tuple[str, str], str]:
-    """For each module and kind, the op that makes most of what is alive at the peak."""
+    """For each module and kind, the op that makes most of what is alive at the peak, or the class that owns it."""
     makers = {e.storage: i for i, op in enumerate(trace.ops) for e in op.events if e.nbytes > 0}
-    largest: dict[tuple[str, str], tuple[int, str]] = {}
+    largest: dict[tuple[str, str], tuple[int, Op | None]] = {}
     for i in alive_at(trace, profile.timeline.peak):
         storage = trace.storages.get(i)
         if storage is None:  # a temporary inside an op
             continue
         place = (".".join(storage.module), storage.kind.value)
-        op = trace.ops[makers[i]] if i in makers else None
-        words = ", ".join(filter(None, (op.phase.value, op.name, op.source))) if op else "before the step"
-        if storage.nbytes > largest.get(place, (0, ""))[0]:
-            largest[place] = (storage.nbytes, words)
-    defined = {layer.module: layer.source for layer in profile.layers}
-    return {
-        place: f"{words}{f' ({defined[place[0]]})' if defined.get(place[0]) and ':' not in words else ''}"
-        for place, (_, words) in largest.items()
-    }
+        if storage.nbytes > largest.get(place, (0, None))[0]:
+            largest[place] = (storage.nbytes, trace.ops[makers[i]] if i in makers else None)
+    defined = {layer.module: layer.source for layer in profile.layers if layer.source}
+    return {place: _words(op, place[0], defined) for place, (_, op) in largest.items()}
+
+
+def _words(op: Op | None, module: str, defined: Mapping[str, str]) -> str:
+    words = [op.phase.value, op.name, op.source] if op else []
+    if not (op and op.source):  # the nearest module around it that is the user's own
+        path = module.split(".")
+        around = (".".join(path[:depth]) for depth in range(len(path), -1, -1))
+        owner = next((defined[name] for name in around if name in defined), "")
+        words.append(f"in {owner}" if owner else "")
+    return ", ".join(filter(None, words))

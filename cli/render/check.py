@@ -1,7 +1,7 @@
 """A check's result in the terminal: a line for each step, then the layers that grew or shrank, and what to know.
 
 regressed  model.py   batch 8, fake, a10g-24gb, torch 2.14      9.31 GiB  was 9.00 GiB  +3.4 %
-  fc1  activations  +312 MiB  since forward, aten.addmm, model.py:12
+  fc1  +312 MiB  activation; forward, aten.addmm, model.py:12
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dnnmem.cli.check_run import Checked
-from dnnmem.cli.render.difference import fold_changes
 from dnnmem.cli.render.rich_text import plain
-from dnnmem.estimator.baseline import Verdict
+from dnnmem.cli.render.text import place
+from dnnmem.estimator.baseline import Blame, Verdict, blame
 from dnnmem.estimator.units import format_bytes
 
 TOP = 10
@@ -85,14 +85,33 @@ def _row(step: Checked) -> tuple[Text, ...]:
 
 def _blame(verdict: Verdict) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
-    for justify in ("left", "left", "right", "left"):
-        table.add_column(justify=justify)  # type: ignore[arg-type]  # a literal of rich
-    lines = fold_changes(verdict.changes)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    lines = blame(verdict)
     for line in lines[:TOP]:
-        grown = line.after_bytes - line.before_bytes
-        sign = "+" if grown > 0 else "-"
-        since = f"since {line.since}" if line.since else ""
-        table.add_row(Text(line.label), Text(line.kind), Text(f"{sign}{format_bytes(abs(grown))}"), Text(since))
+        table.add_row(Text(label_of(line)), Text(signed(line.grown_bytes)), Text(why_of(line)))
     if len(lines) > TOP:
-        table.add_row(Text(f"and {len(lines) - TOP} more"), Text(), Text(), Text())
+        table.add_row(Text(f"and {len(lines) - TOP} more"))
     return table
+
+
+def label_of(line: Blame) -> str:
+    """A module for people."""
+    return f"{place(line.label)}{f' x{line.count}' if line.count > 1 else ''}"
+
+
+def signed(nbytes: int) -> str:
+    """A change of bytes for people.
+
+    >>> signed(1 << 20), signed(-2048)
+    ('+1.0 MiB', '-2.0 KiB')
+    """
+    return f"{'-' if nbytes < 0 else '+'}{format_bytes(abs(nbytes))}"
+
+
+def why_of(line: Blame) -> str:
+    """What of a module changed, and since which line."""
+    kinds = sorted(line.kinds.items(), key=lambda item: -abs(item[1]))
+    words = ", ".join(f"{kind} {signed(nbytes)}" if len(kinds) > 1 else kind for kind, nbytes in kinds if nbytes)
+    return f"{words}; {line.since}" if line.since else words
