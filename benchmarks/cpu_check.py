@@ -2,8 +2,10 @@
 
     python benchmarks/cpu_check.py machine.toml            after  OMP_NUM_THREADS=1 dnnmem calibrate --device cpu
     python benchmarks/cpu_check.py machine.toml gpt vit    some of the models only
+    python benchmarks/cpu_check.py machine.toml unseen     the second eight
 
-Eight models at three batches. Predicted: the step recorded on the fake device, priced by the file's curves. Measured:
+Eight models at three batches, with which the curves' cases were chosen; and eight that were named before any of them
+had run. Predicted: the step recorded on the fake device, priced by the file's curves. Measured:
 the least CPU time of a step of one thread (wall time of several threads), after the warm-up in which malloc settles.
 """
 
@@ -35,13 +37,24 @@ MODELS = {
     "distilbert": ("hf:distilbert", "", 64, (1, 4, 8)),
 }
 """Name: target, arguments, tokens, batches."""
+UNSEEN = {
+    "squeezenet": ("torchvision:squeezenet1_1", "", None, (1, 4, 16)),
+    "shufflenet": ("torchvision:shufflenet_v2_x1_0", "", None, (1, 4, 16)),
+    "resnet18": ("torchvision:resnet18", "", None, (1, 4, 16)),
+    "deit": ("timm:deit_tiny_patch16_224", "", None, (1, 4, 16)),
+    "mixer": ("timm:mixer_s32_224", "", None, (1, 4, 16)),
+    "convnext": ("timm:convnext_atto", "", None, (1, 4, 16)),
+    "electra": ("hf:electra", "", 64, (1, 4, 8)),
+    "opt": ("hf:opt", "", 64, (1, 2, 4)),
+}
+"""The same, for models that nothing was chosen by."""
 WARM_UP, LEAST_STEPS, SECONDS = 8, 5, 3.0
 """Steps before the measured ones, least of these, and about how long they go on."""
 
 
 def request(name: str, batch: int, device: str) -> Request:
     """One step of a model."""
-    target, args, seq, _ = MODELS[name]
+    target, args, seq, _ = {**MODELS, **UNSEEN}[name]
     known = dict(pair.split("=", 1) for pair in args.split())
     return Request(target=target, args=known, batch_size=batch, seq_len=seq, device=device)
 
@@ -80,8 +93,9 @@ def main() -> None:
         return
     errors = []
     print("| model | batch | measured ms | predicted ms | error |\n|---|---|---|---|---|")
-    for name in sys.argv[2:] or MODELS:
-        for batch in MODELS[name][3]:
+    names = UNSEEN if sys.argv[2:] == ["unseen"] else sys.argv[2:] or MODELS
+    for name in names:
+        for batch in {**MODELS, **UNSEEN}[name][3]:
             told = subprocess.run(
                 [sys.executable, __file__, "--measure", name, str(batch)], capture_output=True, text=True, check=True
             )

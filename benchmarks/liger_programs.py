@@ -26,6 +26,8 @@ class Program(nn.Module):
     """The gradient is drawn inside the timed region."""
     includes_forward = False
     """The published backward time holds a forward pass."""
+    waits = False
+    """It makes tensors of numbers on the GPU, for which the host waits: nothing is issued ahead."""
     keeps = frozenset[str]()
     """Modes in which the input's gradient is not dropped, so that each repetition adds to the last one's."""
 
@@ -292,6 +294,8 @@ class LinearJsd(Program):
 
 
 class MultiTokenAttention(Program):
+    waits = True
+
     def __init__(self, x: int, c: Config) -> None:
         super().__init__()
         self.x = self.leaf(c["B"], c["C_in"], x, x, dtype=c["dtype"])

@@ -6,6 +6,7 @@ This is the traffic that no kernel can avoid; the time model divides it by an ac
                         a norm, softmax or convolution copies an expanded one out first, and reads the copy
     output              its elements, unless it is a view of an input
     changed in place    read and written; only written by copy_, fill_, zero_ and the random fills
+    gradient of a part  zeros are written first, then the part read and written
     rows by index       the rows touched, never the whole table (embedding, gather, index_add_, scatter_, cross entropy)
     view, shape, empty  nothing
 
@@ -59,6 +60,9 @@ _TEMPLATES = frozenset({
 _GATHERS = frozenset({"embedding", "index", "_unsafe_index", "index_select", "gather", "take", "masked_select"})
 """Operators that read as many elements of the first argument as they return."""
 
+_PASTES = frozenset({"slice_backward", "select_backward", "diagonal_backward"})
+"""Operators that write zeros, and then copy the gradient of a part into them."""
+
 _WANTS_WHOLE = frozenset({
     "native_layer_norm", "native_layer_norm_backward", "_fused_rms_norm", "_fused_rms_norm_backward",
     "native_group_norm", "native_group_norm_backward", "_softmax", "_softmax_backward_data", "_log_softmax",
@@ -94,8 +98,6 @@ def bytes_rule(func: torch._ops.OpOverload) -> BytesRule:
     name = func._schema.name.removeprefix("aten::")
     if name in _SPECIAL:
         return _SPECIAL[name]
-    if name in _WANTS_WHOLE:
-        return _whole
     if name in _UPDATES or name in _OVERWRITES:
         return _scatter(name)
     if name in _NOTHING_MOVES or name.startswith("prim::") or torch.Tag.inplace_view in func.tags or _is_view(func):
@@ -142,6 +144,10 @@ def _only_output(_args: tuple[Any, ...], _kwargs: dict[str, Any], out: object) -
 def _function(args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> int:
     reads = chain(args, kwargs.values()) if kwargs else args
     return _total(_tensors(reads)) + _total(_tensors((out,)))
+
+
+def _paste(args: tuple[Any, ...], _kwargs: dict[str, Any], out: object) -> int:
+    return 2 * tensor_bytes(args[0]) + _total(_tensors((out,)))
 
 
 def _whole(args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> int:
@@ -247,6 +253,8 @@ def _one_element(args: tuple[Any, ...], _kwargs: dict[str, Any], _out: object) -
 _SPECIAL: dict[str, BytesRule] = {
     **dict.fromkeys(_TEMPLATES, _only_output),
     **dict.fromkeys(_GATHERS, _gather),
+    **dict.fromkeys(_PASTES, _paste),
+    **dict.fromkeys(_WANTS_WHOLE, _whole),
     "_embedding_bag": _embedding_bag,
     "_embedding_bag_forward_only": _embedding_bag,
     "nll_loss_forward": _nll_loss,

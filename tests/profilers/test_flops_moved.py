@@ -37,6 +37,9 @@ def name_of(value):
         (aten.zeros_like.default, (meta(4, 8),), f32(32)),
         (aten.zeros.default, ([4, 8],), f32(32)),
         (aten.native_dropout.default, (meta(4, 8), 0.5, True), f32(32 + 32) + 32),
+        (aten._softmax.default, (meta(4, 8), -1, False), f32(32 + 32)),
+        (aten._softmax.default, (meta(8).expand(4, 8), -1, False), f32(8 + 32 + 32 + 32)),
+        (aten.slice_backward.default, (meta(4, 2), [4, 8], 1, 0, 2, 1), f32(32 + 8 + 8)),
     ],
     ids=name_of,
 )
