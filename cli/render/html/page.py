@@ -58,6 +58,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters.update(outcome=outcome, size=size, duration=seconds, percent=percent, swatch=swatch)
     environment.globals["look"] = look

@@ -104,7 +104,7 @@ def _tiles(profile: Profile) -> list[tuple[str, Cell, str]]:
         )
     )
     work = sum(layer.forward_flops + layer.backward_flops for layer in profile.layers)
-    tiles.append(("work", flops(work), "FLOP a step"))
+    tiles.append(("work", flops(work or None), "FLOP a step"))
     return tiles
 
 

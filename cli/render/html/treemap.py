@@ -76,7 +76,9 @@ class _Node:
 def treemap(held: Mapping[tuple[str, str], int]) -> tuple[list[Cell], list[Group]]:
     """Cells and groups for bytes by module (dotted path) and kind; nothing of what is empty."""
     root = _tree({key: nbytes for key, nbytes in held.items() if nbytes > 0})
-    cells = list(_cells(root, (0.0, 0.0, WIDTH, HEIGHT), root.nbytes / 20_000 if len(held) > _MOST else 0))
+    least = 0.0
+    while len(cells := list(_cells(root, (0.0, 0.0, WIDTH, HEIGHT), least))) > _MOST and least < root.nbytes:
+        least = max(2 * least, root.nbytes / 50_000)
     return cells, list(_groups(root, root, ""))
 
 

@@ -18,6 +18,8 @@ from dnnmem.estimator.errors import UsageError
         ({"json": "a.json"}, [("table", None), ("json", Path("a.json"))]),
         ({"json": "-", "csv": "a.csv"}, [("json", None), ("csv", Path("a.csv"))]),
         ({"json": "-", "default": "csv"}, [("json", None)]),
+        ({"json": "a.json", "html": "a.html"}, [("table", None), ("json", Path("a.json")), ("html", Path("a.html"))]),
+        ({"html": "-"}, [("html", None)]),
     ],
 )
 def test_what_goes_where(given, planned):
@@ -28,6 +30,7 @@ def test_what_goes_where(given, planned):
     ("given", "message"),
     [
         ({"json": "-", "csv": "-"}, "--json - and --csv - both want stdout"),
+        ({"json": "-", "html": "-"}, "--json - and --html - both want stdout"),
         ({"json": "-", "form": "table"}, "--json - and --format table both want stdout"),
         ({"form": "html"}, "--format is 'html'; it must be one of table, json, csv, md"),
         ({"default": "yaml"}, "--format is 'yaml'"),
