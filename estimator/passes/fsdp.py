@@ -65,6 +65,8 @@ class _Sharder:
         """Parameter -> its gathered storage, of the latest gather."""
         self.sum_of: dict[int, int] = {}
         """Gradient -> the storage of its group's gradients at rest."""
+        self.sums: list[int] = []
+        """What replicas sum, where it is not the gradient at rest."""
 
     def run(self) -> Trace:
         """Parts at rest, gathers, scatters."""
@@ -208,6 +210,7 @@ class _Sharder:
             previous = self._scatter(root, self.last_backward, previous)
         if previous >= 0:
             self._free_after(self.last_backward, [previous])
+        self._free_after(self.last_backward, self.sums, SCATTER_STREAM)
 
     def _scatter(self, group: Group, k: int, previous: int) -> int:
         """Drop the group's parameters, reduce its gradients after op `k`; returns the input, still alive."""
@@ -241,17 +244,22 @@ class _Sharder:
         size = self.draft.storages[rest].nbytes
         out = nbytes // self.ranks
         stays = any(g in self.trace.pinned and self.known[g].made < 0 for g, _ in mine)  # sums of micro-batches
+        replicas = self.plan.mesh.dp_replicate > 1
         made = [Event(size, SCATTER_STREAM, rest)]
         if stays or out != size:  # a term of the sum, or one in the type of the wire
-            term = -1 - flat
-            made = [Event(out, SCATTER_STREAM, term), *([] if stays else made), Event(-out, SCATTER_STREAM, term)]
+            term = self.draft.add(made_storage(out, Kind.COMM, "all_reduce")) if replicas else -1 - flat
+            made = [Event(out, SCATTER_STREAM, term), *([] if stays else made)]
+            if replicas:  # what the replicas sum lives until all have
+                self.sums.append(term)
+            else:
+                made.append(Event(-out, SCATTER_STREAM, term))
         ops = [
             Op(
                 name="dnnmem.reduce_scatter.dp_shard", module=self.trace.ops[k].module, phase=Phase.BACKWARD,
                 lane=Lane.COMM, reads=(flat,), writes=(flat, rest), events=(*made, *frees), moved_bytes=nbytes,
             )
         ]  # fmt: skip
-        if self.plan.mesh.dp_replicate > 1:
+        if replicas:
             name = "dnnmem.all_reduce.dp_replicate"
             ops.append(replace(ops[0], name=name, reads=(rest,), writes=(rest,), events=(), moved_bytes=out))
         return ops
