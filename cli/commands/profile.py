@@ -68,8 +68,7 @@ def profile(
         everything=everything,
     )
     check_outputs(job.outputs, job.save)
-    trace, measurement = record(job, quiet=quiet, no_color=no_color)
-    _deliver(job, trace, measurement, quiet=quiet, no_color=no_color)
+    _deliver(job, *record(job, quiet=quiet, no_color=no_color), quiet=quiet, no_color=no_color)
 
 
 def record(job: Job, *, quiet: bool, no_color: bool) -> tuple[Trace, Measurement]:
