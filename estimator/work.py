@@ -70,7 +70,7 @@ class Work:
     kernels: Floats
     """Kernels it launches."""
     host_ops: Floats
-    """Operators the host dispatches for it: 1, or 0 where nothing is dispatched."""
+    """Operators the host could dispatch meanwhile: 1, 3 for a collective, 0 where nothing is dispatched."""
     measured: Floats
     """Seconds that were measured; NaN where none were."""
     names: tuple[str, ...]
@@ -95,6 +95,8 @@ _COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", 
 """Operators whose kernels load and store whole vectors though their results are of another type."""
 _TURNS = (2, 4)
 """More kernels of a convolution over images whose channels lie apart, forward and backward."""
+_COLLECTIVE_HOST_OPS = 3
+"""What torch.distributed does on the host for a collective: its dispatch, events on two streams, NCCL's enqueueing."""
 _Row = tuple[float, ...]
 
 
@@ -145,7 +147,7 @@ def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool, tf32: Contain
         kind, m, n, k, batch, max(op.flops - op.masked_flops, 0), moved, _rate(dtype, kind, tf32),
         _ITEM_BYTES.get(dtype, 1), align, _window(op, storages) if kind in CONVOLUTIONS else 1.0,
         kind in CONVOLUTIONS and _is_turned(op, storages), is_backward(op.name), _kernels(op, kind, storages),
-        0 if graphs or (kind is OpClass.NONE and not op.reads and not op.writes) else 1,
+        0 if graphs or (kind is OpClass.NONE and not op.reads and not op.writes) else _host_ops(op),
         np.nan if op.seconds is None else op.seconds,
     )  # fmt: skip
 
@@ -176,6 +178,10 @@ def _partial_sums(op: Op, storages: Mapping[int, Storage], elements: float) -> f
 
 _TF32: Mapping[str, Container[OpClass]] = {"float32": (), "tf32": {OpClass.GEMM, *CONVOLUTIONS}}
 """Kinds that multiply float32 as tf32. torch.backends.cudnn.allow_tf32 is true unless changed; matmul's is not."""
+
+
+def _host_ops(op: Op) -> int:
+    return _COLLECTIVE_HOST_OPS if op.lane is Lane.COMM else 1
 
 
 def _rate(dtype: str, kind: OpClass, tf32: Container[OpClass]) -> int:

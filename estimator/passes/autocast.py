@@ -15,8 +15,9 @@ from dnnmem.estimator.passes.autocast_links import groups, links
 from dnnmem.estimator.passes.autocast_lists import Policy, base, policy_of
 from dnnmem.estimator.passes.typed_backward import backward
 from dnnmem.estimator.passes.typed_draft import TypedDraft
-from dnnmem.estimator.passes.typed_forward import Rules, cast_outputs, forward
+from dnnmem.estimator.passes.typed_forward import Rules, forward
 from dnnmem.estimator.passes.typed_frees import free, free_casts, joined, move_bytes
+from dnnmem.estimator.passes.typed_outputs import cast_outputs
 from dnnmem.estimator.trace import Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import storage_like
 

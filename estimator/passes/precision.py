@@ -1,6 +1,6 @@
 """Element types: what the ops compute in, and master weights, gradients and states at rest in wider ones.
 
-    compute bf16_amp, fp16_amp: autocast   bfloat16: the whole model (`whole_type`)   float32, tf32: how fast products are
+    compute bf16_amp, fp16_amp: autocast   bfloat16: the whole model (`whole_type`)   float32, tf32: rates alone
     param   p (bfloat16, computes)  +  master (float32): the update works on it, and casts it back to p
     grad    backward writes gradients in this type, and keeps them in it
 

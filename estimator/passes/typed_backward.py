@@ -87,7 +87,7 @@ def _gradients(d: TypedDraft, k: int, f: int | None) -> list[tuple[int, int]]:
         return []
     runs_in = promoted(d, op, [i for i in d.draft.ops[k].reads if d.is_float(i)])
     if f is not None and base(op.name) not in BATCH_NORMS:
-        policy = policy_of(d.ops[f].name)
+        policy = d.policies.get(f, Policy.PROMOTE)
         runs_in = {Policy.LOWER: d.lower, Policy.FLOAT32: FLOAT}.get(policy, runs_in)
     back: list[tuple[int, int]] = []
     for i in made:

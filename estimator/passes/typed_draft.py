@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dnnmem.estimator.passes.autocast_lists import Policy
 from dnnmem.estimator.passes.draft import Draft, lives
 from dnnmem.estimator.passes.update import SIZES
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
@@ -39,6 +40,10 @@ class TypedDraft:
         """(forward op, its recorded result) -> the wider one that it makes."""
         self.released = {i: k for k, op in enumerate(trace.ops) for i in op.releases}
         """Storage that autograd keeps -> the op with which the program lets go of it."""
+        self.policies: dict[int, Policy] = {}
+        """Of forward ops."""
+        self.statistics: set[int] = set()
+        """What norms and attention make beside their results: in float32."""
         self.of_params: set[int] = set()
         """Gradients of parameters."""
         self.fresh: set[int] = set()

@@ -12,8 +12,7 @@ from dnnmem.estimator.passes.autocast_attention import forward as run_forward
 from dnnmem.estimator.passes.autocast_attention import half_kernel
 from dnnmem.estimator.passes.autocast_lists import BATCH_NORMS, STATISTICS, Policy, base
 from dnnmem.estimator.passes.typed_draft import FLOAT, LOSS, TypedDraft
-from dnnmem.estimator.trace import Kind, Op, Phase, Storage
-from dnnmem.estimator.trace_copy import op_like, storage_like
+from dnnmem.estimator.trace import Kind, Op, Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +28,10 @@ class Rules:
 
 
 def forward(d: TypedDraft, rules: Rules, k: int, op: Op) -> None:
+    """Casts before op `k`, and the types of what it makes."""
     floats = [i for i in op.reads if d.is_float(i)]
     policy = rules.policy(d, k, op) if k <= d.last and op.module != LOSS else Policy.PROMOTE
+    d.policies[k] = policy
     wanted = {Policy.LOWER: d.lower, Policy.FLOAT32: FLOAT}.get(policy)
     if policy is Policy.WIDEST or (policy is Policy.RESULT and "softmax" in op.name and d.lower == "bfloat16"):
         wanted = d.widest(floats) if policy is Policy.WIDEST else FLOAT
@@ -44,7 +45,9 @@ def forward(d: TypedDraft, rules: Rules, k: int, op: Op) -> None:
     result = FLOAT if policy is Policy.RESULT else wanted or promoted(d, op, floats)
     statistics = base(op.name) in STATISTICS
     for n, i in enumerate(op.writes):
-        if d.known[i].made == k and not (statistics and n):
+        if statistics and n:
+            d.statistics.add(i)
+        elif d.known[i].made == k:
             d.set(i, result)
     if wanted == d.lower and "_attention" in op.name:
         d.kernels[k] = half_kernel(d.trace, op)
@@ -80,6 +83,8 @@ def _leave_order(d: TypedDraft, k: int, op: Op) -> None:
 
 
 def promoted(d: TypedDraft, op: Op, floats: Sequence[int]) -> str:
+    """The type that an op which casts nothing works in; statistics do not count."""
+    floats = [i for i in floats if i not in d.statistics] or floats
     if base(op.name) in BATCH_NORMS and floats:
         return d.type(floats[0])
     whole = [i for i in floats if d.draft.storages[i].shape] or floats
@@ -88,7 +93,6 @@ def promoted(d: TypedDraft, op: Op, floats: Sequence[int]) -> str:
 
 def _cast(d: TypedDraft, rules: Rules, k: int, i: int, dtype: str) -> int:
     """The cast of `i` that op `k` reads, made just before it unless it is a parameter's that is there."""
-    storage = d.draft.storages[i]
     if i in d.cached:
         new = d.cached[i]
     else:
@@ -99,30 +103,6 @@ def _cast(d: TypedDraft, rules: Rules, k: int, i: int, dtype: str) -> int:
     d.casts[k, i] = new
     d.ends[new] = max(d.ends.get(new, -1), k)
     return new
-
-
-def cast_outputs(d: TypedDraft) -> None:
-    """What the program holds of the model's outputs, in float32; the lower one goes unless autograd keeps it."""
-    made = [i for i, life in d.known.items() if 0 <= life.made <= d.last]
-    for i in [i for i in made if d.types.get(i) == d.lower]:
-        life, storage = d.known[i], d.trace.storages[i]
-        read = any(d.ops[k].module == LOSS for k in life.uses)
-        held = life.freed >= d.first_backward and not storage.saved
-        if not read and not held:
-            continue
-        low = d.draft.add(storage_like(storage, dtype=d.lower, nbytes=d.nbytes(i), kind=Kind.TEMP))
-        del d.types[i]
-        d.outputs[i] = low
-        for k in life.uses:
-            if k <= d.last:
-                d.rename(k, {i: low})
-                d.draft.before[k] = [
-                    op_like(op, reads=tuple(low if r == i else r for r in op.reads)) for op in d.draft.before.get(k, ())
-                ]
-        inside = [k for k in life.uses if k <= d.last]
-        d.casts.update({(k, i): low for k in inside if i in d.ops[k].reads})
-        like = op_like(d.ops[life.made], module=())
-        d.draft.after.setdefault(d.last, []).append(d.cast_op(like, Phase.FORWARD, low, i, gone=low))
 
 
 def _in_order(op: Op, floats: Sequence[int]) -> Sequence[int]:

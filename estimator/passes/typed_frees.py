@@ -11,6 +11,7 @@ from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 
 def free_casts(d: TypedDraft) -> None:
+    """Each with the last op that needs it."""
     for cast, k in d.ends.items():
         d.draft.free(k, cast)
 

@@ -57,10 +57,16 @@ def _policy(own: Paths, d: TypedDraft, _: int, op: Op) -> Policy:
     short, read = base(op.name), [d.trace.storages[i] for i in op.reads if i in d.trace.storages]
     if op.module in own and short == "pow":
         return Policy.FLOAT32
+    if op.module in own and short in _FACTORIES:
+        return Policy.LOWER
     weighs = short == "mul" and any(s.kind is Kind.PARAM for s in read)
     if (op.module in own and weighs) or any(s.kind is Kind.INPUT and s.dtype == FLOAT for s in read):
         return Policy.LOWER
     return Policy.LOWER if policy_of(op.name) is Policy.LOWER else Policy.PROMOTE
+
+
+_FACTORIES = {"zeros", "ones", "full", "scalar_tensor"}
+"""They make what they are asked for; models of `transformers` ask for the type of what is there."""
 
 
 def _returns(own: Paths, d: TypedDraft, k: int, op: Op) -> bool:

@@ -21,16 +21,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 def over_masters(optimizer: Optimizer, precision: Precision) -> None:
     """Let `optimizer` work on copies in `precision.param` of those parameters that are narrower."""
-    dtype = getattr(torch, str(precision.param))
-    pairs: Pairs = []
-    for group in optimizer.param_groups:
-        for n, parameter in enumerate(group["params"]):
-            if parameter.is_floating_point() and parameter.dtype.itemsize < dtype.itemsize:
-                master = nn.Parameter(parameter.detach().to(dtype))
-                if parameter in optimizer.state:
-                    optimizer.state[master] = optimizer.state.pop(parameter)
-                group["params"][n] = master
-                pairs.append((parameter, master))
+    pairs = _replaced(optimizer, getattr(torch, str(precision.param)))
     if not pairs:
         return
     if precision.grad == precision.param:
@@ -54,6 +45,20 @@ def over_masters(optimizer: Optimizer, precision: Precision) -> None:
 
     optimizer.step = MethodType(step_of_masters, optimizer)  # type: ignore[method-assign]
     optimizer.zero_grad = MethodType(zero_both, optimizer)  # type: ignore[method-assign]
+
+
+def _replaced(optimizer: Optimizer, dtype: torch.dtype) -> Pairs:
+    """Parameters and the masters that stand in their places now."""
+    pairs: Pairs = []
+    for group in optimizer.param_groups:
+        for n, parameter in enumerate(group["params"]):
+            if parameter.is_floating_point() and parameter.dtype.itemsize < dtype.itemsize:
+                master = nn.Parameter(parameter.detach().to(dtype))
+                if parameter in optimizer.state:
+                    optimizer.state[master] = optimizer.state.pop(parameter)
+                group["params"][n] = master
+                pairs.append((parameter, master))
+    return pairs
 
 
 def _passing_on(master: Tensor) -> Callable[[Tensor], None]:
