@@ -1,0 +1,74 @@
+"""Prediction = execution: optimizers, their kernels, accumulation and the optimizer on the host, on the virtual GPU."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import pytest
+import torch
+
+from dnnmem.cli.cache import cache_folder
+from dnnmem.estimator.devices import find_device
+from dnnmem.estimator.passes import rewrite
+from dnnmem.estimator.plan import Batch, Offload, Optimizer, Plan
+from dnnmem.estimator.replay import replay_on
+from dnnmem.estimator.trace import Origin
+from dnnmem.profilers.fake import profile_fake
+from dnnmem.profilers.request import Request
+from dnnmem.profilers.target import resolve
+from dnnmem.profilers.verify import verify
+from dnnmem.profilers.virtual_gpu.launch import unavailable
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=f"no virtual GPU here: {unavailable()}")
+GPU = find_device("h100-sxm-80gb")
+SIZES = {
+    "gpt": Request(
+        target=str(ROOT / "sample_models" / "gpt.py"), batch_size=4, seq_len=512,
+        args={"layers": "3", "width": "768", "heads": "12", "vocab": "16000", "context": "512"},
+    ),
+    "mlp": Request(target=str(ROOT / "sample_models" / "mlp.py"), batch_size=64),
+}  # fmt: skip
+WAYS = {
+    "sgd": Plan(optimizer=Optimizer(name="sgd")),
+    "for_loop": Plan(optimizer=Optimizer(kernel="for_loop")),
+    "fused": Plan(optimizer=Optimizer(kernel="fused")),
+    "adafactor": Plan(optimizer=Optimizer(name="adafactor")),
+    "adafactor, foreach": Plan(optimizer=Optimizer(name="adafactor", kernel="foreach")),
+    "accumulation": Plan(batch=Batch(accumulation=4)),
+    "host": Plan(offload=Offload(optimizer=True)),
+}
+CASES = [*(("mlp", way) for way in WAYS), ("gpt", "adafactor"), ("gpt", "accumulation"), ("gpt", "host")]
+
+
+@cache
+def plain_step(name):
+    """The step as recorded without a GPU."""
+    origin = Origin(gpu=GPU.name, versions={"torch": torch.__version__})
+    return profile_fake(resolve(SIZES[name]), steps=2, origin=origin, on_step=lambda _: None)[0]
+
+
+@pytest.mark.parametrize(("name", "way"), CASES, ids=[" ".join(case) for case in CASES])
+def test_a_pass_needs_what_its_apply_needs(name, way):
+    # GIVEN the plain step, rewritten  WHEN the plan is really applied
+    plan = WAYS[way]
+    [found] = rewrite(plain_step(name), plan)
+    found.check()
+    held = replay_on(found, GPU)
+    ran = verify(SIZES[name], plan, GPU, cache=cache_folder(os.environ))
+    # THEN the peaks agree
+    assert ran.outcome == "ran", ran.message
+    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.01)
+    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.02)
+
+
+def test_8_bit_states_need_what_torchao_needs(tmp_path):
+    # GIVEN torchao, whose update is compiled
+    pytest.importorskip("torchao.optim", reason="torchao is not installed")
+    plan = Plan(optimizer=Optimizer(name="adamw8bit"))
+    [found] = rewrite(plain_step("gpt"), plan)
+    ran = verify(SIZES["gpt"], plan, GPU, cache=tmp_path)
+    assert ran.outcome == "ran", ran.message
+    held = replay_on(found, GPU)
+    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.01)

@@ -1,0 +1,162 @@
+"""Optimizers, accumulation and the optimizer on the host, really applied on the CPU, train as the plain step does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.plan import Batch, Offload, Optimizer, Plan, Precision
+from dnnmem.profilers.apply import apply_to_model, apply_to_optimizer
+from tests.estimator.passes.steps import SIZES, sample
+
+MODELS = ("gpt", "resnet", "mlp")
+BATCH, STEPS = 8, 3
+
+
+def model_and_batch(name):
+    """A small sample model with inputs and targets."""
+    torch.manual_seed(0)
+    module = sample(name)
+    if name == "gpt":
+        return module, module.make_model(layers=2, **SIZES), module.make_batch(BATCH, 16, SIZES["vocab"])
+    if name == "mlp":
+        return module, module.make_model(width=32), module.make_batch(BATCH)
+    return module, module.make_model(blocks=(1, 1), width=16, classes=10), module.make_batch(BATCH, 32, 10)
+
+
+def norms_alone(model):
+    """Statistics of a batch are another thing in parts: let normalizations use kept ones."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return model
+
+
+def loss_of(module, model, batch):
+    return module.make_loss(model(batch[0]), batch)
+
+
+def trained(name, plan, maker, *, parts=1):
+    """Losses, and parameters after some steps of a loop that knows nothing of the plan."""
+    module, model, batch = model_and_batch(name)
+    model = apply_to_model(norms_alone(model), plan)
+    optimizer = apply_to_optimizer(maker(model.parameters()), model, plan)
+    losses = []
+    for _ in range(STEPS):
+        for part in range(parts):
+            some = tuple(tensor.chunk(parts)[part] for tensor in batch)
+            loss = loss_of(module, model, some)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    return losses, [p.detach() for p in model.parameters()], optimizer
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("maker", [adamw, sgd])
+@pytest.mark.parametrize("kernel", ["for_loop", "foreach", "fused"])
+def test_a_kernel_changes_nothing(name, maker, kernel):
+    losses, parameters, _ = trained(name, Plan(), maker)
+    found, updated, optimizer = trained(name, Plan(optimizer=Optimizer(kernel=kernel)), maker)
+    assert [optimizer.param_groups[0][flag] for flag in ("foreach", "fused")] == [
+        kernel == "foreach", kernel == "fused",
+    ]  # fmt: skip
+    assert found == pytest.approx(losses, rel=1e-5)
+    for one, other in zip(updated, parameters, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 if maker is adamw else 1e-6)  # see below
+
+
+@pytest.mark.parametrize(("name", "cls"), [("sgd", "SGD"), ("adamw", "AdamW"), ("adafactor", "Adafactor")])
+def test_another_algorithm_is_torchs_own(name, cls):
+    # GIVEN a loop with AdamW, and the same with the other one made by hand
+    plan = Plan(optimizer=Optimizer(name=name))
+    decay = {} if name == "sgd" else {"weight_decay": 0.1}
+    byhand = trained("gpt", Plan(), lambda parameters: getattr(torch.optim, cls)(parameters, lr=1e-3, **decay))
+    applied = trained("gpt", plan, adamw)
+    # THEN they are one
+    assert type(applied[2]).__name__ == cls
+    assert applied[0] == byhand[0]
+    assert all(torch.equal(one, other) for one, other in zip(applied[1], byhand[1], strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("maker", [adamw, sgd])
+def test_micro_batches_are_one_batch(name, maker):
+    # GIVEN four micro-batches  THEN losses and parameters are those of the whole batch
+    losses, parameters, _ = trained(name, Plan(), maker)
+    found, updated, _ = trained(name, Plan(batch=Batch(accumulation=4)), maker, parts=4)
+    means = [sum(found[4 * n : 4 * n + 4]) / 4 for n in range(STEPS)]
+    assert means == pytest.approx(losses, rel=1e-4)
+    if maker is sgd:  # AdamW divides what rounding left of a zero by itself
+        for one, other in zip(updated, parameters, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("maker", [adamw, sgd])
+def test_the_host_updates_alike(name, maker):
+    losses, parameters, _ = trained(name, Plan(), maker)
+    found, updated, _ = trained(name, Plan(offload=Offload(optimizer=True)), maker)
+    assert found == losses
+    assert all(torch.equal(one, other) for one, other in zip(updated, parameters, strict=True))
+
+
+def test_the_host_and_micro_batches_go_together():
+    plan = Plan(batch=Batch(accumulation=4))
+    both = Plan(batch=Batch(accumulation=4), offload=Offload(optimizer=True))
+    assert trained("gpt", plan, sgd, parts=4)[0] == trained("gpt", both, sgd, parts=4)[0]
+
+
+def test_gradients_are_clipped_as_ever():
+    # GIVEN a loop that clips between backward and step
+    def clipped(plan):
+        module, model, batch = model_and_batch("mlp")
+        optimizer = apply_to_optimizer(sgd(model.parameters()), model, plan)
+        loss_of(module, model, batch).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+        return [p.detach() for p in model.parameters()]
+
+    plain, host = clipped(Plan()), clipped(Plan(offload=Offload(optimizer=True)))
+    assert all(torch.equal(one, other) for one, other in zip(plain, host, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("plan", "error", "words"),
+    [
+        (Plan(optimizer=Optimizer(name="sgd")), UsageError, "holds states of 1 parameters"),
+        (Plan(optimizer=Optimizer(kernel="fused")), UsageError, "holds states of 1 parameters"),
+        (Plan(offload=Offload(optimizer=True)), UsageError, "holds states of 1 parameters"),
+        (Plan(batch=Batch(keep_output=False)), UnsupportedError, "the training loop's own variable"),
+        (
+            Plan(offload=Offload(optimizer=True), precision=Precision(compute="fp16_amp")),
+            UnsupportedError,
+            "fp16's loss scaling",
+        ),
+    ],
+    ids=["name", "kernel", "host", "output", "fp16"],
+)
+def test_what_cannot_be_applied_is_said(plan, error, words):
+    model = apply_to_model(nn.Linear(2, 1, bias=False), plan)
+    optimizer = adamw(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    with pytest.raises(error, match=words):
+        apply_to_optimizer(optimizer, model, plan)
+
+
+def test_optimizers_without_a_kernel_say_so():
+    model = nn.Linear(2, 1)
+    with pytest.raises(UsageError, match="Adafactor has no kernel fused"):
+        apply_to_optimizer(torch.optim.Adafactor(model.parameters()), model, Plan(optimizer=Optimizer(kernel="fused")))
