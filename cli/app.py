@@ -29,6 +29,7 @@ from typing import Annotated, TextIO
 import typer
 
 from dnnmem import __version__
+from dnnmem.cli.commands.batch import batch
 from dnnmem.cli.commands.calibrate import calibrate
 from dnnmem.cli.commands.check import check
 from dnnmem.cli.commands.devices import devices
@@ -71,6 +72,7 @@ app.command(context_settings=_CONTEXT)(diff)
 app.command(context_settings=_CONTEXT)(estimate)
 app.command(context_settings=_CONTEXT)(recommend)
 app.command(context_settings=_CONTEXT)(explain)
+app.command(context_settings=_CONTEXT)(batch)
 app.command(context_settings=_CONTEXT)(export)
 app.command(context_settings=_CONTEXT)(check)
 app.command(context_settings=_CONTEXT)(calibrate)

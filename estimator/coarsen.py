@@ -1,6 +1,6 @@
-"""A trace of few ops that prices like the one it is made of: runs of ops become one, with their seconds and their peak.
+"""A trace of few ops that prices like the one it is made of: a run of ops is one, with its seconds and its peak.
 
-    op level   mm  gelu  mm  add | mm' -> grad w | gelu'  mm' -> grad u |        runs end where a pass may cut in: at the
+    op level   mm  gelu  mm  add | mm' -> grad w | gelu'  mm' -> grad u |       runs end where a pass may cut in: at the
     runs      [   run, 1.2 ms   ]|[     run     ]|[        run         ]|        borders of blocks, at each gradient
 
 Time is kept exactly. In a queue fed by a host, n ops with seconds d and issue times h end at
@@ -69,7 +69,7 @@ def coarsen(trace: Trace, seconds: Sequence[float], host: Sequence[float], runs:
     inner: set[int] = set()
     lives = _lives(trace)
     for first, end in _spans(trace):
-        if end - first == 1 and trace.ops[first].lane is not Lane.COMPUTE or trace.ops[first].phase is Phase.STEP:
+        if trace.ops[first].lane is not Lane.COMPUTE or trace.ops[first].phase is Phase.STEP:
             ops.append(trace.ops[first])
             continue
         gone = {i for i, (made, freed) in lives.items() if first <= made and freed < end and i not in trace.pinned}
@@ -139,9 +139,8 @@ def _spans(trace: Trace) -> Iterator[tuple[int, int]]:
             first = k
         key = mine
         alone = op.lane is not Lane.COMPUTE or op.phase is Phase.STEP
-        touched = op.phase is Phase.BACKWARD and (
-            any(i in grads for i in op.writes) or any(i in grads for i in op.reads) or any(e[2] in grads for e in op.events)
-        )
+        used = (*op.reads, *op.writes, *(event[2] for event in op.events))
+        touched = op.phase is Phase.BACKWARD and not grads.isdisjoint(used)
         if alone or touched:
             yield first, k + 1
             first, key = k + 1, None

@@ -1,26 +1,27 @@
 """What to say when no plan fits: how near the nearest comes, and the cheapest change that would make one fit.
 
-    more memory a GPU, more GPUs, a technique that is off      each is really searched, and the cheapest is told
+more memory a GPU, more GPUs, a technique that is off      each is really searched, and the cheapest is told
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.cluster import Cluster, find_cluster
 from dnnmem.estimator.devices import load_devices
 from dnnmem.estimator.errors import DnnmemError
+from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.search import Priced
 from dnnmem.estimator.techniques import Technique
-from dnnmem.estimator.trace import Trace
 from dnnmem.estimator.units import format_bytes
 
 if TYPE_CHECKING:
     from dnnmem.estimator.recommend import Wanted
 
-Again = Callable[[Mapping[int, Trace], "int | None", int, "Wanted"], "Priced | None"]
+Again = Callable[[Recorded, "Wanted"], "Priced | None"]
 _ALTERING = ("precision", "optimizer")
 _MOST_GPUS = 8
 """Clusters up to this many times as large are looked at."""
@@ -28,9 +29,7 @@ _LOOKS = 6
 """Other GPUs that are looked at, cheapest first."""
 
 
-def nearest_words(
-    traces: Mapping[int, Trace], layers: int | None, own: int, wanted: Wanted, found: Sequence[Priced], again: Again
-) -> str:
+def nearest_words(recorded: Recorded, wanted: Wanted, found: Sequence[Priced], again: Again) -> str:
     """Two sentences. `again` searches another question."""
     usable = wanted.cluster.device.usable_bytes * (1 - wanted.headroom)
     context = wanted.cluster.device.context_bytes or 0
@@ -38,50 +37,48 @@ def nearest_words(
         return "No plan can be priced."
     needs = (found[0].estimate.peak_reserved_bytes or 0) + context
     near = (
-        f"Nothing fits: the smallest plan needs {format_bytes(needs)} of the {format_bytes(int(usable))} that "
-        f"{wanted.cluster.device.name} offers with {wanted.headroom:.0%} kept free, {format_bytes(int(needs - usable))} "
+        f"The smallest plan needs {format_bytes(needs)} of the {format_bytes(int(usable))} that "
+        f"{wanted.cluster.device.name} offers with {wanted.headroom:.0%} kept free, "
+        f"{format_bytes(int(needs - usable))} "
         "too much."
     )
-    changed = [_technique(traces, layers, own, wanted, again), *_machines(traces, layers, own, wanted, again)]
+    changed = [_technique(recorded, wanted, again), *_machines(recorded, wanted, again)]
     offers = sorted((offer for offer in changed if offer is not None), key=lambda offer: offer[0])
     if not offers:
         return f"{near} No larger GPU, no {_MOST_GPUS} times as many and no technique that is off changes that."
     return f"{near} The cheapest change that fits: {offers[0][1]}."
 
 
-
-def _technique(
-    traces: Mapping[int, Trace], layers: int | None, own: int, wanted: Wanted, again: Again
-) -> tuple[float, str] | None:
+def _technique(recorded: Recorded, wanted: Wanted, again: Again) -> tuple[float, str] | None:
     """Techniques that were off: they cost nothing."""
-    tries = [
-        (replace(wanted, only=frozenset(), without=frozenset(), max_techniques=None), ""),
+    free = replace(wanted, only=frozenset(), without=frozenset(), max_techniques=None)
+    tries: list[tuple[Wanted, tuple[str, ...]]] = [
+        (free, ()),
         *(
-            (replace(wanted, only=frozenset(), without=frozenset(), max_techniques=None, allow=frozenset(names)), names)
+            (replace(free, allow=frozenset(names)), names)
             for names in (*((name,) for name in _ALTERING), _ALTERING)
         ),
     ]  # fmt: skip
     for other, names in tries:
         if other == wanted:
             continue
-        found = _try(traces, layers, own, other, again)
+        found = _try(recorded, other, again)
         if found is not None:
             option = f" (--allow {' --allow '.join(names)}; it changes training)" if names else ""
             return 0.0, f"{_words(found)}{option}"
     return None
 
 
-def _machines(
-    traces: Mapping[int, Trace], layers: int | None, own: int, wanted: Wanted, again: Again
-) -> Iterator[tuple[float, str] | None]:
-    batch = wanted.global_batch or own * wanted.cluster.gpus
+def _machines(recorded: Recorded, wanted: Wanted, again: Again) -> Iterator[tuple[float, str] | None]:
+    batch = wanted.global_batch or recorded.own_batch * wanted.cluster.gpus
     for cluster in _more(wanted.cluster):
-        found = _try(traces, layers, own, replace(wanted, cluster=cluster, global_batch=max(batch, cluster.gpus)), again)
+        more = replace(wanted, cluster=cluster, global_batch=max(batch, cluster.gpus))
+        found = _try(recorded, more, again)
         if found is not None:
             yield _offer(cluster, found)
             break
     for cluster in _others(wanted.cluster):
-        found = _try(traces, layers, own, replace(wanted, cluster=cluster, global_batch=batch), again)
+        found = _try(recorded, replace(wanted, cluster=cluster, global_batch=batch), again)
         if found is not None:
             yield _offer(cluster, found)
             break
@@ -117,16 +114,12 @@ def _others(cluster: Cluster) -> Iterator[Cluster]:
     ]  # fmt: skip
     larger.sort(key=lambda device: (device.price_usd_per_h or (float("inf"),))[0])
     for device in larger[:_LOOKS]:
-        try:
+        with suppress(DnnmemError):
             yield find_cluster(f"{device.name}:{cluster.gpus}")
-        except DnnmemError:
-            continue
 
 
-def _try(
-    traces: Mapping[int, Trace], layers: int | None, own: int, wanted: Wanted, again: Again
-) -> Priced | None:
+def _try(recorded: Recorded, wanted: Wanted, again: Again) -> Priced | None:
     try:
-        return again(traces, layers, own, wanted)
+        return again(recorded, wanted)
     except DnnmemError:
         return None

@@ -8,7 +8,7 @@ is the difference alone, kind of work by kind (arithmetic, traffic, communicatio
 They are tied if |d| is below 1.645 sigma (the sign is then less than nine in ten sure) or below half a percent, and in
 any case within 2 percent. Of plans tied with the best one left, the one of fewest techniques goes first.
 
->>> uncertain({"arithmetic": 1.0, "traffic": 0.5}, {"arithmetic": 1.0, "traffic": 0.7}, {"arithmetic": 0.1, "traffic": 0.1})
+>>> uncertain({"arithmetic": 1, "traffic": 0.5}, {"arithmetic": 1, "traffic": 0.7}, {"traffic": 0.1, "arithmetic": 0})
 0.02
 """
 

@@ -1,29 +1,28 @@
-"""From a recorded step and a cluster to a ranked report: the space, the search in it, and what each plan found is worth.
+"""From a recorded step and a cluster to a ranked report: the space, the search in it, what each plan is worth.
 
-    scope --techniques--> choices --search--> priced plans --ranking--> candidates, against the user's own step
+scope --techniques--> choices --search--> priced plans --ranking--> candidates, against the user's own step
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from dnnmem.estimator.block_list import main_list
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.errors import UnsupportedError, UsageError
-from dnnmem.estimator.estimate import Estimate
 from dnnmem.estimator.nothing_fits import nearest_words
 from dnnmem.estimator.passes import PASSES
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.ranking import TIE_WINDOW, pareto, ranked, tied
 from dnnmem.estimator.reasons import why
+from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.report import Candidate, Report
 from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Priced, Search, Tally, key_of
 from dnnmem.estimator.search_cost import Cost, Costs
 from dnnmem.estimator.techniques import Choice, Scope, choices
-from dnnmem.estimator.time_model import TimeModel
-from dnnmem.estimator.trace import Trace
+from dnnmem.estimator.time_model import TimeModel, load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,24 +50,20 @@ class Wanted:
 
 
 def recommend(
-    traces: Mapping[int, Trace],
+    recorded: Recorded,
     wanted: Wanted,
     model: TimeModel,
     *,
-    layers: int | None = None,
-    own_batch: int | None = None,
     on_price: Callable[[Tally], None] = lambda _: None,
 ) -> Report:
-    """The best plans for a step that was recorded, or refit, at the micro-batches of `traces`.
+    """The best plans for a recorded step; `on_price` hears of each that is looked at closer.
 
-    Args: `layers` are the model's blocks where the traces have few; `own_batch` is the user's, by default the largest.
     Raises `UsageError` for an objective or a technique that is none, and a batch that no plan can have.
     """
     if wanted.objective not in OBJECTIVES:
         raise UsageError(f"the objective is {wanted.objective!r}; it is one of {', '.join(OBJECTIVES)}")
     started = time.perf_counter()
-    own = own_batch or max(traces)
-    scope = scope_of(traces, wanted, own, layers)
+    scope = scope_of(recorded, wanted)
     space = choices(scope)
     if not space:
         raise UsageError(
@@ -76,17 +71,17 @@ def recommend(
             f"micro-batches of {', '.join(map(str, sorted(scope.micro_batches)))}",
             hint="give another --global-batch, or allow more techniques",
         )
-    costs = Costs(traces=traces, layers=layers, cluster=wanted.cluster, model=model)
+    costs = Costs(recorded=recorded, cluster=wanted.cluster, model=model)
     tally = Tally()
     found = find(costs, space, wanted, tally, lambda: on_price(tally))
     fits = bool(found)
     if not fits:
         found = smallest(costs, space, tally, lambda: on_price(tally))[: wanted.top]
-    base = _baseline(costs, space, wanted, own)
+    base = _baseline(costs, space, wanted)
     told = _candidates(found[: wanted.top], base, wanted, model)
-    nothing = "" if fits else nearest_words(traces, layers, own, wanted, found, _remake)
+    nothing = "" if fits else nearest_words(recorded, wanted, found, _again)
     return Report(
-        target=next(iter(traces.values())).origin.target,
+        target=next(iter(recorded.traces.values())).origin.target,
         cluster=wanted.cluster,
         objective=wanted.objective,
         headroom=wanted.headroom,
@@ -106,19 +101,19 @@ def budget_of(cluster: Cluster, headroom: float) -> float:
     return cluster.device.usable_bytes * (1 - headroom) - (cluster.device.context_bytes or 0)
 
 
-def scope_of(traces: Mapping[int, Trace], wanted: Wanted, own: int, layers: int | None) -> Scope:
+def scope_of(recorded: Recorded, wanted: Wanted) -> Scope:
     """The space that is asked for."""
     cluster = wanted.cluster
     gpus = (cluster.gpus,)
     if wanted.objective == "cost":
         gpus = tuple(n for n in (2**k for k in range(20)) if n < cluster.gpus) + gpus
-    blocks = main_list(next(iter(traces.values())))
+    blocks = main_list(next(iter(recorded.traces.values())))
     return Scope(
         cluster=cluster,
         gpus=gpus,
-        global_batch=wanted.global_batch or own * cluster.gpus,
-        micro_batches=tuple(sorted(traces)),
-        blocks=layers or (blocks.count if blocks else 0),
+        global_batch=wanted.global_batch or recorded.own_batch * cluster.gpus,
+        micro_batches=tuple(sorted(recorded.traces)),
+        blocks=recorded.layers or (blocks.count if blocks else 0),
         fields=frozenset(PASSES),
         allow=wanted.allow,
         only=wanted.only,
@@ -162,9 +157,7 @@ def smallest(
     costs: Costs, space: Sequence[Choice], tally: Tally, on_price: Callable[[], None] = lambda: None, count: int = 3
 ) -> list[Priced]:
     """The plans that need least memory, whether they fit or not."""
-    search = Search(
-        costs, space, objective="memory", budget_bytes=float("inf"), tally=tally, on_price=on_price
-    )
+    search = Search(costs, space, objective="memory", budget_bytes=float("inf"), tally=tally, on_price=on_price)
     found: list[Priced] = []
     for priced in search.best():
         found.append(priced)
@@ -180,19 +173,17 @@ def _key(objective: str, priced: Priced) -> float:
     )
 
 
-def _remake(traces: Mapping[int, Trace], layers: int | None, own: int, wanted: Wanted) -> Priced | None:
+def _again(recorded: Recorded, wanted: Wanted) -> Priced | None:
     """The best plan of another question that fits; None if none does."""
-    from dnnmem.estimator.time_model import load
-
-    space = choices(scope_of(traces, wanted, own, layers))
-    costs = Costs(traces=traces, layers=layers, cluster=wanted.cluster, model=load(wanted.cluster.device))
+    space = choices(scope_of(recorded, wanted))
+    costs = Costs(recorded=recorded, cluster=wanted.cluster, model=load(wanted.cluster.device))
     return next(iter(find(costs, space, replace(wanted, top=1, objective="throughput"), Tally())), None)
 
 
-def _baseline(costs: Costs, space: Sequence[Choice], wanted: Wanted, own: int) -> Priced | None:
+def _baseline(costs: Costs, space: Sequence[Choice], wanted: Wanted) -> Priced | None:
     """The user's step as it is: on one GPU, or under DDP if that fits, or FSDP2; at the user's batch, or near it."""
     budget = budget_of(wanted.cluster, wanted.headroom)
-    plain = {"", "accumulation"}
+    plain, own = {"", "accumulation"}, costs.recorded.own_batch
     last: Priced | None = None
     gpus = wanted.cluster.gpus
     for strategy in ("none",) if gpus == 1 else ("ddp", "zero3"):
@@ -258,8 +249,3 @@ def _notes(tally: Tally, wanted: Wanted) -> tuple[str, ...]:
     if wanted.cluster.device.context_bytes is None:
         notes.append(f"What a process takes of {wanted.cluster.device.name} beside the allocator is not known.")
     return tuple(notes)
-
-
-def worth(estimate: Estimate) -> float | None:
-    """Tokens a second, or samples where there are none."""
-    return estimate.per_second(estimate.tokens or estimate.samples)

@@ -4,16 +4,17 @@
                         |            a plan at the head is priced once more exactly, and goes back into the queue
                         `-- bound of the core -> runs of ops -> op by op: then nothing left can be better, it is next
 
-Each price is no more than the next more exact one, in seconds and in bytes, so that what leaves the queue op by op is in
-the order in which pricing everything would have put it (best-first search). A plan is dropped when the least that it
-needs is above the budget. Everything is deterministic; equal keys go by fewer techniques, then by the order of the space.
+Each price is no more than the next more exact one, in seconds and in bytes, so that what leaves the queue op by op is
+in the order in which pricing everything would have put it (best-first search). A plan is dropped when the least that
+it needs is above the budget. Nothing is left to chance; equal keys go by fewer techniques, then by the order of the
+space.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from dnnmem.estimator.errors import UnsupportedError, UsageError
@@ -161,8 +162,6 @@ class Search:
 
     def _guess(self, choice: Choice) -> Cost:
         """The bound of the same plan without recomputation, which no recomputation is faster than."""
-        from dataclasses import replace
-
         if choice.plan.remat == Remat():
             return Cost(seconds=0.0, peak_bytes=0)
         try:

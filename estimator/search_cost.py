@@ -1,9 +1,9 @@
-"""What plans of one search cost, ever more exactly: a bound at once, runs of ops, then op by op; what they share is kept.
+"""What plans of one search cost, ever more exactly: a bound at once, runs of ops, then op by op; shared work is kept.
 
-    core    a micro-batch's step after the passes of the model (precision, optimizer, remat): one for many plans
-    bound   of a core and where its states lie: no plan of it is faster, or smaller
-    runs    all passes on the core in runs (`coarsen`): the step's seconds, and no more memory than it really takes
-    exact   all passes op by op: the estimate that is told
+core    a micro-batch's step after the passes of the model (precision, optimizer, remat): one for many plans
+bound   of a core and where its states lie: no plan of it is faster, or smaller
+runs    all passes on the core in runs (`coarsen`): the step's seconds, and no more memory than it really takes
+exact   all passes op by op: the estimate that is told
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dnnmem.estimator.estimate import Estimate, price
 from dnnmem.estimator.local_step import LocalStep, step_of
 from dnnmem.estimator.passes import rewrite_model, rewrite_rank
 from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.repeat import repeat, repeated_flops
 from dnnmem.estimator.roofline import host_seconds, op_seconds
 from dnnmem.estimator.step_time import time_step
@@ -31,7 +32,11 @@ from dnnmem.estimator.work import work_of
 
 _STATES = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER})
 _OTHERS = frozenset(Kind) - _STATES - {Kind.COMM}
-_HOLDS_PARTS = {"zero1": frozenset({Kind.OPTIMIZER}), "zero2": frozenset({Kind.OPTIMIZER, Kind.GRAD})}
+_OPTIMIZER = frozenset({Kind.OPTIMIZER})
+_ALL_PARTS = ("zero2", "zero3")
+"""Strategies that may split all that rests between steps."""
+RUNS_MARGIN = 0.998
+"""By runs, what lives and dies within one counts as if it did so just where the passes cut in: up to 0.1 % too much."""
 _WHOLE = ("every", "segments")
 """Policies that count blocks over the model, which has to be whole then."""
 
@@ -63,7 +68,7 @@ class Core:
     states: Mapping[Kind, int]
     """Bytes that live between steps, by kind."""
     others_bytes: int
-    """Largest sum of what is neither state nor message."""
+    """Largest sum of what is neither state nor message, before the update."""
     whole: Trace | None = None
     """Op by op and whole, once it was needed."""
 
@@ -72,10 +77,8 @@ class Core:
 class Costs:
     """Prices plans of one step, recorded at several micro-batches, on one cluster."""
 
-    traces: Mapping[int, Trace]
-    """By micro-batch."""
-    layers: int | None
-    """Blocks of the model, where the traces have few of them."""
+    recorded: Recorded
+    """The step."""
     cluster: Cluster
     """The machine."""
     model: TimeModel
@@ -89,7 +92,7 @@ class Costs:
         """No less than this."""
         core, mesh = self.core(plan), plan.mesh
         strategy, parts = plan.sharding.strategy, mesh.dp_shard
-        split = _STATES if strategy == "zero3" else _HOLDS_PARTS.get(strategy, frozenset())
+        split = _STATES if strategy in _ALL_PARTS else _OPTIMIZER if strategy == "zero1" else frozenset[Kind]()
         states = sum(nbytes // (parts if kind in split else 1) for kind, nbytes in core.states.items())
         if plan.offload.optimizer:
             states -= core.states[Kind.OPTIMIZER] // (parts if Kind.OPTIMIZER in split else 1)
@@ -102,9 +105,9 @@ class Costs:
     def by_runs(self, plan: Plan) -> Cost:
         """The same by runs of ops; raises what passes raise."""
         core = self.core(plan)
-        local = rewrite_rank(core.runs, _rank_plan(plan), self.cluster)
+        local = rewrite_rank(core.runs, plan, self.cluster)
         step = _with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
-        return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=live_peak(local))
+        return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=int(live_peak(local) * RUNS_MARGIN))
 
     @collector_paused()
     def exact(self, plan: Plan) -> Estimate:
@@ -116,19 +119,23 @@ class Costs:
         core = self.core(plan)
         if core.whole is None:
             core.whole = core.trace if core.layers is None else repeat(core.trace, core.layers)
-        recorded = self.traces[self.micro_batch(plan)]
-        flops = repeated_flops(recorded, self.layers) if self.layers else sum(op.flops for op in recorded.ops)
+        recorded = self.recorded.traces[self.micro_batch(plan)]
+        flops = (
+            repeated_flops(recorded, self.recorded.layers)
+            if self.recorded.layers
+            else sum(op.flops for op in recorded.ops)
+        )
         return step_of([rewrite_rank(core.whole, plan, self.cluster)], recorded, plan, self.cluster, flops)
 
     def micro_batch(self, plan: Plan) -> int:
         """Of a plan; the only one there is, where it says none."""
-        return plan.batch.micro_batch or next(iter(self.traces))
+        return plan.batch.micro_batch or self.recorded.own_batch
 
     def core(self, plan: Plan) -> Core:
         """That of a plan."""
         key = (self.micro_batch(plan), plan.precision, plan.tensor, plan.optimizer, plan.remat)
-        if plan.precision != Plan().precision:  # whose pass leaves parameters at rest to zero3
-            key = (*key, plan.sharding.strategy == "zero3")
+        if plan.precision != Plan().precision:  # whose pass leaves parameters at rest to them
+            key = (*key, plan.sharding.strategy in _ALL_PARTS)
         known = self.cores.get(key)
         if known is None:
             known = self.cores[key] = self._make_core(plan)
@@ -136,12 +143,12 @@ class Costs:
 
     @collector_paused()
     def _make_core(self, plan: Plan) -> Core:
-        recorded = self.traces[self.micro_batch(plan)]
-        if self.layers is not None and plan.remat.policy not in _WHOLE:
+        recorded = self.recorded.traces[self.micro_batch(plan)]
+        if self.recorded.layers is not None and plan.remat.policy not in _WHOLE:
             with suppress(UnsupportedError):
                 few = rewrite_model(recorded, plan, self.cluster)
-                return self._core(few, self.layers, repeat(self._runs(few), self.layers))
-        whole = recorded if self.layers is None else repeat(recorded, self.layers)
+                return self._core(few, self.recorded.layers, repeat(self._runs(few), self.recorded.layers))
+        whole = recorded if self.recorded.layers is None else repeat(recorded, self.recorded.layers)
         whole = rewrite_model(whole, plan, self.cluster)
         return self._core(whole, None, self._runs(whole))
 
@@ -159,6 +166,7 @@ class Costs:
                 update += own
             elif cost is not None:
                 micro += cost.seconds
+        passes = tuple(op for op in runs.ops if op.phase is not Phase.STEP)  # what an update makes is split with it
         states = dict.fromkeys(_STATES, 0)
         for i in runs.pinned:
             kind = runs.storages[i].kind
@@ -166,12 +174,8 @@ class Costs:
                 states[kind] += rounded(runs.storages[i].nbytes)
         return Core(
             trace=trace, layers=layers, runs=runs, micro_seconds=micro, update_seconds=update, states=states,
-            others_bytes=live_peak(runs, _OTHERS),
+            others_bytes=live_peak(replace(runs, ops=passes), _OTHERS),
         )  # fmt: skip
-
-
-def _rank_plan(plan: Plan) -> Plan:
-    return plan
 
 
 def _with_costs(step: LocalStep, runs: Runs, model: TimeModel) -> LocalStep:

@@ -55,7 +55,7 @@ def few_blocks(target: Target, count: int) -> tuple[Target, list[Kept]]:
 
 
 def marked(trace: Trace, kept: Kept) -> Trace:
-    """`trace`, which says how many blocks the model has. Raises `UnsupportedError` if other blocks do most of its work."""
+    """`trace`, saying how many blocks the model has. Raises `UnsupportedError` if others do most of its work."""
     blocks = main_list(trace)
     if blocks is None or blocks.root != kept.root:
         raise UnsupportedError(f"{'.'.join(kept.root)} is not where {trace.origin.target} does most of its work")

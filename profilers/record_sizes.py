@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from dnnmem.estimator.errors import DnnmemError, UnsupportedError
+from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.repeat import repeat
 from dnnmem.estimator.scale import refit
 from dnnmem.estimator.trace import Trace
@@ -28,18 +29,6 @@ _MOST_SIZES = 8
 """Micro-batches, at most."""
 _ONE = 1 << 40
 """Divides every batch to one sample."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """A step at several micro-batches."""
-
-    traces: dict[int, Trace]
-    """By micro-batch."""
-    layers: int | None
-    """Blocks of the model, where the traces have few of them."""
-    own_batch: int
-    """The largest: the one that was asked for."""
 
 
 def record_sizes(

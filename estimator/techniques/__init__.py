@@ -126,6 +126,4 @@ def _is_wanted(technique: Technique, file: str, scope: Scope) -> bool:
 def _check_names(scope: Scope, known: set[str]) -> None:
     wrong = sorted((scope.only | scope.without | scope.allow) - known)
     if wrong:
-        raise UsageError(
-            f"{wrong[0]} is no technique of this search", hint=f"known: {', '.join(sorted(known - {''}))}"
-        )
+        raise UsageError(f"{wrong[0]} is no technique of this search", hint=f"known: {', '.join(sorted(known - {''}))}")

@@ -7,6 +7,8 @@ from dnnmem.estimator.techniques import Scope, Technique
 
 ORDER = 30
 
+_EVERY = {4: "th", 3: "rd", 2: "nd"}
+
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     """Nothing; or whole blocks, all or some; or all but products and attention."""
@@ -20,15 +22,7 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
             why="keeps every second matrix product and attention of a block, and computes the rest again",
         )
     )  # fmt: skip
-    for every in (4, 3, 2):
-        if scope.blocks >= 2 * every:
-            rows.append(
-                Technique(
-                    name="remat-every", settings=("remat.policy=every", f"remat.every={every}"),
-                    words=f"recompute every {every}{'nd' if every == 2 else 'rd' if every == 3 else 'th'} block",
-                    why=f"keeps of one block in {every} its input only",
-                )
-            )  # fmt: skip
+    rows += [_every(n, ending) for n, ending in _EVERY.items() if scope.blocks >= 2 * n]
     rows.append(
         Technique(
             name="remat-full", settings=("remat.policy=full",), words="recompute every block",
@@ -36,3 +30,10 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
         )
     )  # fmt: skip
     return rows
+
+
+def _every(n: int, ending: str) -> Technique:
+    return Technique(
+        name="remat-every", settings=("remat.policy=every", f"remat.every={n}"),
+        words=f"recompute every {n}{ending} block", why=f"keeps of one block in {n} its input only",
+    )  # fmt: skip

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from dnnmem.estimator.profile import Profile
     from dnnmem.estimator.trace import Trace
     from dnnmem.profilers.apply.api import apply
+    from dnnmem.profilers.recommend import recommend
 
-__all__ = ["DnnmemError", "Profile", "Trace", "__version__", "apply"]
+__all__ = ["DnnmemError", "Profile", "Trace", "__version__", "apply", "recommend"]
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ _HOMES = {
     "Profile": "dnnmem.estimator.profile",
     "Trace": "dnnmem.estimator.trace",
     "apply": "dnnmem.profilers.apply.api",
+    "recommend": "dnnmem.profilers.recommend",
 }
 
 

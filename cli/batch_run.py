@@ -1,0 +1,152 @@
+"""From the words of `dnnmem batch` to its answer: two sizes are recorded, all others follow from them.
+
+BatchAsked --child--> traces at 8 and 16 --refit, replay--> the largest that fits --virtual GPU--> Batches
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dnnmem.cli.recommend_run import saying, share
+from dnnmem.estimator.batch_size import Point, knee, largest, point
+from dnnmem.estimator.errors import DnnmemError, UsageError
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.device import Device
+    from dnnmem.estimator.trace import Trace
+    from dnnmem.profilers.request import Request
+
+SIZES = (8, 16)
+"""What is recorded: small sizes have kernels of their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchAsked:
+    """The command line; as `dnnmem batch --help` says."""
+
+    target: str
+    """TARGET."""
+    gpu: str
+    """`--gpu`."""
+    seq: int | None = None
+    """`--seq`."""
+    headroom: str = "0%"
+    """`--headroom`."""
+    step: int = 1
+    """`--step`."""
+    confirm: bool = True
+    """`--confirm`."""
+    inputs: tuple[str, ...] = ()
+    """`--input`."""
+    args: tuple[str, ...] = ()
+    """`--arg`."""
+    optimizer: str | None = None
+    """`--optimizer`."""
+    seed: int | None = None
+    """`--seed`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """The answer."""
+
+    target: str
+    """What is trained."""
+    gpu: str
+    """On what."""
+    limit_bytes: int
+    """What the allocator may reserve."""
+    largest: int
+    """The largest batch that fits; 0 = none does."""
+    knee: int | None
+    """The smallest with nine tenths of the best throughput."""
+    points: tuple[Point, ...]
+    """Batches on the way, the largest last."""
+    confirmed: str
+    """What running it, and one step more, on a virtual GPU said; empty = not run."""
+
+
+def run(asked: BatchAsked, environ: Mapping[str, str], *, quiet: bool, no_color: bool, folder: Path) -> Batches:
+    """Record, fit, confirm."""
+    from dnnmem.cli.commands.job import prepare
+    from dnnmem.estimator.cluster import find_cluster
+    from dnnmem.estimator.scale import refit
+    from dnnmem.estimator.time_model import load
+
+    if asked.step < 1:
+        raise UsageError(f"--step is {asked.step}; it is 1 or more")
+    cluster = find_cluster(f"{asked.gpu}:1")
+    typed: dict[str, int | float | str | None] = {
+        "batch": SIZES[0], "seq": asked.seq, "optimizer": asked.optimizer, "seed": asked.seed, "device": "fake",
+        "gpu": asked.gpu,
+    }  # fmt: skip
+    job = prepare(asked.target, typed, environ, folder=folder, inputs=asked.inputs, args=asked.args)
+    if job.request is None:
+        raise UsageError("a saved trace has one batch; name the model itself")
+    model = load(cluster.device)
+    device = cluster.device
+    limit = int(device.usable_bytes * (1 - share(asked.headroom))) - (device.context_bytes or 0)
+    with saying(quiet=quiet, no_color=no_color) as say:
+        say("recording the step")
+        traces, layers = _record(job.request, environ)
+
+        @cache
+        def at(size: int) -> Point:
+            say(f"pricing batch {size}")
+            trace = traces.get(size) or refit(list(traces.values()), size)[0]
+            return point(trace, layers, cluster, model)
+
+        found = largest(lambda size: at(size).reserved_bytes <= limit, asked.step)
+        sizes = [n for n in (2**k for k in range(20)) if n < found] + ([found] if found else [])
+        points = [at(n) for n in sizes]
+        best = knee(points)
+        said = ""
+        if asked.confirm and found:
+            say("running it on a virtual GPU")
+            said = _confirmed(job.request, found, asked.step, cluster.device, environ)
+    return Batches(
+        target=asked.target, gpu=device.name, limit_bytes=limit, largest=found, knee=best.batch if best else None,
+        points=tuple(points), confirmed=said,
+    )  # fmt: skip
+
+
+def _record(request: Request, environ: Mapping[str, str]) -> tuple[dict[int, Trace], int | None]:
+    from dnnmem.cli.cache import cache_folder
+    from dnnmem.estimator.trace_file import load_trace
+    from dnnmem.profilers.record_sizes import FEW, of_saved
+    from dnnmem.profilers.run_many import run_many
+
+    for blocks in (FEW, None):
+        with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
+            wanted = [replace(request, batch_size=size, blocks=blocks) for size in SIZES]
+            answers = [answer for _, answer in run_many(wanted, Path(name), cache=cache_folder(environ))]
+            wrong = next((answer for answer in answers if isinstance(answer, DnnmemError)), None)
+            try:
+                if wrong is not None:
+                    raise wrong
+                found = of_saved([load_trace(answer)[0] for answer in answers if isinstance(answer, Path)])
+            except DnnmemError:
+                if blocks is None:
+                    raise
+                continue
+            return dict(sorted(found.traces.items())), found.layers
+    raise UsageError("nothing was recorded")
+
+
+def _confirmed(request: Request, size: int, step: int, gpu: Device, environ: Mapping[str, str]) -> str:
+    from dnnmem.cli.cache import cache_folder
+    from dnnmem.estimator.plan import Plan
+    from dnnmem.estimator.units import format_bytes
+    from dnnmem.profilers.verify import verify
+
+    told = []
+    for n in (size, size + step):
+        ran = verify(replace(request, batch_size=n, device="auto"), Plan(), gpu, cache=cache_folder(environ))
+        reserved = f", {format_bytes(ran.peak_reserved_bytes)} reserved" if ran.peak_reserved_bytes else ""
+        told.append(f"batch {n}: {ran.outcome.replace('_', ' ')}{reserved}")
+    return "; ".join(told)

@@ -1,0 +1,224 @@
+"""From the words of `dnnmem recommend` to its report: what is asked, what is recorded, what is kept for `explain`.
+
+Asked --ask--> the same, checked --run--> Recorded, Report --> .dnnmem/recommend/report.json, step-8.trace.json.gz
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dnnmem.estimator.errors import UsageError
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.cluster import Cluster
+    from dnnmem.estimator.recommend import Wanted
+    from dnnmem.estimator.recorded import Recorded
+    from dnnmem.estimator.report import Report
+    from dnnmem.estimator.search import Tally
+    from dnnmem.profilers.request import Request
+
+DEFAULT_GPU = "h100-sxm-80gb"
+"""Where none is named and none is there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The command line; as `dnnmem recommend --help` says."""
+
+    target: str
+    """TARGET."""
+    gpus: int = 1
+    """`--gpus`."""
+    gpu: str | None = None
+    """`--gpu`."""
+    cluster: str | None = None
+    """`--cluster`."""
+    batch: int | None = None
+    """`--batch`."""
+    seq: int | None = None
+    """`--seq`."""
+    global_batch: int | None = None
+    """`--global-batch`."""
+    tokens: int | None = None
+    """`--tokens`."""
+    objective: str = "throughput"
+    """`--objective`."""
+    max_techniques: int | None = None
+    """`--max-techniques`."""
+    only: frozenset[str] = frozenset()
+    """`--only`."""
+    without: frozenset[str] = frozenset()
+    """`--without`."""
+    allow: frozenset[str] = frozenset()
+    """`--allow`."""
+    headroom: str = "5%"
+    """`--headroom`."""
+    top: int = 10
+    """`--top`."""
+    verify: int = 0
+    """`--verify`."""
+    inputs: tuple[str, ...] = ()
+    """`--input`."""
+    args: tuple[str, ...] = ()
+    """`--arg`."""
+    optimizer: str | None = None
+    """`--optimizer`."""
+    seed: int | None = None
+    """`--seed`."""
+    timeout: float | None = None
+    """`--timeout`."""
+    rates: Path | None = None
+    """`--rates`."""
+
+
+def ask(asked: Asked) -> Asked:
+    """`asked` with cluster and global batch filled in. Raises `UsageError` for what contradicts itself."""
+    from dnnmem.cli.commands.outputs import choose
+    from dnnmem.estimator.search import OBJECTIVES
+
+    choose("--objective", asked.objective, OBJECTIVES)
+    share(asked.headroom)
+    if asked.top < 1 or asked.gpus < 1 or asked.verify < 0:
+        raise UsageError(f"--top {asked.top}, --gpus {asked.gpus}, --verify {asked.verify}: counts, none below 1, 1, 0")
+    if asked.cluster is not None and asked.gpu is not None:
+        raise UsageError("--gpu and --cluster both name the GPUs", hint="give one of them")
+    if asked.tokens is not None:
+        if asked.global_batch is not None or asked.seq is None:
+            raise UsageError(
+                "--tokens is a global batch in tokens: it goes with --seq, and not with --global-batch",
+                hint=f"--tokens {asked.tokens} --seq 1024",
+            )
+        if asked.tokens % asked.seq:
+            raise UsageError(f"--tokens {asked.tokens} is no whole number of sequences of {asked.seq}")
+        asked = replace(asked, global_batch=asked.tokens // asked.seq)
+    name = asked.cluster or f"{asked.gpu or _own_gpu()}:{asked.gpus}"
+    return replace(asked, cluster=name)
+
+
+def share(text: str) -> float:
+    """A share as people write it.
+
+    >>> share("5%"), share("0.05")
+    (0.05, 0.05)
+    """
+    try:
+        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise UsageError(f"--headroom is {text!r}; it is a share such as 5% or 0.05")
+    return value
+
+
+def run(asked: Asked, environ: Mapping[str, str], *, quiet: bool, no_color: bool) -> tuple[Report, Path | None]:
+    """Record, search, verify; the folder where it is kept, None if that cannot be written."""
+    from dnnmem.cli.commands.estimate import own_rates
+    from dnnmem.cli.recommend_store import keep
+    from dnnmem.estimator.cluster import find_cluster
+    from dnnmem.estimator.recommend import recommend
+    from dnnmem.estimator.time_model import load
+
+    name = asked.cluster or ""
+    cluster = find_cluster(name)
+    model = load(cluster.device, asked.rates or own_rates(name))
+    with saying(quiet=quiet, no_color=no_color) as say:
+        say("recording the step")
+        recorded, request = record(asked, cluster, environ)
+        say("searching")
+        started = time.perf_counter()
+        own = min(asked.batch or recorded.own_batch, recorded.own_batch)
+        report = recommend(
+            replace(recorded, own_batch=own),
+            wanted_of(asked, cluster),
+            model,
+            on_price=lambda tally: say(progress(tally, time.perf_counter() - started)),
+        )
+        if asked.verify:
+            from dnnmem.cli.recommend_verify import verified
+
+            report = verified(report, request, asked.verify, environ, say)
+    return report, keep(Path.cwd(), report, recorded, asked)
+
+
+def wanted_of(asked: Asked, cluster: Cluster) -> Wanted:
+    """What the search is asked."""
+    from dnnmem.estimator.recommend import Wanted
+
+    return Wanted(
+        cluster=cluster, objective=asked.objective, global_batch=asked.global_batch, headroom=share(asked.headroom),
+        top=asked.top + asked.verify, max_techniques=asked.max_techniques, only=asked.only, without=asked.without,
+        allow=asked.allow,
+    )  # fmt: skip
+
+
+def record(asked: Asked, cluster: Cluster, environ: Mapping[str, str]) -> tuple[Recorded, Request | None]:
+    """The step at the micro-batches of a search: recorded, or as saved; and the request behind it."""
+    from dnnmem.cli.cache import cache_folder
+    from dnnmem.cli.commands.job import SAVED, prepare
+    from dnnmem.profilers.record_sizes import of_saved, record_sizes
+
+    batch = asked.batch
+    if asked.global_batch is not None:
+        each, rest = divmod(asked.global_batch, cluster.gpus)
+        if rest or not each:
+            raise UsageError(
+                f"a global batch of {asked.global_batch} is not shared evenly by {cluster.gpus} GPUs",
+                hint=f"give a multiple: {max(1, round(asked.global_batch / cluster.gpus)) * cluster.gpus}",
+            )
+        batch = each
+    saved = asked.target.endswith(SAVED)
+    typed: dict[str, int | float | str | None] = {
+        "batch": asked.batch if saved else batch, "seq": asked.seq, "optimizer": asked.optimizer, "seed": asked.seed,
+        "timeout": asked.timeout,
+    }  # fmt: skip
+    if not saved:
+        typed |= {"device": "fake", **({} if cluster.device.vendor == "cpu" else {"gpu": _gpu_name(asked, cluster)})}
+    job = prepare(asked.target, typed, environ, folder=Path.cwd(), inputs=asked.inputs, args=asked.args)
+    if job.request is None:
+        from dnnmem.estimator.trace_file import load_trace
+
+        return of_saved([load_trace(Path(path))[0] for path in asked.target.split(",")]), None
+    lines: list[str] = []
+    return record_sizes(job.request, cache=cache_folder(environ), on_output=lines.append), job.request
+
+
+def _gpu_name(asked: Asked, cluster: Cluster) -> str:
+    return asked.gpu if asked.gpu and ".toml" in asked.gpu else cluster.device.name
+
+
+def _own_gpu() -> str:
+    """The GPU of this machine, if it is a known one."""
+    from dnnmem.estimator.devices import load_devices
+
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+    except Exception:  # noqa: BLE001 - no NVML in whatever way: there is no GPU to name
+        return DEFAULT_GPU
+    return next((device.name for device in load_devices().values() if device.cuda_name == name), DEFAULT_GPU)
+
+
+def progress(tally: Tally, seconds: float) -> str:
+    """One line while the search goes on."""
+    rate = tally.considered / seconds if seconds else 0.0
+    return f"searching: {tally.considered} plans, {tally.priced} priced, {tally.exact} op by op, {rate:,.0f} a second"
+
+
+@contextmanager
+def saying(*, quiet: bool, no_color: bool) -> Iterator[Callable[[str], None]]:
+    """Something that says on stderr what is being done, in one line that changes; silent without a terminal."""
+    from dnnmem.cli.console import is_terminal, make_console
+
+    if quiet or not is_terminal(sys.stderr):
+        yield lambda _: None
+        return
+    with make_console(sys.stderr, no_color=no_color).status("starting") as status:
+        yield status.update

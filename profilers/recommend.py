@@ -1,0 +1,66 @@
+"""`dnnmem.recommend`: the best plans for a target, from Python.
+
+report = dnnmem.recommend("model.py", cluster="h100:8", batch=8)
+model, optimizer = dnnmem.apply(model, optimizer, report.candidates[0].estimate.plan)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dnnmem.estimator.cluster import find_cluster
+from dnnmem.estimator.errors import UsageError
+from dnnmem.estimator.recommend import Wanted
+from dnnmem.estimator.recommend import recommend as search
+from dnnmem.estimator.report import Report
+from dnnmem.estimator.time_model import load
+from dnnmem.estimator.trace import Trace
+from dnnmem.profilers.record_sizes import of_saved, record_sizes
+from dnnmem.profilers.request import Request
+
+
+def recommend(
+    target: str | Trace | Sequence[Trace],
+    *,
+    cluster: str,
+    batch: int | None = None,
+    seq: int | None = None,
+    args: Mapping[str, str] | None = None,
+    optimizer: str = "adamw",
+    global_batch: int | None = None,
+    objective: str = "throughput",
+    headroom: float = 0.05,
+    top: int = 10,
+    max_techniques: int | None = None,
+    only: Collection[str] = (),
+    without: Collection[str] = (),
+    allow: Collection[str] = (),
+    cache: Path | None = None,
+) -> Report:
+    """The best plans for `target` on `cluster` (`h100:8`, `dgx-h100:4`, `my.toml`), ranked.
+
+    Args: `target` as on the command line, or traces of one step; the others are the options of `dnnmem recommend`.
+    `cache` keeps what recording may build. Raises a `DnnmemError` as that command tells it.
+    """
+    where = find_cluster(cluster)
+    if isinstance(target, str):
+        each = batch
+        if global_batch is not None:
+            each, rest = divmod(global_batch, where.gpus)
+            if rest or not each:
+                raise UsageError(f"a global batch of {global_batch} is not shared evenly by {where.gpus} GPUs")
+        request = Request(
+            target=target, args=dict(args or {}), batch_size=each, seq_len=seq, optimizer=optimizer, device="fake",
+            gpu=None if where.device.vendor == "cpu" else where.device.name,
+        )  # fmt: skip
+        recorded = record_sizes(request, cache=cache)
+    else:
+        recorded = of_saved([target] if isinstance(target, Trace) else target)
+    wanted = Wanted(
+        cluster=where, objective=objective, global_batch=global_batch, headroom=headroom, top=top,
+        max_techniques=max_techniques, only=frozenset(only), without=frozenset(without), allow=frozenset(allow),
+    )  # fmt: skip
+    own = min(batch or recorded.own_batch, recorded.own_batch)
+    return search(replace(recorded, own_batch=own), wanted, load(where.device))

@@ -1,0 +1,68 @@
+"""Runs of ops take the time of their ops, and no more memory: for every plan that is searched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dnnmem.estimator.cluster import find_cluster
+from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan_text import change
+from dnnmem.estimator.recorded import Recorded
+from dnnmem.estimator.search_cost import Costs
+from dnnmem.estimator.time_model import load
+from tests.estimator.passes.steps import LLAMA, gpt
+
+PLANS = {
+    "plain": [],
+    "accumulation": ["batch.accumulation=4"],
+    "ddp": ["mesh.dp_replicate=8", "sharding.strategy=ddp"],
+    "ddp, accumulation": ["mesh.dp_replicate=8", "sharding.strategy=ddp", "batch.accumulation=2"],
+    "zero1": ["mesh.dp_shard=8", "sharding.strategy=zero1"],
+    "zero2": ["mesh.dp_shard=8", "sharding.strategy=zero2", "batch.accumulation=2"],
+    "zero3": ["mesh.dp_shard=8", "sharding.strategy=zero3"],
+    "hsdp": ["mesh.dp_shard=4", "mesh.dp_replicate=2", "sharding.strategy=zero3"],
+    "full": ["mesh.dp_shard=8", "sharding.strategy=zero3", "remat.policy=full"],
+    "selective": ["mesh.dp_shard=8", "sharding.strategy=zero3", "remat.policy=selective"],
+    "every": ["mesh.dp_shard=8", "sharding.strategy=zero3", "remat.policy=every", "remat.every=2"],
+    "segments": ["remat.policy=segments", "remat.segments=0-1(1)"],
+    "fused": ["mesh.dp_replicate=8", "sharding.strategy=ddp", "optimizer.kernel=fused"],
+}
+SLOW_HOST, FAST_HOST = 1.0, 0.01
+"""The recorded model is small: at its own host's speed nothing but the host is seen."""
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("host", [SLOW_HOST, FAST_HOST])
+@pytest.mark.parametrize(("kind", "layers"), [({}, None), (LLAMA, 7)])
+def test_runs_price_like_ops(plan, host, kind, layers):
+    # GIVEN a step of three blocks, or of seven of which three were recorded
+    cluster = find_cluster("h100:8")
+    model = load(cluster.device)
+    model = replace(model, host_seconds=model.host_seconds * host)
+    recorded = Recorded(traces={2: gpt(3, **kind)}, layers=layers, own_batch=2)
+    costs = Costs(recorded=recorded, cluster=cluster, model=model)
+    plan = change(Plan(), plan)
+    # WHEN it is bounded, priced by runs, and op by op
+    bound, runs, exact = costs.bound(plan), costs.by_runs(plan), costs.exact(plan)
+    # THEN the bound is below, runs take the same time, and need no more than is really allocated
+    assert bound.seconds <= exact.step_seconds * (1 + 1e-9)
+    assert runs.seconds == pytest.approx(exact.step_seconds, rel=1e-9)
+    assert bound.peak_bytes <= runs.peak_bytes <= exact.peak_allocated_bytes <= exact.peak_reserved_bytes
+    assert runs.peak_bytes >= 0.97 * exact.peak_allocated_bytes
+
+
+def test_runs_are_few():
+    # GIVEN a step
+    costs = Costs(
+        recorded=Recorded(traces={2: gpt(3)}, own_batch=2),
+        cluster=find_cluster("h100"),
+        model=load(find_cluster("h100").device),
+    )
+    # WHEN its ops become runs
+    core = costs.core(Plan())
+    # THEN they are fewer, and all flops are there
+    assert len(core.runs.ops) < len(core.trace.ops) / 1.5
+    assert sum(op.flops for op in core.runs.ops) == sum(op.flops for op in core.trace.ops)
+    core.runs.check()

@@ -1,0 +1,163 @@
+"""The search finds what pricing every plan would have found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dnnmem.estimator.cluster import find_cluster
+from dnnmem.estimator.errors import DnnmemError, UsageError
+from dnnmem.estimator.ranking import ranked
+from dnnmem.estimator.recommend import Wanted, budget_of, find, recommend, scope_of
+from dnnmem.estimator.recorded import Recorded
+from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Priced, Tally, key_of
+from dnnmem.estimator.search_cost import Cost, Costs
+from dnnmem.estimator.techniques import choices, tables
+from dnnmem.estimator.time_model import load
+from tests.estimator.passes.steps import gpt
+
+
+def recorded() -> Recorded:
+    return Recorded(traces={4: gpt(4, batch=4), 2: gpt(4, batch=2)}, own_batch=4)
+
+
+def machine(gpus=8, free_mib=64, speed=1.0):
+    """GPUs with so little left beside the context that the small step may not fit."""
+    cluster = find_cluster(f"h100:{gpus}")
+    context = cluster.device.context_bytes
+    device = replace(
+        cluster.device, usable_bytes=context + (free_mib << 20),
+        memory_bytes_per_s=cluster.device.memory_bytes_per_s / speed,
+    )  # fmt: skip
+    return replace(cluster, device=device)
+
+
+def exhaustive(costs, space, wanted):
+    """Every plan that fits, in order."""
+    found = []
+    for choice in space:
+        try:
+            estimate = costs.exact(choice.plan)
+        except DnnmemError:
+            continue
+        if estimate.peak_reserved_bytes <= budget_of(wanted.cluster, wanted.headroom):
+            found.append(Priced(choice=choice, estimate=estimate))
+    if wanted.objective == "memory" and found:
+        least = min(p.estimate.step_seconds for p in found)
+        found = [p for p in found if p.estimate.step_seconds <= MEMORY_SLOWDOWN * least]
+    spread = None if wanted.objective == "memory" else costs.model.spread
+    return ranked(found, lambda p: key_of(wanted.objective, p.choice, cost(p)), spread)
+
+
+def cost(priced):
+    return Cost(seconds=priced.estimate.step_seconds, peak_bytes=priced.estimate.peak_reserved_bytes)
+
+
+@settings(max_examples=12)
+@given(
+    objective=st.sampled_from(OBJECTIVES),
+    gpus=st.sampled_from([1, 2, 4]),
+    free_mib=st.integers(2, 40),
+    speed=st.sampled_from([1.0, 8.0, 64.0]),
+    host=st.sampled_from([0.01, 1.0]),
+    without=st.sets(st.sampled_from(sorted({"zero1", "zero2", "remat", "fused", "remat-every"})), max_size=3),
+)
+def test_the_first_candidate_is_that_of_exhaustive_search(objective, gpus, free_mib, speed, host, without):
+    # GIVEN a small space, on GPUs with little or enough memory, fast or slow
+    cluster = machine(gpus, free_mib, speed)
+    model = load(cluster.device)
+    model = replace(model, host_seconds=model.host_seconds * host)
+    wanted = Wanted(cluster=cluster, objective=objective, top=1, without=frozenset(without), max_techniques=2)
+    space = choices(scope_of(recorded(), wanted))
+    costs = Costs(recorded=recorded(), cluster=cluster, model=model)
+    # WHEN it is searched, and every plan of it is priced
+    tally = Tally()
+    found, all_ = find(costs, space, wanted, tally), exhaustive(costs, space, wanted)
+    # THEN both have the same plan first, or none
+    assert [p.choice.plan for p in found[:1]] == [p.choice.plan for p in all_[:1]]
+    assert tally.considered == len(space)
+
+
+def test_a_search_leaves_out_what_a_bound_rules_out():
+    # GIVEN a large GPU, on which plans differ in speed
+    cluster = find_cluster("h100:8")
+    model = replace(load(cluster.device), host_seconds=1e-7)
+    wanted = Wanted(cluster=cluster, top=1)
+    tally = Tally()
+    # WHEN the best plan is looked for
+    space = choices(scope_of(recorded(), wanted))
+    find(Costs(recorded=recorded(), cluster=cluster, model=model), space, wanted, tally)
+    # THEN most plans are never priced
+    assert tally.priced < len(space) / 2
+    assert tally.exact <= tally.priced
+
+
+def test_twice_the_same_question_has_the_same_answer():
+    # GIVEN a question
+    wanted = Wanted(cluster=machine(4, 30), top=4)
+    # WHEN it is asked twice
+    one, two = (recommend(recorded(), wanted, load(wanted.cluster.device)) for _ in range(2))
+    # THEN the answers are equal
+    assert one.candidates == two.candidates
+    assert one.candidates[0].estimate.fits
+
+
+def test_candidates_are_told_with_reasons():
+    # GIVEN GPUs on which the step as it is does not fit
+    wanted = Wanted(cluster=machine(4, 16), top=3)
+    # WHEN the best plans are asked for
+    report = recommend(recorded(), wanted, load(wanted.cluster.device))
+    # THEN each fits, says what it changes and why, and none changes training
+    assert report.candidates
+    for candidate in report.candidates:
+        assert candidate.estimate.fits, candidate.techniques
+        assert candidate.why.endswith(".")
+        assert not candidate.alters_training
+    assert [c.rank for c in report.candidates] == [1, 2, 3]
+
+
+def test_nothing_fits_says_what_would():
+    # GIVEN GPUs with next to nothing free
+    wanted = Wanted(cluster=machine(2, 1), top=2)
+    # WHEN the best plans are asked for
+    report = recommend(recorded(), wanted, load(wanted.cluster.device))
+    # THEN the nearest are told, and a change that fits
+    assert not any(c.estimate.fits for c in report.candidates)
+    assert "too much" in report.nothing_fits
+    assert "cheapest change" in report.nothing_fits
+
+
+def test_techniques_that_change_training_are_off():
+    # GIVEN the space as it is, and with other optimizers allowed
+    wanted = Wanted(cluster=machine())
+    plain, more = (
+        choices(scope_of(recorded(), replace(wanted, allow=frozenset(names)))) for names in ((), ("optimizer",))
+    )
+    # THEN only the second has plans that change training, and they say so
+    assert not any(choice.alters for choice in plain)
+    assert {choice.plan.optimizer.name for choice in more} >= {"sgd", "adafactor"}
+    assert all(choice.alters for choice in more if choice.plan.optimizer.name)
+
+
+def test_unknown_techniques_are_refused():
+    # GIVEN a name that means nothing
+    wanted = Wanted(cluster=machine(), only=frozenset({"zero9"}))
+    # WHEN the space is made; THEN it is refused, and the known names are told
+    with pytest.raises(UsageError, match="zero9") as error:
+        choices(scope_of(recorded(), wanted))
+    assert "zero3" in error.value.hint
+
+
+def test_every_plan_of_a_space_is_its_own():
+    # GIVEN a space of two nodes
+    wanted = Wanted(cluster=find_cluster("dgx-h100:2"))
+    # WHEN its plans are made
+    space = choices(scope_of(recorded(), wanted))
+    # THEN no plan is there twice, each has the global batch, and all files had their say
+    assert len({choice.plan for choice in space}) == len(space)
+    assert {c.plan.batch.micro_batch * c.plan.batch.accumulation * c.plan.mesh.data_ranks for c in space} == {64}
+    assert all(len(choice.techniques) == len(tables()) for choice in space)
+    assert any(choice.plan.mesh.dp_replicate == 2 and choice.plan.mesh.dp_shard == 8 for choice in space)
