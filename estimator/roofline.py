@@ -201,7 +201,7 @@ def _aligned(work: Work, rows: Rows) -> Floats:
 def _convolution_seconds(work: Work, rows: Rows, rate: Floats, _device: Device, model: TimeModel) -> Floats:
     n, groups = work.n[rows], work.batch[rows]
     grouped = np.where(np.isin(n, _GROUP_WIDTHS) & (groups % 8 == 0), model.grouped_conv, model.odd_grouped_conv)
-    grouped = np.where(work.turned[rows], model.turned_grouped_conv, grouped)
+    grouped = np.where(work.turned[rows], model.turned_grouped_conv * np.minimum(n / _TILE, 1.0), grouped)
     dense = work.kind[rows] == OpClass.CONV
     padded = np.where(dense, _tiled_flops(work, rows), work.flops[rows] * np.ceil(n / 8) * 8 / n)
     return padded / (np.where(dense, model.conv, grouped) * rate)

@@ -45,7 +45,10 @@ class TimeModel:
     odd_grouped_conv: float
     """Other grouped convolutions over images with channels last: the same."""
     turned_grouped_conv: float
-    """Grouped convolutions in half precision over images whose channels lie apart: the same."""
+    """Grouped convolutions in half precision over images whose channels lie apart: the same, of 64 channels or more.
+
+    Narrower groups leave columns of a tile idle.
+    """
     depthwise_conv: float
     """Depthwise convolutions: share of memory bandwidth."""
     stream: float
