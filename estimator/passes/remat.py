@@ -11,7 +11,7 @@ region, and ends with the last tensor that is needed (`early_stop`). Random numb
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -43,6 +43,10 @@ class _Region:
     """Ops of the block's backward pass, in order."""
     kept: set[int] = field(default_factory=set)
     """Those of `forward` whose outputs stay."""
+    finish: int = -1
+    """Backward op with which its input goes, once it is entered."""
+    parted: list[int] = field(default_factory=list)
+    """Storages that others read too: those read the first ones, its own backward pass what is made again."""
 
 
 def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
@@ -94,8 +98,10 @@ def _entered(trace: Trace, regions: Sequence[_Region], plan: Plan) -> Draft:
     cached = plan.kernels.fusion == "none"  # a compiler keeps only what is used
     forward = [k for k, op in enumerate(trace.ops) if op.phase is Phase.FORWARD]
     ends = max((k for k in forward if trace.ops[k].module != ("<loss>",)), default=-1)
-    for region in regions:
+    readers = {k: region for region in regions for k in region.forward}
+    for region in reversed(regions):
         _recompute(draft, region, known, later, early_stop=plan.remat.early_stop, cached=cached, ends=ends)
+        _part(draft, region, known, readers)
     for i, k in later.items():
         draft.unfree(known[i].freed, i)
         draft.free(k, i)
@@ -216,13 +222,21 @@ def _recompute(
     }
     if not gone:
         return
+    both = [  # its own backward pass reads them, and others do
+        i
+        for i in made
+        if i not in kept and i not in gone and known[i].freed in backward and any(k in backward for k in known[i].uses)
+    ]
     held = {i: k for k in region.forward for i in ops[k].releases}
-    start = min(k for i in gone for k in known[i].uses if k in backward)
-    finish = max(k for i in gone for k in known[i].uses)
-    stop = max(k for i in gone for k in known[i].uses if k in inside and i in ops[k].writes) if early_stop else end
+    wanted = {i: None for i in made if i in gone or i in both}
+    start = min(k for i in wanted for k in known[i].uses if k in backward)
+    finish = region.finish = max(k for i in wanted for k in known[i].uses if k in backward)
+    stop = max(k for i in wanted for k in known[i].uses if k in inside and i in ops[k].writes) if early_stop else end
     again = [k for k in region.forward if k <= stop and k not in region.kept]
-    new = _clone(draft, again, made, gone, start)
-    _rename(draft, {i: new[i] for i in gone}, known)
+    new = _clone(draft, again, made, wanted, start)
+    for k in sorted({k for i in wanted for k in (*known[i].uses, known[i].freed)} & backward):
+        draft.ops[k] = renamed(draft.ops[k], {i: new[i] for i in wanted})
+    region.parted = both
     order = {i: n for n, i in enumerate(held)}
     for i in sorted(gone, key=lambda i: order.get(i, -1)):
         last = max(k for k in known[i].uses if k in inside)
@@ -291,9 +305,11 @@ def _clone(
     return new
 
 
-def _rename(draft: Draft, new: dict[int, int], known: dict[int, Life]) -> None:
-    """Let backward ops use, and free, the copies."""
-    touched = {k for i in new for k in (*known[i].uses, known[i].freed)}
-    for k in touched:
-        if draft.ops[k].phase is not Phase.FORWARD:
-            draft.ops[k] = renamed(draft.ops[k], new)
+def _part(draft: Draft, region: _Region, known: dict[int, Life], readers: Mapping[int, _Region]) -> None:
+    """Free what was made first when those outside are done with it; a region that begins with it keeps it."""
+    own = {*region.forward, *region.backward}
+    for i in region.parted:
+        ends = [
+            readers[k].finish if k in readers and readers[k].finish >= 0 else k for k in known[i].uses if k not in own
+        ]
+        draft.free(max(ends), i)
