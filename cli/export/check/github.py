@@ -32,7 +32,7 @@ def _lines(found: Sequence[Checked]) -> Iterator[str]:
             lines = blame(step.verdict)
             said = [
                 *notices(step),
-                *(f"{label_of(line)} {signed(line.grown_bytes)}: {line.since}" for line in lines[:5]),
+                *(f"{label_of(line)} {signed(line.grown_bytes)}: {why_of(line)}" for line in lines[:5]),
             ]
             if step.verdict.outcome == "improved":
                 said.insert(0, f"{step.name} needs less; accept it with dnnmem check --update-baseline")
