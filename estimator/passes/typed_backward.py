@@ -94,7 +94,9 @@ def _gradients(d: TypedDraft, k: int, f: int | None) -> list[tuple[int, int]]:
         source = _source_of(d, i, f, op) if f is not None else None
         made_in, wanted = runs_in, runs_in
         if source is not None:
-            wanted = d.type(source)
+            wanted = (
+                d.lower if f is not None and d.casts.get((f, source), -1) == d.outputs.get(source) else d.type(source)
+            )
             is_cast = f is not None and (f, source) in d.casts
             made_in = d.type(d.casts[f, source]) if is_cast and f is not None else wanted
             if not is_cast and policy_of(op.name) is Policy.LOWER:

@@ -1,0 +1,53 @@
+"""Prediction = execution: a float32 step rewritten in other types against the model really run in them."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import pytest
+import torch
+
+from dnnmem.cli.cache import cache_folder
+from dnnmem.estimator.devices import find_device
+from dnnmem.estimator.passes import rewrite
+from dnnmem.estimator.plan import Plan, Precision
+from dnnmem.estimator.replay import replay_on
+from dnnmem.estimator.trace import Origin
+from dnnmem.profilers.fake import profile_fake
+from dnnmem.profilers.request import Request
+from dnnmem.profilers.target import resolve
+from dnnmem.profilers.verify import verify
+from dnnmem.profilers.virtual_gpu.launch import unavailable
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=f"no virtual GPU here: {unavailable()}")
+GPU = "h100-sxm-80gb"
+SAMPLES = ROOT / "sample_models"
+SIZES = {"layers": "4", "width": "256", "heads": "4", "vocab": "8192", "context": "256"}
+REQUESTS = {
+    "gpt": Request(target=str(SAMPLES / "gpt.py"), batch_size=4, seq_len=256, args=SIZES),
+    "vit": Request(target=str(SAMPLES / "vit.py"), batch_size=16, args={"precision": "float32", "layers": "4"}),
+}
+
+
+@cache
+def plain_step(name):
+    """The model's step in float32, as recorded without a GPU."""
+    origin = Origin(gpu=GPU, versions={"torch": torch.__version__})
+    return profile_fake(resolve(REQUESTS[name]), steps=2, origin=origin, on_step=lambda _: None)[0]
+
+
+@pytest.mark.parametrize("compute", ["bf16_amp", "fp16_amp", "bfloat16"])
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_step_in_other_types_needs_what_the_pass_says(name, compute):
+    # GIVEN the float32 step  WHEN it is rewritten, and the model really runs so
+    plan = Plan(precision=Precision(compute=compute))
+    [found] = rewrite(plain_step(name), plan)
+    found.check()
+    held = replay_on(found, find_device(GPU))
+    ran = verify(REQUESTS[name], plan, find_device(GPU), cache=cache_folder(os.environ))
+    # THEN the peaks agree
+    assert ran.outcome == "ran", ran.message
+    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.02)
+    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.02)
