@@ -55,18 +55,9 @@ def profile(
         "seed": seed, "repeats": repeats, "timeout": timeout, "format": format_, "depth": depth,
     }  # fmt: skip
     job = prepare(
-        target,
-        typed,
-        os.environ,
-        folder=Path.cwd(),
-        inputs=input_ or (),
-        args=arg or (),
-        json=json,
-        csv=csv,
-        html=html,
-        save=save,
-        everything=everything,
-    )
+        target, typed, os.environ, folder=Path.cwd(), inputs=input_ or (), args=arg or (), json=json, csv=csv,
+        html=html, save=save, everything=everything,
+    )  # fmt: skip
     check_outputs(job.outputs, job.save)
     _deliver(job, *record(job, quiet=quiet, no_color=no_color), quiet=quiet, no_color=no_color)
 

@@ -111,7 +111,7 @@ def _faster(best: Candidate, baseline: Candidate | None) -> str:
     if baseline.estimate.fits is False:
         return ", where your step does not fit"
     mine, theirs = (c.estimate.per_second(c.estimate.samples) for c in (best, baseline))
-    return f", {mine / theirs:.2g} times your step's throughput" if mine and theirs else ""
+    return f", {mine / theirs:.3g} times your step's throughput" if mine and theirs else ""
 
 
 def _columns(*, tokens: bool) -> list[Column]:
