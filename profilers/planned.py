@@ -1,4 +1,6 @@
-"""The training script of a plan: `python -m dnnmem.profilers.planned REQUEST.json PLAN.json [FOLDER]`, a process a rank.
+"""The training script of a plan, one process a rank.
+
+    python -m dnnmem.profilers.planned REQUEST.json PLAN.json [FOLDER]
 
 It builds the target that the request names, applies the plan and makes the request's steps, as any script would: on
 GPUs with torchrun, on virtual ones under `verify`. With a FOLDER each rank writes there what it needed, `rank0.json`.

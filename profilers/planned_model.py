@@ -75,4 +75,3 @@ def _initialise(module: nn.Module) -> None:
             nn.init.normal_(parameter, std=_STD)
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-

@@ -80,7 +80,7 @@ def _on_dask(function: Callable[[J], R], jobs: Sequence[J], workers: int) -> Ite
             yield running[done], done.result()
 
 
-def _library(name: str, package: str) -> Any:  # noqa: ANN401  (a module that may not be there)
+def _library(name: str, package: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:

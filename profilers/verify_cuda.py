@@ -51,7 +51,8 @@ def verified_of(told: list[dict[str, Any]], ranks: int, code: int | None, said: 
     if failed is not None:
         return Verified(device="cuda", outcome=failed["outcome"], message=f"rank {failed['rank']}: {failed['message']}")
     if code is None:
-        return Verified(device="cuda", outcome="timed_out", message=f"the run made no end in time; its last lines:\n{said}")
+        message = f"the run made no end in time; its last lines:\n{said}"
+        return Verified(device="cuda", outcome="timed_out", message=message)
     if len(told) < ranks:
         return Verified(device="cuda", outcome="failed", message=f"{ranks - len(told)} of {ranks} ranks died:\n{said}")
     worst = max(told, key=lambda some: int(some["reserved_bytes"]))

@@ -40,6 +40,7 @@ def replicate(trace: Trace, plan: Plan) -> Trace:
     for ready, mine in buckets:
         _copied_sum(draft, ready, last, mine)
     _start(draft, [g for _, mine in buckets for g in mine])
+    _send_buffers(draft)
     if plan.sharding.strategy == "zero1" and plan.mesh.dp_shard > 1:
         _own_part(draft, plan.mesh.dp_shard)
     return draft.finish()
@@ -86,23 +87,45 @@ def _copied_sum(draft: Draft, k: int, last: int, mine: Sequence[int]) -> None:
 def _start(draft: Draft, grads: Sequence[int]) -> None:
     """What lives before the second step: copies of what rank 0 sends, and the one bucket for all gradients."""
     storages = draft.trace.storages
-    states = [
-        s for i, s in storages.items() if i in draft.pinned and s.kind in (Kind.PARAM, Kind.BUFFER) and s.nbytes
-    ]
-    flat: dict[str, list[int]] = {}
-    for s in sorted(states, key=lambda s: s.kind is Kind.BUFFER):
-        sizes = flat.setdefault(s.dtype, [0])
-        if sizes[-1] >= SENT_BYTES:
-            sizes.append(0)
-        sizes[-1] += s.nbytes
-    ids = [draft.add(made_storage(n, Kind.COMM, "broadcast")) for sizes in flat.values() for n in sizes]
-    for n, i in enumerate(ids):
-        draft.start.append(Event(draft.storages[i].nbytes, 0, i))
-        if n:
-            draft.start.append(Event(-draft.storages[ids[n - 1]].nbytes, 0, ids[n - 1]))
-    draft.start += [Event(-draft.storages[i].nbytes, 0, i) for i in ids[-1:]]
+    flat = [draft.add(made_storage(n, Kind.COMM, "broadcast")) for n in _sent(draft, Kind.PARAM, Kind.BUFFER)]
+    draft.start += _in_turn([(i, draft.storages[i].nbytes) for i in flat])
     first = draft.add(made_storage(sum(storages[g].nbytes for g in grads), Kind.COMM, "first bucket"))
     draft.start.append(Event(draft.storages[first].nbytes, 0, first))
+
+
+def _send_buffers(draft: Draft) -> None:
+    """Rank 0's buffers, such as running means, are sent before each forward pass."""
+    mine = tuple(i for i, s in draft.trace.storages.items() if i in draft.pinned and s.kind is Kind.BUFFER and s.nbytes)
+    sizes = _sent(draft, Kind.BUFFER)
+    if mine and draft.trace.ops:
+        send = Op(
+            name="dnnmem.broadcast.dp_replicate", lane=Lane.COMM, reads=mine, writes=mine,
+            events=tuple(_in_turn([(-1 - n, nbytes) for n, nbytes in enumerate(sizes)])),
+            moved_bytes=sum(draft.trace.storages[i].nbytes for i in mine),
+        )  # fmt: skip
+        draft.before.setdefault(0, []).insert(0, send)
+
+
+def _sent(draft: Draft, *kinds: Kind) -> list[int]:
+    """Sizes of the flat copies in which storages of `kinds` are sent; what goes alone is not copied."""
+    storages = [s for i, s in draft.trace.storages.items() if i in draft.pinned and s.kind in kinds and s.nbytes]
+    flat: dict[str, list[list[int]]] = {}
+    for s in sorted(storages, key=lambda s: s.kind is Kind.BUFFER):
+        parts = flat.setdefault(s.dtype, [[]])
+        if sum(parts[-1]) >= SENT_BYTES:
+            parts.append([])
+        parts[-1].append(s.nbytes)
+    return [sum(part) for parts in flat.values() for part in parts if len(part) > 1]
+
+
+def _in_turn(blocks: Sequence[tuple[int, int]]) -> list[Event]:
+    """Events of blocks of which two are alive at a time."""
+    events: list[Event] = []
+    for n, (i, nbytes) in enumerate(blocks):
+        events.append(Event(nbytes, 0, i))
+        if n:
+            events.append(Event(-blocks[n - 1][1], 0, blocks[n - 1][0]))
+    return [*events, *(Event(-nbytes, 0, i) for i, nbytes in blocks[-1:])]
 
 
 def _own_part(draft: Draft, ranks: int) -> None:
@@ -132,6 +155,7 @@ def _own_part(draft: Draft, ranks: int) -> None:
     last = len(draft.trace.ops) - 1
     sent = Op(
         name="dnnmem.broadcast.dp_shard", module=draft.trace.ops[last].module, phase=draft.trace.ops[last].phase,
-        lane=Lane.COMM, reads=tuple(trained), writes=tuple(trained), moved_bytes=sum(storages[p].nbytes for p in trained),
+        lane=Lane.COMM, reads=tuple(trained), writes=tuple(trained),
+        moved_bytes=sum(storages[p].nbytes for p in trained),
     )  # fmt: skip
     draft.after.setdefault(last, []).append(sent)

@@ -8,6 +8,7 @@
         optimizer.step()
         optimizer.zero_grad()
 
+>>> import torch
 >>> model = nn.Linear(2, 1)
 >>> model, optimizer = apply(model, torch.optim.SGD(model.parameters()), {"precision": {"compute": "bfloat16"}})
 >>> model.weight.dtype
@@ -22,7 +23,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -39,9 +39,9 @@ def apply(
 ) -> tuple[nn.Module, Optimizer]:
     """Do what `plan` says to `model` and `optimizer`, in place where torch allows; use what is returned.
 
-    Names in `state_dict()` and groups of parameters stay; the parameters may become others, and the optimizer then holds
-    the new ones. Learning-rate schedulers are made afterwards, weights may be loaded before, states of the optimizer
-    after. With more ranks than one call it in each, once `torch.distributed.init_process_group` was called and the
+    Names in `state_dict()` and groups of parameters stay; the parameters may become others, and the optimizer then
+    holds the new ones. Learning-rate schedulers are made afterwards, weights may be loaded before, the optimizer's
+    states after. With more ranks than one call it in each, once `torch.distributed.init_process_group` was called and the
     device is set; a model on the host is then moved to the GPU as it is split. `plan` is a `Plan`, an object of its
     JSON form, or the path of a file with it.
 

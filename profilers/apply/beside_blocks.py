@@ -1,7 +1,7 @@
 """What lies before the repeated blocks of a real model, and after them, by definition.
 
-    tokens, positions        | blocks.0, blocks.1, ... | norm, head
-    before                     blocks                    after
+tokens, positions        | blocks.0, blocks.1, ... | norm, head
+before                     blocks                    after
 """
 
 from __future__ import annotations

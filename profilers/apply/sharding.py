@@ -25,8 +25,8 @@ from torch.optim import Optimizer
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.passes.replicas import DEFAULT_BUCKET_MIB
 from dnnmem.estimator.plan import Plan
-from dnnmem.profilers.apply.blocks import blocks_of
 from dnnmem.profilers.apply.beside_blocks import beside_blocks
+from dnnmem.profilers.apply.blocks import blocks_of
 
 _REPLICA = "_dnnmem_replica"
 """Attribute of a model that holds its DistributedDataParallel."""
@@ -87,7 +87,7 @@ def _check(plan: Plan) -> None:
         have = f"the process group has {ranks}" if ranks else "there is no process group"
         raise UsageError(
             f"the plan is for {plan.mesh.world_size} ranks, but {have}",
-            hint=f"torchrun --nproc-per-node {plan.mesh.world_size} ..., and init_process_group() before the plan is applied",
+            hint=f"torchrun --nproc-per-node {plan.mesh.world_size}, and init_process_group() before this",
         )
 
 

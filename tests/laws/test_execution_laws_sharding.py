@@ -1,4 +1,4 @@
-"""Prediction = execution for data parallelism: passes over the plain step against `planned`, rank 0 of 8, on a virtual GPU.
+"""Prediction = execution for data parallelism: passes over the plain step against rank 0 of 8 on a virtual GPU.
 
 What is allocated is equal but for small change; of what is reserved, the first steps decide some.
 """
@@ -6,6 +6,7 @@ What is allocated is equal but for small change; of what is reserved, the first 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -53,8 +54,6 @@ WAYS = [
 @cache
 def plain(model):
     """The step on one GPU, as recorded without one."""
-    from dataclasses import replace
-
     return run(replace(MODELS[model], device="fake", gpu=GPU), cache=cache_folder(os.environ))[0]
 
 

@@ -28,7 +28,7 @@ def test_results_come_as_they_are_done():
 
 def test_whoever_stops_reading_stops_the_work():
     begun = []
-    results = spread(lambda job: begun.append(job), list(range(50)), workers=1)
+    results = spread(begun.append, list(range(50)), workers=1)
     next(results)
     results.close()
     assert len(begun) < 50
@@ -51,7 +51,9 @@ def test_an_engine_that_is_not_installed_is_named(executor, package, monkeypatch
     assert caught.value.hint == f"pip install {package}"
 
 
-@pytest.mark.parametrize(("options", "says"), [({"executor": "slurm"}, "slurm is unknown"), ({"workers": 0}, "0 workers")])
+@pytest.mark.parametrize(
+    ("options", "says"), [({"executor": "slurm"}, "slurm is unknown"), ({"workers": 0}, "0 workers")]
+)
 def test_what_cannot_be_is_refused(options, says):
     with pytest.raises(UsageError, match=says):
         spread(str, [1], **options)

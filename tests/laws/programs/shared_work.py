@@ -11,8 +11,8 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 import dnnmem
-from dnnmem.estimator.plan_text import change
 from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan_text import change
 from tests.laws.programs.shared_plans import PLANS, STEPS, build, loss_of
 
 
