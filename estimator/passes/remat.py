@@ -43,6 +43,8 @@ class _Region:
     """Ops of the block's backward pass, in order."""
     kept: set[int] = field(default_factory=set)
     """Those of `forward` whose outputs stay."""
+    whole: bool = True
+    """False if `backward` holds ops of others too, as for a part of a block."""
     finish: int = -1
     """Backward op with which its input goes, once it is entered."""
     parted: list[int] = field(default_factory=list)
@@ -158,7 +160,7 @@ def _regions(trace: Trace, remat: Remat) -> list[_Region]:
         return [replace(region, kept=mine) for region, mine in zip(blocks, kept, strict=True)]
     if remat.policy == "attention":
         return [
-            _Region(forward=forward, backward=region.backward)
+            _Region(forward=forward, backward=region.backward, whole=False)
             for region in blocks
             for forward in _attentions(trace.ops, region.forward)
         ]
@@ -227,6 +229,7 @@ def _recompute(
         for i in made
         if i not in kept and i not in gone and known[i].freed in backward and any(k in backward for k in known[i].uses)
     ]
+    both = both if region.whole else []
     held = {i: k for k in region.forward for i in ops[k].releases}
     wanted = {i: None for i in made if i in gone or i in both}
     start = min(k for i in wanted for k in known[i].uses if k in backward)
