@@ -4,6 +4,7 @@
     a vector    variance (n)                      its square, a clone = the update
 
 A tensor of more dimensions is a stack of matrices in its last two. Norms are read back by the host, so that it waits.
+What CUDA's reductions keep inside while they run (as much as a matrix of 2,048 x 2,048, once) is left out.
 """
 
 from __future__ import annotations

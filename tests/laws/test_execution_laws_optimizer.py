@@ -39,7 +39,12 @@ WAYS = {
     "accumulation": Plan(batch=Batch(accumulation=4)),
     "host": Plan(offload=Offload(optimizer=True)),
 }
-CASES = [*(("mlp", way) for way in WAYS), ("gpt", "adafactor"), ("gpt", "accumulation"), ("gpt", "host")]
+PEAK_IN_UPDATE = ("adafactor", "adafactor, foreach")
+"""Where the update is the peak, what CUDA's reductions of large matrices keep inside shows, and is not predicted."""
+CASES = [
+    *(("mlp", way) for way in WAYS if way not in PEAK_IN_UPDATE),
+    *(("gpt", way) for way in (*PEAK_IN_UPDATE, "accumulation", "host")),
+]
 
 
 @cache

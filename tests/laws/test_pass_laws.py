@@ -8,13 +8,31 @@ from hypothesis import strategies as st
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import PASSES, rewrite
-from dnnmem.estimator.plan import Batch, Mesh, Pipeline, Plan, Precision, Remat, Sharding, Tensor, check
+from dnnmem.estimator.plan import (
+    Batch,
+    Mesh,
+    Offload,
+    Optimizer,
+    Pipeline,
+    Plan,
+    Precision,
+    Remat,
+    Sharding,
+    Tensor,
+    check,
+)
 from dnnmem.estimator.trace import Kind, Lane
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt
 from tests.profilers.recorded import zoo_fake
 
 STEPS = {"gpt": {}, "llama": LLAMA, "written": WRITTEN, "bfloat16": {**LLAMA, "dtype": "bfloat16"}}
 ZOO = ("resnet", "bert", "moe", "vit", "t5", "lstm")
+UPDATES = [
+    Optimizer(),
+    Optimizer(kernel="for_loop"),
+    Optimizer(kernel="fused"),
+    *(Optimizer(name=name) for name in ("sgd", "adafactor", "adamw8bit")),
+]
 
 
 @st.composite
@@ -34,6 +52,8 @@ def plans(draw):
             reduce=draw(st.sampled_from([None, "float32"])),
         ),
         tensor=Tensor(sequence_parallel=draw(st.booleans()), loss_parallel=draw(st.booleans())),
+        optimizer=draw(st.sampled_from(UPDATES)),
+        offload=Offload(optimizer=draw(st.booleans())),
         remat=Remat(
             policy=draw(st.sampled_from(["none", "full", "every", "selective", "attention"])),
             every=draw(st.sampled_from([1, 2])),
