@@ -7,8 +7,10 @@ import pytest
 from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.op_class import OpClass
+from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.passes.precision import alters_training, apply
 from dnnmem.estimator.plan import Plan, Precision
+from dnnmem.estimator.plan_text import change
 from dnnmem.estimator.roofline import peak_rates
 from dnnmem.estimator.trace import Kind, Phase
 from dnnmem.estimator.work import work_of
@@ -106,3 +108,22 @@ def test_a_step_recorded_in_another_type_is_refused_by_its_name():
 def test_what_changes_the_numbers_is_named():
     assert alters_training(Plan()) == ()
     assert alters_training(Plan(precision=Precision(compute="bf16_amp"))) == ("precision.compute=bf16_amp",)
+
+
+@pytest.mark.parametrize("compute", ["bf16_amp", "fp16_amp", "bfloat16"])
+@pytest.mark.parametrize(
+    "more",
+    ["remat.policy=full", "remat.policy=selective", "mesh.pp=2", "batch.accumulation=4", "kernels.fusion=pointwise"],
+)
+def test_types_go_with_other_techniques(compute, more):
+    for found in rewrite(gpt(4), change(Plan(), [f"precision.compute={compute}", more])):
+        found.check()
+
+
+def test_fsdp_computes_in_bfloat16_over_parts_in_float32_from_either_record():
+    # GIVEN one model recorded in float32, and in bfloat16  WHEN FSDP2 holds float32 parts and computes in bfloat16
+    shared = ["precision.param=float32", "sharding.strategy=zero3", "mesh.dp_shard=4"]
+    [one] = rewrite(gpt(4, dtype="bfloat16"), change(Plan(), shared))
+    [other] = rewrite(gpt(4), change(Plan(), ["precision.compute=bfloat16", *shared]))
+    # THEN both need the same, but for the outputs that are cast
+    assert other.peak_bytes() == pytest.approx(one.peak_bytes(), rel=0.005)
