@@ -195,7 +195,7 @@ def _product_seconds(work: Work, rows: Rows, rate: Floats, device: Device, model
 def _aligned(work: Work, rows: Rows) -> Floats:
     """Share of the rate that rows of odd lengths leave: loads of 16 bytes need a multiple of 8 two-byte elements."""
     whole = np.where(work.item_bytes[rows] >= 4, 1, 8)
-    return np.minimum(work.align[rows] / whole, 1.0) ** 0.4
+    return np.sqrt(np.minimum(work.align[rows] / whole, 1.0))
 
 
 def _convolution_seconds(work: Work, rows: Rows, rate: Floats, _device: Device, model: TimeModel) -> Floats:

@@ -47,12 +47,14 @@ class Run:
     """A policy of `plan.Remat`."""
     sequence_parallel: bool = False
     """Norms and dropouts split along the sequence."""
+    vocab: int = VOCAB
+    """Words, padding included."""
 
 
 def megatron_gpt(run: Run, node: str, *, seconds: float | None) -> Case:
     """The case of `run` on so many `node`s as it needs. Raises `UsageError` for batches that do not divide."""
     args, layers = decoder(
-        layers=run.layers, heads=run.heads, width=run.width, vocab=VOCAB, context=run.seq,
+        layers=run.layers, heads=run.heads, width=run.width, vocab=run.vocab, context=run.seq,
         attention="math", dropout=0.1, dtype="float16",
     )  # fmt: skip
     plan = p.Plan(
