@@ -46,8 +46,8 @@ def _kind(name: str) -> str:
 
 PARAMETERS: Mapping[str, str] = {f.name: _kind(f.name) for f in fields(TimeModel) if f.name not in _FIXED}
 """What is fitted, and whose spread is its prior's. One that is 0 stays 0."""
-NOISE = 0.04
-"""Standard deviation of ln(step) that no parameter explains: repeated runs of one step differ by that much."""
+_NOISE = "step"
+"""Name in `TimeModel.spread` of the standard deviation of ln(step) that no parameter explains."""
 _FURTHEST = 3.0
 """Most spreads that a parameter may go: what asks for more is not a matter of rates."""
 _STEP = 0.02
@@ -118,9 +118,10 @@ def fit(
 
     sd = np.array([spreads[name] for name in names])
     first = predict(np.zeros(len(names)))
-    logs, slope = _best(predict, names, target, sd)
+    noise = model.spread[_NOISE]
+    logs, slope = _best(predict, names, target, sd, noise)
     after = predict(logs)
-    covariance = np.asarray(np.linalg.inv(slope.T @ slope / NOISE**2 + np.diag(1 / sd**2)), np.float64)
+    covariance = np.asarray(np.linalg.inv(slope.T @ slope / noise**2 + np.diag(1 / sd**2)), np.float64)
     fitted = _moved(model, names, logs)
     posterior = np.sqrt(np.diag(covariance))
     moved = [(posterior[i] / sd[i], name, i) for i, name in enumerate(names) if np.any(slope[:, i])]
@@ -148,26 +149,26 @@ def _moved(model: TimeModel, names: Sequence[str], logs: Floats) -> TimeModel:
     return replace(model, **known)
 
 
-def _best(predict: Predict, names: Sequence[str], target: Floats, sd: Floats) -> tuple[Floats, Floats]:
+def _best(predict: Predict, names: Sequence[str], target: Floats, sd: Floats, noise: float) -> tuple[Floats, Floats]:
     """The likelier of the minima from the packaged rates and from a slower host."""
     begins = [np.zeros(len(names)), np.where([name == _HOST for name in names], _SLOWER * sd, 0.0)]
-    logs, slope, _ = min((_minimum(predict, begin, target, sd) for begin in begins), key=lambda found: found[2])
+    logs, slope, _ = min((_minimum(predict, begin, target, sd, noise) for begin in begins), key=lambda found: found[2])
     return logs, slope
 
 
-def _minimum(predict: Predict, begin: Floats, target: Floats, sd: Floats) -> tuple[Floats, Floats, float]:
+def _minimum(predict: Predict, begin: Floats, target: Floats, sd: Floats, noise: float) -> tuple[Floats, Floats, float]:
     """Likeliest logarithms near `begin`, the slope of the steps there (a row each), and what is left of the sum."""
     logs, now = begin, predict(begin)
     slope = _slope(predict, logs, now, np.arange(len(sd)))
     felt = np.flatnonzero(np.abs(slope).max(axis=0) > 0)
 
     def cost(now: Floats, logs: Floats) -> float:
-        return float((((target - now) / NOISE) ** 2).sum() + ((logs / sd) ** 2).sum())
+        return float((((target - now) / noise) ** 2).sum() + ((logs / sd) ** 2).sum())
 
     for _ in range(_ROUNDS):
         j, p = slope[:, felt], sd[felt]
-        normal = j.T @ j / NOISE**2 + np.diag(1 / p**2)
-        wanted = np.linalg.solve(normal, j.T @ (target - now + j @ logs[felt]) / NOISE**2)
+        normal = j.T @ j / noise**2 + np.diag(1 / p**2)
+        wanted = np.linalg.solve(normal, j.T @ (target - now + j @ logs[felt]) / noise**2)
         step = np.zeros(len(sd))
         step[felt] = np.clip(wanted, -_FURTHEST * p, _FURTHEST * p) - logs[felt]
         logs, now = _descend(predict, logs, step, cost)
@@ -202,7 +203,7 @@ def _slope(predict: Predict, logs: Floats, now: Floats, columns: npt.NDArray[np.
 def _narrowed(
     model: TimeModel, names: Sequence[str], slope: Floats, sd: Floats, covariance: Floats
 ) -> dict[str, float]:
-    """Spread by kind of work: as the steps' own spread by parameters of that kind fell, never below the noise."""
+    """Spread by kind of work: as the steps' own spread by parameters of that kind fell. That of a step stays."""
     spread = dict(model.spread)
     for kind, packaged in model.spread.items():
         mine = [i for i, name in enumerate(names) if PARAMETERS[name] == kind]
@@ -210,5 +211,5 @@ def _narrowed(
         before = float(((j * sd[mine]) ** 2).sum())
         after = float(np.einsum("ri,ij,rj->", j, covariance[np.ix_(mine, mine)], j))
         if before > 0:
-            spread[kind] = min(packaged, max(packaged * (after / before) ** 0.5, NOISE))
+            spread[kind] = packaged * min((after / before) ** 0.5, 1.0)
     return spread

@@ -141,10 +141,14 @@ def price(
 
 
 def _interval(timed: StepTime, model: TimeModel) -> tuple[float, float]:
-    """Kinds of work err independently: their log deviations, weighted by their shares of the step, add in squares."""
+    """Kinds of work err independently: their log deviations, weighted by their shares of the step, add in squares.
+
+    To them comes what a step errs by itself, whatever it is made of.
+    """
     parts = by_kind(timed.classes, timed.breakdown)
     total = sum(parts.values()) or 1.0
-    variance = sum((seconds / total * model.spread[kind]) ** 2 for kind, seconds in parts.items())
+    variance = model.spread["step"] ** 2
+    variance += sum((seconds / total * model.spread[kind]) ** 2 for kind, seconds in parts.items())
     factor = math.exp(NINE_OF_TEN * math.sqrt(variance))
     return timed.seconds / factor, timed.seconds * factor
 

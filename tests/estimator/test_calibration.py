@@ -19,7 +19,7 @@ MODEL = load(H100.device)
 
 def test_every_number_of_the_model_has_a_prior_or_is_no_rate():
     kinds = set(PARAMETERS.values())
-    assert kinds == set(MODEL.spread)
+    assert kinds | {"step"} == set(MODEL.spread)
     assert PARAMETERS["nvlink"] == "communication"
     assert PARAMETERS["gemm"] == PARAMETERS["attention_backward"] == "arithmetic"
 
