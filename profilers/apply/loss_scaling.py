@@ -103,7 +103,7 @@ class _Scaled(torch.autograd.Function):
         return output.view_as(output) if output.dtype is torch.float32 else output.float()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """See the class."""
         scaled = torch.empty_like(gradient, dtype=ctx.dtype)
         torch.mul(gradient, ctx.scaling.scale(gradient), out=scaled)

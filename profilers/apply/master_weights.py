@@ -38,7 +38,7 @@ def over_masters(optimizer: Optimizer, precision: Precision) -> None:
             torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
         return result
 
-    def zero_both(_: Optimizer, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - the optimizer's own signature
+    def zero_both(_optimizer: Optimizer, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - the optimizer's own signature
         zero_grad(set_to_none)
         for parameter, _ in pairs:
             parameter.grad = None
