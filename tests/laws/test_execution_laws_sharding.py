@@ -57,7 +57,7 @@ def plain(model):
     return run(replace(MODELS[model], device="fake", gpu=GPU), cache=cache_folder(os.environ))[0]
 
 
-@pytest.mark.parametrize(("model", "settings"), WAYS, ids=lambda value: value if isinstance(value, str) else value[1])
+@pytest.mark.parametrize(("model", "settings"), WAYS, ids=lambda it: it if isinstance(it, str) else " ".join(it))
 def test_a_rank_needs_what_its_pass_says(model, settings):
     plan = change(Plan(), settings)
     # GIVEN the plain step, rewritten
