@@ -48,7 +48,9 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
 
 def _to_host(group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
     """Parameters and their copies, which take their places."""
-    pairs = [(p, nn.Parameter(_room(p).copy_(_local(p).detach()), requires_grad=True)) for p in group["params"]]
+    pairs: list[tuple[Tensor, Tensor]] = [
+        (p, nn.Parameter(_room(p).copy_(_local(p).detach()))) for p in group["params"]
+    ]
     group["params"] = [copy for _, copy in pairs]
     return pairs
 
@@ -64,13 +66,14 @@ def _room(like: Tensor) -> Tensor:
 
 def _work_on_host(optimizer: Optimizer, pairs: list[tuple[Tensor, Tensor]]) -> None:
     step: Callable[..., Any] = optimizer.step
-    wait = torch.cuda.synchronize if any(_local(p).is_cuda for p, _ in pairs) else lambda: None
+    on_gpu = any(_local(p).is_cuda for p, _ in pairs)
 
     @torch.no_grad()
     def host_step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
         for parameter, copy in pairs:
             _bring(parameter, copy)
-        wait()
+        if on_gpu:
+            torch.cuda.synchronize()
         result = step(*args, **kwargs)
         for parameter, copy in pairs:
             _local(parameter).copy_(copy, non_blocking=True)

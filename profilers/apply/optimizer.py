@@ -64,7 +64,7 @@ def _class(name: str) -> Any:
     if name in _CLASSES:
         return getattr(torch.optim, _CLASSES[name])
     try:
-        from torchao.optim import AdamW8bit
+        from torchao.optim import AdamW8bit  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise UnsupportedError(
             "optimizer.name is adamw8bit, which is torchao's, but torchao is not installed",
