@@ -11,6 +11,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import (
     batch,
     kernels,
+    offload,
     offload_optimizer,
     optimizer,
     pipeline,
@@ -33,6 +34,7 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
     "optimizer": optimizer.apply,
     "remat": remat.apply,
     "sharding": sharding.apply,
+    "offload": offload.apply,
     "offload_optimizer": offload_optimizer.apply,
     "pipeline": pipeline.apply,
     "kernels": kernels.apply,
@@ -40,7 +42,7 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
 """By field of a plan, in the order of its fields. Each leaves a trace equal where the plan has its default."""
 
 _BEFORE_SPLIT = ("precision", "tensor", "optimizer", "remat")
-_AFTER_SPLIT = ("batch", "sharding", "offload_optimizer", "kernels")
+_AFTER_SPLIT = ("batch", "sharding", "offload", "offload_optimizer", "kernels")
 
 
 @collector_paused()

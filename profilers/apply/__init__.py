@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Kernels, Plan
-from dnnmem.profilers.apply import batch, offload_optimizer, optimizer, precision, remat, sharding
+from dnnmem.profilers.apply import batch, offload, offload_optimizer, optimizer, precision, remat, sharding
 
 ToModel = Callable[[nn.Module, Plan], nn.Module]
 """Does its part to a model and returns it, or what wraps it."""
@@ -26,6 +26,7 @@ ToOptimizer = Callable[[Optimizer, nn.Module, Plan], Optimizer]
 MODEL_APPLIES: Mapping[str, ToModel] = {
     "precision": precision.to_model,
     "remat": remat.to_model,
+    "offload": offload.to_model,
     "sharding": sharding.to_model,
 }
 """By field of a plan, in the order in which they are done. Each leaves a model alone where the plan has its default."""
