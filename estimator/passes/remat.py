@@ -232,7 +232,7 @@ def _recompute(
     both = both if region.whole else []
     held = {i: k for k in region.forward for i in ops[k].releases}
     wanted = {i: None for i in made if i in gone or i in both}
-    start = min(k for i in wanted for k in known[i].uses if k in backward)
+    start = _node_start(ops, min(k for i in wanted for k in known[i].uses if k in backward), backward)
     finish = region.finish = max(k for i in wanted for k in known[i].uses if k in backward)
     stop = max(k for i in wanted for k in known[i].uses if k in inside and i in ops[k].writes) if early_stop else end
     again = [k for k in region.forward if k <= stop and k not in region.kept]
@@ -252,6 +252,13 @@ def _recompute(
             i in kept and i in needed and _free_after_clone(draft, i, known, start)
         ):
             later[i] = max(later.get(i, -1), finish)
+
+
+def _node_start(ops: Sequence[Op], k: int, backward: Container[int]) -> int:
+    """The first op of the autograd node that runs `k`: a product's unpacks all, then makes both of its gradients."""
+    a, b = ops[k - 1], ops[k]
+    both = k - 1 in backward and a.module == b.module and {a.name, b.name} <= PRODUCTS | BATCHED
+    return k - 1 if both and {*a.reads} & {*b.reads} else k
 
 
 def _is_cast(trace: Trace, made: int) -> bool:

@@ -33,6 +33,5 @@ def test_a_pass_needs_what_its_apply_needs(way, root):
     ran = verify(asked, WAYS[way], find_device(GPU), cache=cache_folder(os.environ))
     # THEN what is alive agrees
     assert ran.outcome == "ran", ran.message
-    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.005)
-    if way != "inputs of blocks":  # there, another order of frees within an op leaves other fragments
-        assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.02)
+    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.01)
+    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.02)
