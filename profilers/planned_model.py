@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +37,8 @@ def fill(model: nn.Module, device: torch.device) -> None:
     """Give what is on `meta` memory on `device` and values; what is elsewhere is moved there."""
     empty = {id(module) for module in model.modules() if any(p.is_meta for p in module.parameters(recurse=False))}
     with torch.no_grad():
-        model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+        apply: Any = model._apply
+        apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
         for module in model.modules():
             if id(module) in empty:
                 _initialise(module)

@@ -57,7 +57,8 @@ def _on_ray(function: Callable[[J], R], jobs: Sequence[J], workers: int) -> Iter
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     remote = ray.remote(num_cpus=1)(function)
-    left, running = list(enumerate(jobs)), {}
+    left = list(enumerate(jobs))
+    running: dict[Any, int] = {}
     try:
         while left or running:
             while left and len(running) < workers:

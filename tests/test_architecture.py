@@ -15,11 +15,14 @@ LAYERS = ("estimator", "profilers", "cli")
 MAY_TOUCH_THE_PROCESS = {
     "dnnmem.profilers.calibrate_worker": "the child process: tells its parent how far it is, through a pipe",
     "dnnmem.profilers.fake": "the child process: asks cuDNN's server where it is told to",
+    "dnnmem.profilers.planned": "the process of a rank: torchrun tells it which one in its environment",
     "dnnmem.profilers.run_many": "the parent passes its whole environment on to the child, as `run` does",
     "dnnmem.profilers.script": "the child process of a script: flushes its own output before it is ended",
     "dnnmem.profilers.run": "the parent passes its whole environment on to the child, and reads nothing in it",
     "dnnmem.profilers.script_launcher_child": "the child process: what a launcher sets there is the answer",
     "dnnmem.profilers.script_spawn": "the child process: becomes a rank that its script would start",
+    "dnnmem.profilers.verify": "the parent passes its whole environment on to the run",
+    "dnnmem.profilers.verify_cuda": "the parent passes its whole environment on to torchrun",
     "dnnmem.profilers.virtual_facts": "the child process: asks cuDNN's server where the stub of cuDNN does",
     "dnnmem.profilers.worker": "the child process: its environment and output are its own, not a person's terminal",
 }

@@ -103,7 +103,7 @@ def _mesh(plan: Plan, device_type: str) -> DeviceMesh:
 def _replicate(model: nn.Module, plan: Plan) -> None:
     """Let a DistributedDataParallel do around each call of the model what it does around its own."""
     size = plan.sharding.bucket_mib
-    replica = DistributedDataParallel(model, bucket_cap_mb=None if size == DEFAULT_BUCKET_MIB else size)
+    replica: Any = DistributedDataParallel(model, bucket_cap_mb=None if size == DEFAULT_BUCKET_MIB else size)
     model.__dict__[_REPLICA] = replica  # no submodule: the model is one of it
     model.register_forward_pre_hook(lambda _, args, named: replica._pre_forward(*args, **named), with_kwargs=True)
     model.register_forward_hook(lambda _, __, output: replica._post_forward(output))
