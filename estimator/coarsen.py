@@ -131,10 +131,13 @@ def _spans(trace: Trace) -> Iterator[tuple[int, int]]:
         number = next(((some.root, n) for some in lists if (n := some.index(path)) is not None), None)
         owner[path] = number if number is not None else path if path != LOSS else LOSS
     grads = {i for i, s in trace.storages.items() if s.kind is Kind.GRAD}
+    unread = {i for i, s in trace.storages.items() if s.kind is Kind.BUFFER and i in trace.pinned}  # may be sent first
     first, key = 0, None
     for k, op in enumerate(trace.ops):
         mine = (op.phase, owner[op.module])
-        if key is not None and (mine != key or op.lane is not Lane.COMPUTE):
+        fresh = not unread.isdisjoint(op.reads)
+        unread.difference_update(op.reads)
+        if key is not None and (mine != key or fresh or op.lane is not Lane.COMPUTE):
             yield first, k
             first = k
         key = mine

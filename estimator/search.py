@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
-from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.errors import InfeasibleError, UnsupportedError, UsageError
 from dnnmem.estimator.estimate import Estimate
-from dnnmem.estimator.plan import Remat
+from dnnmem.estimator.plan import Plan, Remat
 from dnnmem.estimator.search_cost import Cost, Costs
 from dnnmem.estimator.techniques import Choice
 
@@ -28,6 +28,8 @@ OBJECTIVES = ("throughput", "cost", "memory", "time-to-train")
 least time; seconds of a step. With a given global batch the first and the last are the same order."""
 MEMORY_SLOWDOWN = 2.0
 """How much slower than the fastest plan one may be that is taken for its memory."""
+_NO_BUDGET = float(1 << 60)
+_ANOTHER = "another plan of the space is the same"
 _ROUNDING = 1 - 1e-9
 """Sums of floats in another order: bounds are this much lower."""
 
@@ -95,6 +97,7 @@ class Search:
         self.costs, self.objective, self.budget, self.limit = costs, objective, budget_bytes, limit_seconds
         self.tally = tally or Tally()
         self.on_price = on_price
+        self.seen: set[Plan] = set()
         self.queue: list[tuple[float, int, int, int, _Entry]] = []
         self.tally.considered = max(self.tally.considered, len(choices))
         for order, choice in enumerate(choices):
@@ -133,7 +136,8 @@ class Search:
         estimate = None
         try:
             if level is Level.BOUND:
-                cost = self._bound(entry)
+                entry.choice = self._planned(entry.choice)
+                cost = self.costs.bound(entry.choice.plan)
             elif level is Level.RUNS:
                 self.tally.priced += 1
                 self.on_price()
@@ -143,13 +147,24 @@ class Search:
                 self.on_price()
                 estimate = self.costs.exact(entry.choice.plan)
                 cost = _cost_of(estimate)
+        except InfeasibleError:
+            return
         except (UnsupportedError, UsageError) as error:
+            if error.message == _ANOTHER:
+                return
             self.tally.unsupported[error.message] = self.tally.unsupported.get(error.message, 0) + 1
             return
         self._enter(order, _Entry(choice=entry.choice, level=level, cost=cost, estimate=estimate))
 
-    def _bound(self, entry: _Entry) -> Cost:
-        return self.costs.bound(entry.choice.plan)
+    def _planned(self, choice: Choice) -> Choice:
+        """With its rematerialization, where that depends on what is left of the budget."""
+        if not choice.planned_share:
+            return choice
+        plan = self.costs.planned(choice.plan, choice.planned_share * min(self.budget, _NO_BUDGET))
+        if plan.remat.policy != "segments" or plan in self.seen:
+            raise UnsupportedError(_ANOTHER)
+        self.seen.add(plan)
+        return replace(choice, plan=plan)
 
     def _enter(self, order: int, entry: _Entry) -> None:
         if entry.level is Level.GUESS:
@@ -162,7 +177,7 @@ class Search:
 
     def _guess(self, choice: Choice) -> Cost:
         """The bound of the same plan without recomputation, which no recomputation is faster than."""
-        if choice.plan.remat == Remat():
+        if choice.plan.remat == Remat() and not choice.planned_share:
             return Cost(seconds=0.0, peak_bytes=0)
         try:
             plain = self.costs.bound(replace(choice.plan, remat=Remat()))

@@ -17,11 +17,12 @@ import numpy as np
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.coarsen import NAME, Runs, coarsen, live_peak, rounded
 from dnnmem.estimator.collector import collector_paused
-from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.errors import InfeasibleError, UnsupportedError
 from dnnmem.estimator.estimate import Estimate, price
 from dnnmem.estimator.local_step import LocalStep, step_of
 from dnnmem.estimator.passes import rewrite_model, rewrite_rank
-from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan import Plan, Remat
+from dnnmem.estimator.planners.remat import plan_remat
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.repeat import repeat, repeated_flops
 from dnnmem.estimator.roofline import host_seconds, op_seconds
@@ -37,6 +38,8 @@ _ALL_PARTS = ("zero2", "zero3")
 """Strategies that may split all that rests between steps."""
 RUNS_MARGIN = 0.998
 """By runs, what lives and dies within one counts as if it did so just where the passes cut in: up to 0.1 % too much."""
+OFFLOAD_MARGIN = 0.95
+"""Copies of activations begin and end with runs, not with the ops that make and need them."""
 _WHOLE = ("every", "segments")
 """Policies that count blocks over the model, which has to be whole then."""
 
@@ -85,6 +88,8 @@ class Costs:
     """Its rates."""
     cores: dict[object, Core] = field(default_factory=dict)
     """By what decides them."""
+    plans: dict[object, Remat | None] = field(default_factory=dict)
+    """What `planned` found; None = nothing fits."""
     runs: Runs = field(default_factory=Runs)
     """Costs of runs."""
 
@@ -107,7 +112,9 @@ class Costs:
         core = self.core(plan)
         local = rewrite_rank(core.runs, plan, self.cluster)
         step = _with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
-        return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=int(live_peak(local) * RUNS_MARGIN))
+        share = OFFLOAD_MARGIN if plan.offload.activations != "none" else 1.0
+        seconds = time_step(step, self.model).seconds * share
+        return Cost(seconds=seconds, peak_bytes=int(live_peak(local) * RUNS_MARGIN * share))
 
     @collector_paused()
     def exact(self, plan: Plan) -> Estimate:
@@ -126,6 +133,34 @@ class Costs:
             else sum(op.flops for op in recorded.ops)
         )
         return step_of([rewrite_rank(core.whole, plan, self.cluster)], recorded, plan, self.cluster, flops)
+
+    @collector_paused()
+    def planned(self, plan: Plan, budget_bytes: float) -> Plan:
+        """`plan` with the rematerialization that Rotor finds for what sharding and states leave of the budget.
+
+        Raises `InfeasibleError` where none fits, `UnsupportedError` for a model that is no chain of blocks.
+        """
+        key = (self.micro_batch(plan), replace(plan, optimizer=Plan().optimizer), budget_bytes)
+        if key not in self.plans:
+            self.plans[key] = self._plan_remat(plan, budget_bytes)
+        found = self.plans[key]
+        if found is None:
+            raise InfeasibleError("no rematerialization fits", needed_bytes=round(budget_bytes))
+        return replace(plan, remat=found)
+
+    def _plan_remat(self, plan: Plan, budget_bytes: float) -> Remat | None:
+        runs = self.core(plan).runs
+        own = [self.runs.costs[op.name].seconds if op.name in self.runs.costs else 0.0 for op in runs.ops]
+        # The chain counts whole states: what sharding takes off them goes on top of the budget.
+        shift = live_peak(runs) - live_peak(rewrite_rank(runs, plan, self.cluster))
+        longest = 1 if plan.sharding.strategy == "zero3" else None
+        try:
+            return plan_remat(
+                runs, round(budget_bytes) + shift, own, longest=longest,
+                peak=lambda trace: live_peak(rewrite_rank(trace, plan, self.cluster)) + shift,
+            )  # fmt: skip
+        except InfeasibleError:
+            return None
 
     def micro_batch(self, plan: Plan) -> int:
         """Of a plan; the only one there is, where it says none."""

@@ -5,7 +5,8 @@
     remat      none | full | every 2nd | selective
 
 A file has `ORDER`, an integer, and `techniques(scope, plan)`: what may be added to a plan that the files before it have
-made; the first is what changes least. Most are rows of settings and words.
+made; the first is what changes least. Most are rows of settings and words. Where it does not offer all of them always,
+`NAMES` says what else there is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
+from types import ModuleType
 
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.errors import UsageError
@@ -36,6 +38,8 @@ class Technique:
     """What it does for a step, to end a sentence: `splits what rests between steps over 8 GPUs`."""
     alters: str = ""
     """How it changes the mathematics of training; empty = it does not."""
+    planned_share: float = 0.0
+    """Above 0: the rematerialization is planned for this share of the memory that is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +83,11 @@ class Choice:
         return sum(1 for technique in self.techniques if technique.name)
 
     @property
+    def planned_share(self) -> float:
+        """That of its techniques; 0 = nothing is planned."""
+        return max((technique.planned_share for technique in self.techniques), default=0.0)
+
+    @property
     def alters(self) -> tuple[str, ...]:
         """What of it changes training."""
         return tuple(technique.alters for technique in self.techniques if technique.alters)
@@ -90,15 +99,19 @@ Table = Callable[[Scope, Plan], Sequence[Technique]]
 @cache
 def tables() -> dict[str, Table]:
     """`techniques` of each file by the file's name, in their order."""
+    return {module.__name__.rpartition(".")[2]: module.techniques for module in _modules()}
+
+
+@cache
+def _modules() -> tuple[ModuleType, ...]:
     modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
-    modules.sort(key=lambda module: (module.ORDER, module.__name__))
-    return {module.__name__.rpartition(".")[2]: module.techniques for module in modules}
+    return tuple(sorted(modules, key=lambda module: (module.ORDER, module.__name__)))
 
 
 def choices(scope: Scope) -> tuple[Choice, ...]:
     """All plans of the space, those of fewest changes first. Raises `UsageError` for a name that means nothing."""
     found: list[Choice] = [Choice(plan=Plan())]
-    known: set[str] = set()
+    known = {name for module in _modules() for name in getattr(module, "NAMES", ())}
     for name, table in tables().items():
         found = [made for choice in found for made in _extended(choice, name, table, scope, known)]
     _check_names(scope, known | set(tables()))

@@ -6,6 +6,7 @@ from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.techniques import Scope, Technique
 
 ORDER = 20
+NAMES = ("accumulation",)
 
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:

@@ -6,6 +6,7 @@ from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.techniques import Scope, Technique
 
 ORDER = 10
+NAMES = ("ddp", "zero1", "zero2", "zero3", "hsdp")
 
 _OVER = "sharding.strategy={}"
 
