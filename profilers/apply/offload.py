@@ -41,7 +41,7 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
         )
     travel = _Travel(last=len(chosen) - 1, min_bytes=plan.offload.min_bytes)
     for number, (_, block) in enumerate(chosen):
-        block.forward = partial(_run, travel, number, block.forward)  # type: ignore[method-assign]
+        block.forward = partial(_run, travel, number, block.forward)
     return model
 
 
@@ -148,7 +148,7 @@ def _copy(travel: _Travel, kept: _Kept, to: Tensor, source: Tensor, way: int) ->
         to.copy_(source)
         return
     if travel.streams is None:
-        travel.streams = torch.cuda.Stream(kept.place), torch.cuda.Stream(kept.place)
+        travel.streams = torch.cuda.Stream(kept.place), torch.cuda.Stream(kept.place)  # type: ignore[no-untyped-call]
     stream = travel.streams[way]
     stream.wait_stream(torch.cuda.current_stream(kept.place))
     with torch.cuda.stream(stream):

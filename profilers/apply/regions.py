@@ -106,7 +106,13 @@ class _Regions:
         others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         mine = [isinstance(leaf, Tensor) for leaf in leaves]
         again = partial(self._again, region, others, mine)
-        options = (True, self.contexts, "default", False, *_early(self.early_stop))  # random numbers are drawn again
+        options: tuple[Any, ...] = (
+            True,
+            self.contexts,
+            "default",
+            False,
+            *_early(self.early_stop),
+        )  # random numbers are drawn again
         region.generator = _checkpoint_without_reentrant_generator(again, *options, *tensors)
         with set_checkpoint_early_stop(self.early_stop):
             next(region.generator)
@@ -138,7 +144,8 @@ class _Regions:
             return
         self.open.remove(region)
         generator, region.generator, region.made = region.generator, None, []
-        next(generator, None)  # type: ignore[call-overload]  # as far as its end
+        if generator is not None:
+            next(generator, None)  # as far as its end
 
     def _close(self) -> None:
         """Something failed: leave what is open."""
@@ -182,7 +189,7 @@ def compute_again(
     )  # fmt: skip
     for run in runs:
         for block in range(run.first, run.last + 1):
-            blocks[block][1].forward = partial(regions.call, block)  # type: ignore[method-assign]
+            blocks[block][1].forward = partial(regions.call, block)
 
 
 def _early(early_stop: bool) -> tuple[bool, ...]:  # noqa: FBT001  (the value of a positional argument)

@@ -47,7 +47,7 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     _without_cache(model)
     if remat.policy == "attention":
         for name, block in blocks:
-            block.forward = partial(_attending_again, block.forward, name, remat.early_stop)  # type: ignore[method-assign]
+            block.forward = partial(_attending_again, block.forward, name, remat.early_stop)
         return model
     contexts = partial(_selective, remat.keep_attention) if remat.policy == "selective" else no_contexts
     compute_again(blocks, _runs(remat, len(blocks), plan), contexts=contexts, early_stop=remat.early_stop)
@@ -90,7 +90,7 @@ def _selective(keep_attention: bool) -> tuple[AbstractContextManager[Any], Abstr
         return CheckpointPolicy.PREFER_RECOMPUTE
 
     contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
-    contexts = create_selective_checkpoint_contexts(policy)
+    contexts = create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
     return contexts
 
 
