@@ -22,9 +22,9 @@ from fit_time_model import SOURCES, Name, Row, fit, model_of, parameters, prepar
 from dnnmem.estimator.calibration import fit as calibrate
 from dnnmem.estimator.estimate import price
 
-DRAWS = 3
+DRAWS = 2
 """Choices of calibration steps."""
-AFTER = 24
+AFTER = 16
 """Most steps of a GPU that are predicted after a calibration, evenly."""
 UNSEEN = "hopper"
 
