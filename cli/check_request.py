@@ -5,40 +5,67 @@
     max-increase = "2%"
     targets = ["model.py", { target = "hf:gpt2", batch = 8, seq = 1024, gpu = "a10g", budget = "22GiB" }]
 
-Targets on the command line go in the place of the file's; a target's own settings go before those of the table.
+Targets on the command line go in the place of the file's; a target's own settings go before those of the table. Files
+that the table names lie beside it, wherever the check is started, and steps are called by their place there: a
+baseline means the same on every machine.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dnnmem.cli.check_limits import LIMITS, read_limits
 from dnnmem.cli.commands.job import prepare
-from dnnmem.cli.config import subtable
+from dnnmem.cli.config import known, subtable
 from dnnmem.estimator.baseline import Limits
+from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UsageError
-from dnnmem.estimator.units import parse_bytes
 from dnnmem.profilers.request import Request
 
 BASELINE = Path(".dnnmem/baseline.json")
 """Where a baseline is kept unless it is said."""
-_LIMITS = ("max-increase", "budget", "max-slowdown")
 _STEP = ("batch", "seq", "optimizer", "device", "gpu", "seed", "steps")
-_TABLE = ("baseline", "targets", *_LIMITS)
-_TARGET = ("target", "args", "input", *_STEP, *_LIMITS)
+_TABLE = ("baseline", "targets", *LIMITS)
+_TARGET = ("target", "args", "input", *_STEP, *LIMITS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step to measure, and what it may need."""
+
+    name: str
+    """The target; a file by its place beside the settings."""
+    request: Request
+    """How to run it."""
+    gpu: Device | None
+    """What `--gpu` names."""
+    limits: Limits
+    """What is allowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckRequest:
     """A checked command line of `dnnmem check`."""
 
-    steps: tuple[tuple[Request, Limits], ...]
-    """What to measure, and what is allowed."""
+    steps: tuple[Step, ...]
+    """What to measure."""
     baseline: Path
     """The file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What is the same for all targets."""
+
+    typed: Mapping[str, int | float | str | None]
+    environ: Mapping[str, str]
+    folder: Path
+    home: Path
+    inputs: Sequence[str]
+    args: Sequence[str]
 
 
 def prepare_check(
@@ -56,85 +83,105 @@ def prepare_check(
 
     Args: `typed` as for `prepare`, `limits` by their names in the file; None = not typed.
     """
-    table, origin = subtable("check", folder)
-    _known(table, _TABLE, origin)
-    named: Sequence[object] = list(targets) or _list(table.get("targets", []), f"targets in {origin}")
+    table, origin, home = subtable("check", folder)
+    known(table, _TABLE, origin, "a check")
+    asked = _Asked(typed=typed, environ=environ, folder=folder, home=home, inputs=inputs, args=args)
+    given = {name: limits.get(name) or _variable(environ, name) for name in LIMITS}
+    steps = []
+    for entry in _entries(targets, table, origin, asked):
+        known(entry, _TARGET, f"{entry['target']} in {origin}", "a check")
+        told = {name: given[name] or entry.get(name, table.get(name)) for name in LIMITS}
+        steps.append(_step(entry, read_limits(told), asked))
+    _refuse_twins(steps)
+    named = baseline or _variable(environ, "baseline")
+    return CheckRequest(
+        steps=tuple(steps), baseline=Path(named) if named else _beside(home, folder, _path(table, origin))
+    )
+
+
+def _entries(
+    targets: Sequence[str], table: Mapping[str, object], origin: str, asked: _Asked
+) -> list[Mapping[str, object]]:
+    if targets:
+        return [{"target": target} for target in targets]
+    named = _list(table.get("targets", []), f"targets in {origin}")
     if not named:
         raise UsageError(
             "no TARGET is given, and none stands in [tool.dnnmem.check]",
             hint='dnnmem check model.py --batch 8, or targets = ["model.py"] in pyproject.toml',
         )
-    common = {name: table.get(name) for name in _LIMITS} | {name: text for name, text in limits.items() if text}
-    steps = []
+    found = []
     for entry in named:
         own = {"target": entry} if isinstance(entry, str) else entry
         if not isinstance(own, Mapping) or not isinstance(own.get("target"), str):
             raise UsageError(
                 f"{origin}: {entry!r} is no target", hint='write "model.py" or { target = "model.py", ... }'
             )
-        _known(own, _TARGET, f"{own['target']} in {origin}")
-        request = _request(own, typed, environ, folder=folder, inputs=inputs, args=args)
-        told = {name: limits.get(name) or own.get(name, common.get(name)) for name in _LIMITS}
-        steps.append((request, read_limits(told)))
-    where = baseline or _path(table.get("baseline"), origin)
-    return CheckRequest(steps=tuple(steps), baseline=where)
-
-
-def read_limits(told: Mapping[str, object]) -> Limits:
-    """Limits by their names in the file: `max-increase` and `max-slowdown` shares, `budget` a size.
-
-    >>> read_limits({"max-increase": "5%", "budget": "22GiB"}).budget_bytes == 22 << 30
-    True
-    """
-    found = Limits()
-    if (text := told.get("max-increase")) is not None:
-        found = replace(found, max_increase=read_share("--max-increase", text))
-    if (text := told.get("max-slowdown")) is not None:
-        found = replace(found, max_slowdown=read_share("--max-slowdown", text))
-    if (text := told.get("budget")) is not None:
-        found = replace(found, budget_bytes=parse_bytes(str(text)))
+        file, symbol = _file(own["target"])
+        moved: dict[str, object] = {**own}
+        if file:
+            moved["target"] = f"{_beside(asked.home, asked.folder, Path(file))}{symbol}"
+        if isinstance(gpu := own.get("gpu"), str) and ".toml" in gpu:
+            moved["gpu"] = str(_beside(asked.home, asked.folder, Path(gpu)))
+        found.append(moved)
     return found
 
 
-def read_share(option: str, text: object) -> float:
-    """A share such as `2%` or `0.02`. Raises `UsageError` for what is none.
-
-    >>> read_share("--max-increase", "2.5 %"), read_share("--max-increase", "0")
-    (0.025, 0.0)
-    """
-    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(%?)\s*", str(text))
-    if match is None:
-        raise UsageError(f"{option} is {text!r}; it is a share such as 2% or 0.02", hint=f"{option} 2%")
-    return float(match[1]) / (100 if match[2] else 1)
-
-
-def _request(
-    own: Mapping[str, object],
-    typed: Mapping[str, int | float | str | None],
-    environ: Mapping[str, str],
-    *,
-    folder: Path,
-    inputs: Sequence[str],
-    args: Sequence[str],
-) -> Request:
-    given: dict[str, int | float | str | None] = {**typed}
+def _step(own: Mapping[str, object], limits: Limits, asked: _Asked) -> Step:
+    target = str(own["target"])
+    given: dict[str, int | float | str | None] = {**asked.typed}
     for name in _STEP:
         value = own.get(name)
         if value is not None and given.get(name) is None:
             given[name] = _plain(name, value)
     more = own.get("args", {})
     if not isinstance(more, Mapping):
-        raise UsageError(f"args of {own['target']} is {more!r}; it is a table", hint="args = { width = 64 }")
-    words = [f"{name}={value}" for name, value in more.items()] + list(args)
-    named = [str(text) for text in _list(own.get("input", []), f"input of {own['target']}")] + list(inputs)
-    job = prepare(str(own["target"]), given, environ, folder=folder, inputs=named, args=words)
+        raise UsageError(f"args of {target} is {more!r}; it is a table", hint="args = { width = 64 }")
+    words = [f"{name}={value}" for name, value in more.items()] + list(asked.args)
+    named = [str(text) for text in _list(own.get("input", []), f"input of {target}")] + list(asked.inputs)
+    environ = {name: text for name, text in asked.environ.items() if name != "DNNMEM_FORMAT"}
+    job = prepare(target, given, environ, folder=asked.folder, inputs=named, args=words)
     if job.request is None:
         raise UsageError(
-            f"{own['target']} is a recorded step, which no commit changes",
+            f"{target} is a recorded step, which no commit changes",
             hint="name the model; dnnmem diff compares files",
         )
     device = "fake" if job.request.device == "auto" else job.request.device
-    return replace(job.request, device=device)
+    if limits.max_slowdown is not None and device not in {"cpu", "cuda"}:
+        raise UsageError(
+            f"--max-slowdown needs a clock, and {device} has none", hint="--device cpu or cuda, or leave it out"
+        )
+    return Step(name=_name(target, asked), request=replace(job.request, device=device), gpu=job.device, limits=limits)
+
+
+def _refuse_twins(steps: Sequence[Step]) -> None:
+    """Two steps that would be kept under one key cannot both be held against it."""
+    seen: set[object] = set()
+    for step in steps:
+        asked = replace(step.request, target=step.name, seed=0, steps=None, repeats=1)
+        if asked.to_json() in seen:
+            raise UsageError(f"{step.name} stands there twice with the same sizes and device", hint="leave one out")
+        seen.add(asked.to_json())
+
+
+def _file(target: str) -> tuple[str, str]:
+    """The file of `models/net.py:Net` and what follows it; nothing for targets of other kinds."""
+    file, dot, symbol = target.partition(".py")
+    return (file + dot, symbol) if dot and (not symbol or symbol.startswith(":")) else ("", "")
+
+
+def _name(target: str, asked: _Asked) -> str:
+    file, symbol = _file(target)
+    return Path(os.path.relpath(asked.folder / file, asked.home)).as_posix() + symbol if file else target
+
+
+def _beside(home: Path, folder: Path, path: Path) -> Path:
+    """`path`, which is named in `home`, as it is called from `folder`."""
+    return path if home == folder or path.is_absolute() else Path(os.path.relpath(home / path, folder))
+
+
+def _variable(environ: Mapping[str, str], name: str) -> str:
+    return environ.get(f"DNNMEM_{name.upper().replace('-', '_')}", "").strip()
 
 
 def _plain(name: str, value: object) -> int | float | str:
@@ -149,15 +196,8 @@ def _list(value: object, where: str) -> list[object]:
     return value
 
 
-def _path(value: object, origin: str) -> Path:
+def _path(table: Mapping[str, object], origin: str) -> Path:
+    value = table.get("baseline")
     if value is not None and not isinstance(value, str):
         raise UsageError(f"baseline in {origin} is {value!r}; it is the name of a file")
     return Path(value) if value else BASELINE
-
-
-def _known(table: Mapping[str, object], names: Sequence[str], where: str) -> None:
-    for key in table:
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it may have {', '.join(names)}"
-            raise UsageError(f"{key!r} in {where} is not a setting of a check", hint=hint)

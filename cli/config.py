@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,33 +93,42 @@ def _parse(text: str, type_: type[int | float | str], name: str) -> int | float 
         raise UsageError(f"{name} is {text!r}; it must be {_TYPE_WORDS[type_]}") from None
 
 
-def subtable(name: str, folder: Path) -> tuple[Mapping[str, object], str]:
-    """A table inside the nearest file's, such as `[tool.dnnmem.check]`, and its origin; empty if there is none.
+def subtable(name: str, folder: Path) -> tuple[Mapping[str, object], str, Path]:
+    """A table inside the nearest file's, such as `[tool.dnnmem.check]`, its origin and its folder; empty if none is.
 
     Raises `UsageError` for a file that cannot be read.
     """
-    table, origin = _nearest(folder)
+    table, origin, home = _nearest(folder)
     found = table.get(name, {})
     if not isinstance(found, Mapping):
         raise UsageError(f"{name} in {origin} is {found!r}; it must be a table", hint=f"write [tool.dnnmem.{name}]")
-    return found, f"{name} in {origin}"
+    return found, f"{name} in {origin}", home
+
+
+def known(table: Mapping[str, object], names: Collection[str], where: str, owner: str = "dnnmem") -> None:
+    """Raise `UsageError`, with the nearest name, if `table` has a key that is not in `names`."""
+    for key in table:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it may have {', '.join(names)}"
+            raise UsageError(f"{key!r} in {where} is not a setting of {owner}", hint=hint)
 
 
 def _from_file(folder: Path) -> Settings:
-    table, origin = _nearest(folder)
+    table, origin, _ = _nearest(folder)
     return _check({key: value for key, value in table.items() if key not in TABLES}, origin)
 
 
-def _nearest(folder: Path) -> tuple[Mapping[str, object], str]:
-    """The table of the nearest file, and where it is from."""
+def _nearest(folder: Path) -> tuple[Mapping[str, object], str, Path]:
+    """The table of the nearest file, where it is from, and its folder; `folder` if there is none."""
     for parent in (folder, *folder.parents):
         own, shared = parent / "dnnmem.toml", parent / "pyproject.toml"
         if own.is_file():
-            return _read(own), str(own)
+            return _read(own), str(own), parent
         if shared.is_file() and "[tool.dnnmem" in shared.read_text(encoding="utf-8", errors="replace"):
             table = _read(shared).get("tool", {}).get("dnnmem", {})
-            return table, f"[tool.dnnmem] in {shared}"
-    return {}, ""
+            return table, f"[tool.dnnmem] in {shared}", parent
+    return {}, "", folder
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -134,12 +143,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check(table: Mapping[str, object], origin: str) -> Settings:
+    known(table, KEYS, origin)
     settings = {}
     for key, value in table.items():
-        if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it may have {', '.join(KEYS)}"
-            raise UsageError(f"{key!r} in {origin} is not a setting of dnnmem", hint=hint)
         type_ = KEYS[key]
         allowed = (int, float) if type_ is float else type_
         if isinstance(value, bool) or not isinstance(value, allowed):

@@ -24,6 +24,9 @@ from dnnmem.estimator.trace import Kind, Op, Trace
 
 Path = tuple[str, ...]
 
+MOST_NUMBERS = 4
+"""Numbers with gaps between them that a folded path still names."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Block:
@@ -85,7 +88,7 @@ def held_by_module(trace: Trace, index: int) -> Counter[tuple[str, str]]:
 
 
 def fold_paths(paths: Sequence[Path]) -> str:
-    """One dotted path for several that differ in numbers only: `h.0-11.attn`; `h.*.attn` if numbers are missing."""
+    """One dotted path for several that differ in numbers only: `h.0-11.attn`; with gaps `h.2,4,6`, or `h.*` if many."""
     return ".".join(_fold(dict.fromkeys(parts)) for parts in zip(*paths, strict=True))
 
 
@@ -96,7 +99,7 @@ def _fold(parts: Iterable[str]) -> str:
     numbers = sorted(map(int, parts))
     if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
         return f"{numbers[0]}-{numbers[-1]}"
-    return "*"
+    return ",".join(map(str, numbers)) if len(numbers) <= MOST_NUMBERS else "*"
 
 
 def _block(trace: Trace, i: int, nbytes: int, op: Op | None) -> _Block:

@@ -25,6 +25,7 @@ from dnnmem.estimator.diff import Change
 from dnnmem.estimator.profile import Profile
 from dnnmem.estimator.timeline import alive_at
 from dnnmem.estimator.trace import Op, Trace
+from dnnmem.estimator.units import format_bytes
 
 OUTCOMES = ("ok", "improved", "regressed", "new", "over budget")
 """What a check may find."""
@@ -52,8 +53,18 @@ class Key:
     @property
     def text(self) -> str:
         """The key as one line, by which baselines are sorted."""
+        return f"{self.step} | {self.conditions}"
+
+    @property
+    def step(self) -> str:
+        """What is run: the target and its sizes."""
         sizes = ", ".join(f"{name} {value}" for name, value in sorted(self.batch.items()))
-        parts = (self.target, sizes, self.device, self.gpu or "no gpu", f"torch {self.torch}", self.allocator)
+        return f"{self.target} | {sizes}" if sizes else self.target
+
+    @property
+    def conditions(self) -> str:
+        """Where it is run."""
+        parts = (self.device, self.gpu or "no gpu", f"torch {self.torch}", self.allocator)
         return " | ".join(part for part in parts if part)
 
 
@@ -107,6 +118,8 @@ class Verdict:
     """Modules that hold more or less at the peak, largest first."""
     reasons: tuple[str, ...] = ()
     """Why it fails, in sentences."""
+    over_budget: bool = False
+    """Whether it needs more than the budget, which no accepted memory excuses."""
     others: tuple[Key, ...] = ()
     """Keys of the same target in the baseline that were not compared, being of other conditions."""
 
@@ -186,14 +199,13 @@ def judge(entry: Entry, accepted: Mapping[str, Entry], limits: Limits) -> Verdic
     Args: `accepted` entries by their keys' text.
     """
     before = accepted.get(entry.key.text)
-    reasons = []
-    if limits.budget_bytes is not None and (entry.total_bytes or entry.allocated_bytes) > limits.budget_bytes:
-        reasons.append("it needs more than the budget")
+    over = _over_budget(entry, limits)
+    reasons = [over] if over else []
     if before is None:
         others = (other.key for other in accepted.values() if other.key.target == entry.key.target)
         return Verdict(
             entry=entry, before=None, outcome="over budget" if reasons else "new", increase=None,
-            reasons=tuple(reasons), others=tuple(others),
+            reasons=tuple(reasons), over_budget=bool(over), others=tuple(others),
         )  # fmt: skip
     increase = round(entry.allocated_bytes / before.allocated_bytes - 1, 12) if before.allocated_bytes else 0.0
     grown = increase > limits.max_increase
@@ -207,8 +219,15 @@ def judge(entry: Entry, accepted: Mapping[str, Entry], limits: Limits) -> Verdic
         outcome = "improved"
     return Verdict(
         entry=entry, before=before, outcome=outcome, increase=increase, changes=_changes(before, entry),
-        reasons=tuple(reasons),
+        reasons=tuple(reasons), over_budget=bool(over),
     )  # fmt: skip
+
+
+def _over_budget(entry: Entry, limits: Limits) -> str:
+    needed = entry.total_bytes or entry.allocated_bytes
+    if limits.budget_bytes is None or needed <= limits.budget_bytes:
+        return ""
+    return f"it needs {format_bytes(needed)} in all, and the budget is {format_bytes(limits.budget_bytes)}"
 
 
 def _slower(entry: Entry, before: Entry, limits: Limits) -> str:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import DnnmemError
 from dnnmem.profilers.children import end, follow, start
 from dnnmem.profilers.place import Place, place
@@ -28,18 +29,19 @@ def run_many(
     folder: Path,
     *,
     cache: Path | None = None,
+    gpus: Sequence[Device | None] = (),
     on_output: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Answer]:
     """Run the requests in child processes; the answers, each as soon as it is there.
 
-    Args: `folder` takes the answers' files; `cache` keeps what a virtual GPU is built of; `on_output` gets each line
-    that the users' code prints.
+    Args: `folder` takes the answers' files; `cache` keeps what a virtual GPU is built of; `gpus` are the requests' own
+    where those are no packaged ones; `on_output` gets each line that the users' code prints.
     """
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for i, request in enumerate(requests):
         home = folder / str(i)
         home.mkdir()
-        settled = _settle(request, home, cache, on_output)
+        settled = _settle(request, gpus[i] if gpus else None, home, cache, on_output)
         if isinstance(settled, DnnmemError):
             yield i, settled
             continue
@@ -55,9 +57,11 @@ def run_many(
             left = left[done:]
 
 
-def _settle(request: Request, home: Path, cache: Path | None, say: Callable[[str], None]) -> Place | DnnmemError:
+def _settle(
+    request: Request, gpu: Device | None, home: Path, cache: Path | None, say: Callable[[str], None]
+) -> Place | DnnmemError:
     try:
-        return place(request, {**QUIET, **os.environ}, gpu=None, cache=cache, error_file=home / ERROR_FILE, say=say)
+        return place(request, {**QUIET, **os.environ}, gpu=gpu, cache=cache, error_file=home / ERROR_FILE, say=say)
     except DnnmemError as error:
         return error
 

@@ -17,6 +17,7 @@ from dnnmem.cli.commands import options as o
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dnnmem.cli.check_request import Step
     from dnnmem.cli.check_run import Checked
     from dnnmem.estimator.baseline import Entry
 
@@ -102,50 +103,51 @@ def check(
     files = {"json": json, "md": md, "junit": junit, "sarif": sarif, "bencher": bencher}
     outputs = plan_reports(format_, files)
     accepted = load_baseline(asked.baseline) or {}
-    found = _measure(asked.steps, accepted, quiet=quiet, no_color=no_color)
+    found = _measure(asked.steps, accepted, update=update_baseline, quiet=quiet, no_color=no_color)
     measured = [step.verdict.entry for step in found if step.verdict is not None]
     if update_baseline and measured:
         accept(asked.baseline, measured)
     deliver(found, outputs, os.environ, no_color=no_color)
     if update_baseline and measured and not quiet:
         sys.stderr.write(f"wrote {asked.baseline}; steps accepted: {len(measured)}\n")
-    _raise(found, asked.baseline, update=update_baseline, require=require_baseline)
+    _raise(found, asked.baseline, require=require_baseline)
 
 
 def _measure(
-    steps: Sequence[tuple[object, object]], accepted: Mapping[str, Entry], *, quiet: bool, no_color: bool
+    steps: Sequence[Step], accepted: Mapping[str, Entry], *, update: bool, quiet: bool, no_color: bool
 ) -> list[Checked]:
     from dnnmem.cli.check_run import check_steps
     from dnnmem.cli.progress import listening
 
     with listening(sys.stderr, quiet=quiet, no_color=no_color) as listeners:
         return check_steps(
-            steps,  # type: ignore[arg-type]  # torch-free types are imported late
+            steps,
             accepted,
+            update=update,
             on_output=listeners.on_output,
             on_done=listeners.on_progress,
         )
 
 
-def _raise(found: Sequence[Checked], baseline: Path, *, update: bool, require: bool) -> None:
-    """End with the error that decides the exit code, if there is one."""
+def _raise(found: Sequence[Checked], baseline: Path, *, require: bool) -> None:
+    """End with the error that decides the exit code, if there is one: what could not be measured goes first."""
     from dnnmem.estimator.errors import RegressionError, UsageError
 
-    broken = [step for step in found if step.error is not None]
-    if broken:
-        assert broken[0].error is not None  # noqa: S101 - chosen by it
-        raise broken[0].error
-    if update:
-        return
-    verdicts = [(step.name, step.verdict) for step in found if step.verdict is not None]
-    failing = [name for name, verdict in verdicts if verdict.fails]
+    for step in found:
+        if step.error is not None:
+            if len(found) > 1:
+                step.error.message = f"{step.name}: {step.error.message}"
+            raise step.error
+    failing = [step for step in found if step.fails]
     if failing:
+        mend = "mend the layers named above, or accept it: dnnmem check --update-baseline"
+        over = all(step.verdict is not None and step.verdict.over_budget for step in failing)
         raise RegressionError(
-            f"{len(failing)} of {len(verdicts)} steps need more than is allowed: {', '.join(failing)}",
-            hint="mend the layers named above, or accept it: dnnmem check --update-baseline",
+            f"{len(failing)} of {len(found)} steps need more than is allowed: {', '.join(s.name for s in failing)}",
+            hint="make the step smaller, or give it a larger --budget" if over else mend,
         )
-    new = [name for name, verdict in verdicts if verdict.before is None]
-    if require and new:
+    new = [step.name for step in found if step.verdict is not None and step.verdict.before is None]
+    if require and new and not any(step.accepted for step in found):
         raise UsageError(
             f"{baseline} accepts nothing for {', '.join(new)} under these conditions",
             hint="dnnmem check --update-baseline, and commit the file",

@@ -1,7 +1,8 @@
 """A check's result in the terminal: a line for each step, then the layers that grew or shrank, and what to know.
 
-regressed  model.py   batch 8, fake, a10g-24gb, torch 2.14      9.31 GiB  was 9.00 GiB  +3.4 %
-  fc1  +312 MiB  activation; forward, aten.addmm, model.py:12
+regressed  model.py, batch_size 8    9.31 GiB  9.00 GiB  +3.4 %  9.80 GiB
+on fake | a10g-24gb | torch 2.14
+fc1  +312 MiB  activation; forward, aten.addmm, model.py:12
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from dnnmem.cli.check_run import Checked
 from dnnmem.cli.render.rich_text import plain
-from dnnmem.cli.render.text import place
+from dnnmem.cli.render.text import place, printable
 from dnnmem.estimator.baseline import Blame, Verdict, blame
 from dnnmem.estimator.units import format_bytes
 
@@ -39,43 +40,60 @@ def change_words(verdict: Verdict) -> str:
 
 def notices(step: Checked) -> Iterator[str]:
     """What a person should know of a step besides its numbers, in sentences."""
+    yield from map(printable, _notices(step))
+
+
+def _notices(step: Checked) -> Iterator[str]:
     verdict = step.verdict
     if verdict is None:
+        yield f"{step.name} could not be measured: {_first_line(step)}"
         return
-    yield from (f"{step.name} fails: {reason}" for reason in verdict.reasons)
-    if verdict.before is None:
+    for reason in verdict.reasons:
+        yield f"{step.name}{' is accepted, though' if step.accepted else ' fails:'} {reason}"
+    if verdict.before is None and not step.accepted:
         yield f"{step.name} was not compared: the baseline has nothing for {verdict.entry.key.text}"
-        for key in verdict.others:
-            yield f"the baseline has it for other conditions: {key.text}"
+        yield from (f"the baseline has it for other conditions: {key.text}" for key in verdict.others)
+    if verdict.outcome == "improved" and not step.accepted:
+        yield f"{step.name} needs less than was accepted; keep it so: dnnmem check --update-baseline"
+    before = verdict.before
+    if step.limits.max_slowdown is not None and before and before.step_seconds is None and not step.accepted:
+        yield f"{step.name}'s time was not compared: the baseline has none, --update-baseline writes it"
+
+
+def _first_line(step: Checked) -> str:
+    return next(iter(step.error.message.splitlines()), "") if step.error else ""
 
 
 def _sections(found: Sequence[Checked]) -> Iterator[RenderableType]:
+    keys = [step.verdict.entry.key for step in found if step.verdict is not None]
+    shared = {key.conditions for key in keys}
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("verdict", "step", "conditions"):
-        table.add_column(name)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("step", overflow="fold")
     for name in ("peak", "accepted", "change", "in all"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for step in found:
-        table.add_row(*_row(step))
+        table.add_row(*_row(step, whole=len(shared) > 1))
     yield table
+    if len(shared) == 1:
+        yield Text(printable(f"on {shared.pop()}"), "dim")
     for step in found:
         if step.verdict is not None and step.verdict.changes and step.verdict.outcome != "ok":
-            yield Group(Text(), Text(f"{step.name}: what changed at the peak", "bold"), _blame(step.verdict))
+            yield Group(Text(), Text(f"{printable(step.name)}: what changed at the peak", "bold"), _blame(step.verdict))
     told = [notice for step in found for notice in notices(step)]
     if told:
         yield Group(Text(), *(Text(notice) for notice in told))
 
 
-def _row(step: Checked) -> tuple[Text, ...]:
+def _row(step: Checked, *, whole: bool) -> tuple[Text, ...]:
     verdict = step.verdict
     if verdict is None:
-        return (Text("failed", "bold red"), Text(step.name), *(Text("-") for _ in range(5)))
+        return (Text("failed", "bold red"), Text(printable(step.name)), *(Text("-") for _ in range(4)))
     entry, before = verdict.entry, verdict.before
-    conditions = entry.key.text.removeprefix(f"{entry.key.target} | ")
+    name = f"{entry.key.step} | {entry.key.conditions}" if whole else entry.key.step
     return (
         Text(verdict.outcome, _STYLES[verdict.outcome]),
-        Text(step.name),
-        Text(conditions),
+        Text(printable(name)),
         Text(format_bytes(entry.allocated_bytes)),
         Text(format_bytes(before.allocated_bytes) if before else "-"),
         Text(change_words(verdict)),
@@ -98,7 +116,7 @@ def _blame(verdict: Verdict) -> Table:
 
 def label_of(line: Blame) -> str:
     """A module for people."""
-    return f"{place(line.label)}{f' x{line.count}' if line.count > 1 else ''}"
+    return printable(f"{place(line.label)}{f' x{line.count}' if line.count > 1 else ''}")
 
 
 def signed(nbytes: int) -> str:
@@ -114,4 +132,4 @@ def why_of(line: Blame) -> str:
     """What of a module changed, and since which line."""
     kinds = sorted(line.kinds.items(), key=lambda item: -abs(item[1]))
     words = ", ".join(f"{kind} {signed(nbytes)}" if len(kinds) > 1 else kind for kind, nbytes in kinds if nbytes)
-    return f"{words}; {line.since}" if line.since else words
+    return printable(f"{words}; {line.since}" if line.since else words)

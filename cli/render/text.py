@@ -25,6 +25,15 @@ def shorten_right(text: str, width: int) -> str:
     return text[: width - 1] + "…" if width >= 8 else ""
 
 
+def printable(text: str) -> str:
+    r"""`text` on one line, without what moves a terminal's cursor or colours it.
+
+    >>> printable("fc\n::error::\x1b[31m")
+    'fc\\n::error::\\x1b[31m'
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def short_op(name: str) -> str:
     """An operator's name without the overload that says nothing."""
     return name.removesuffix(".default")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from dnnmem.cli.check_run import Checked
-from dnnmem.cli.export.check.places import first_place
+from dnnmem.cli.export.check.places import first_place, in_repository
 from dnnmem.cli.render.check import label_of, notices, signed, why_of
 from dnnmem.estimator.baseline import blame
 
@@ -27,20 +27,18 @@ def _lines(found: Sequence[Checked]) -> Iterator[str]:
         if step.verdict is None:
             yield _command("error", None, f"{step.name}: {step.error.message if step.error else ''}")
             continue
-        level = _LEVELS.get(step.verdict.outcome)
+        level = "notice" if step.accepted and not step.fails else _LEVELS.get(step.verdict.outcome)
         if level is not None:
             lines = blame(step.verdict)
             said = [
                 *notices(step),
                 *(f"{label_of(line)} {signed(line.grown_bytes)}: {why_of(line)}" for line in lines[:5]),
             ]
-            if step.verdict.outcome == "improved":
-                said.insert(0, f"{step.name} needs less; accept it with dnnmem check --update-baseline")
             yield _command(level, first_place(lines), "\n".join(said))
 
 
 def _command(level: str, place: tuple[str, int] | None, message: str) -> str:
-    where = f"file={_property(place[0])},line={place[1]}," if place else ""
+    where = f"file={_property(in_repository(place[0]))},line={place[1]}," if place else ""
     return f"::{level} {where}title=dnnmem check::{_data(message)}"
 
 

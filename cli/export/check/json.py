@@ -14,7 +14,7 @@ SCHEMA = "dnnmem.check/1"
 
 def render(found: Sequence[Checked]) -> str:
     """The result as indented JSON, a newline at its end."""
-    failed = any(step.error is not None or (step.verdict is not None and step.verdict.fails) for step in found)
+    failed = any(step.fails for step in found)
     return (
         json.dumps({"schema": SCHEMA, "passed": not failed, "steps": [_step(step) for step in found]}, indent=2) + "\n"
     )
@@ -35,6 +35,8 @@ def _step(step: Checked) -> dict[str, Any]:
         "key": verdict.entry.key.text,
         "outcome": verdict.outcome,
         "reasons": list(verdict.reasons),
+        "over_budget": verdict.over_budget,
+        "updated": step.accepted,
         "increase": verdict.increase,
         "limits": limits,
         "now": _bytes(verdict.entry),

@@ -24,7 +24,7 @@ def render(found: Sequence[Checked]) -> str:
             errors += 1
             message = step.error.message if step.error else ""
             ET.SubElement(case, "error", message=_clean(message), type="failed").text = _clean(message)
-        elif step.verdict.fails:
+        elif step.fails:
             failures += 1
             reason = "; ".join(step.verdict.reasons)
             told = ET.SubElement(case, "failure", message=_clean(reason), type=step.verdict.outcome)

@@ -5,6 +5,7 @@ The first line is a comment that nobody sees, by which the next run finds this o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from dnnmem.cli.check_run import Checked
@@ -23,32 +24,28 @@ def render(found: Sequence[Checked]) -> str:
 
 
 def code(text: str) -> str:
-    r"""`text` as it is, whatever it holds, for a cell of a table.
+    r"""`text` as it is, whatever it holds.
 
-    >>> code("<img src=x>|`a`")
-    '`` <img src=x>\\\\|`a` ``'
+    >>> code("<img src=x>`a`"), code("a ``b"), code("")
+    ('`` <img src=x>`a` ``', '``` a ``b ```', '')
     """
-    text = " ".join(text.replace("|", "\\|").split())
-    longest = max((len(run) for run in _ticks(text)), default=0)
+    text = " ".join(text.split())
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     return f"{fence} {text} {fence}" if text else ""
 
 
-def _ticks(text: str) -> Iterator[str]:
-    run = ""
-    for letter in text:
-        if letter == "`":
-            run += letter
-        else:
-            if run:
-                yield run
-            run = ""
-    if run:
-        yield run
+def cell(text: str) -> str:
+    r"""The same inside a table, which ends a cell at each bare `|`.
+
+    >>> print(cell("a|b"))
+    ` a\|b `
+    """
+    return code(text).replace("|", "\\|")
 
 
 def _lines(found: Sequence[Checked]) -> Iterator[str]:
-    bad = [s for s in found if s.error is not None or (s.verdict is not None and s.verdict.fails)]
+    bad = [step for step in found if step.fails]
     yield MARK
     yield "### dnnmem check: " + (f"{len(bad)} of {len(found)} steps fail" if bad else "memory is as accepted")
     yield ""
@@ -67,11 +64,11 @@ def _row(step: Checked) -> str:
     verdict = step.verdict
     if verdict is None:
         message = step.error.message if step.error else ""
-        return f"| ❌ failed | {code(step.name)} | {code(message[:200])} | | | |"
+        return f"| ❌ failed | {cell(step.name)} | {cell(message[:200])} | | | |"
     entry, before = verdict.entry, verdict.before
     cells = [
         f"{_SIGNS[verdict.outcome]} {verdict.outcome}",
-        code(entry.key.text),
+        cell(entry.key.text),
         format_bytes(entry.allocated_bytes),
         format_bytes(before.allocated_bytes) if before else "-",
         change_words(verdict),
@@ -85,9 +82,9 @@ def _blame(name: str, verdict: Verdict) -> Iterator[str]:
     yield ""
     yield f"<details><summary>What changed at the peak, {len(lines)} modules</summary>"
     yield ""
-    yield f"| layer of {code(name)} | change | what, and since where |"
+    yield f"| layer of {cell(name)} | change | what, and since where |"
     yield "| --- | ---: | --- |"
     for line in lines[:TOP]:
-        yield f"| {code(label_of(line))} | {signed(line.grown_bytes)} | {code(why_of(line))} |"
+        yield f"| {cell(label_of(line))} | {signed(line.grown_bytes)} | {cell(why_of(line))} |"
     yield ""
     yield "</details>"

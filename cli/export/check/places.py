@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from dnnmem.estimator.baseline import Blame
 
@@ -23,3 +25,10 @@ def file_line(text: str) -> tuple[str, int] | None:
 def first_place(lines: Sequence[Blame]) -> tuple[str, int] | None:
     """Where the module that changed most is made, of those for which that is known."""
     return next((place for line in lines if (place := file_line(line.since))), None)
+
+
+def in_repository(path: str) -> str:
+    """`path`, from the current folder, as the repository around it calls it: what hosts of code need to find it."""
+    full = Path(os.path.abspath(path))  # noqa: PTH100 - a link stays the link that git knows
+    root = next((folder for folder in full.parents if (folder / ".git").exists()), None)
+    return full.relative_to(root).as_posix() if root else path

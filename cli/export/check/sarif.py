@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dnnmem import __version__
 from dnnmem.cli.check_run import Checked
-from dnnmem.cli.export.check.places import file_line
+from dnnmem.cli.export.check.places import file_line, in_repository
 from dnnmem.cli.render.check import label_of, signed, why_of
 from dnnmem.estimator.baseline import Verdict, blame
 
@@ -39,7 +41,7 @@ def _results(step: Checked) -> Iterator[dict[str, Any]]:
     if step.verdict is None:
         yield _result("step-failed", step.error.message if step.error else step.name, _file(step.name))
         return
-    if not step.verdict.fails:
+    if not step.fails:
         return
     rule = "memory-regression" if step.verdict.outcome == "regressed" else "over-budget"
     grown = [line for line in blame(step.verdict) if line.grown_bytes > 0][:_MOST]
@@ -71,7 +73,5 @@ def _result(rule: str, text: str, place: tuple[str, int] | None, *, key: str = "
 
 
 def _uri(path: str) -> str:
-    from pathlib import Path
-    from urllib.parse import quote
-
+    path = in_repository(path)
     return Path(path).as_uri() if Path(path).is_absolute() else quote(path.replace("\\", "/"))
