@@ -67,13 +67,15 @@ def coarsen(trace: Trace, seconds: Sequence[float], host: Sequence[float], runs:
     """
     ops: list[Op] = []
     inner: set[int] = set()
-    lives = _lives(trace)
+    born: dict[int, list[tuple[int, int]]] = {}
+    for i, (made, freed) in _lives(trace).items():
+        if i not in trace.pinned:
+            born.setdefault(made, []).append((i, freed))
     for first, end in _spans(trace):
         if trace.ops[first].lane is not Lane.COMPUTE or trace.ops[first].phase is Phase.STEP:
             ops.append(trace.ops[first])
             continue
-        gone = {i for i, (made, freed) in lives.items() if first <= made and freed < end and i not in trace.pinned}
-        gone = {i for i in gone if lives[i][0] <= lives[i][1]}
+        gone = {i for k in range(first, end) for i, freed in born.get(k, ()) if k <= freed < end}
         mine = trace.ops[first:end]
         cost = _cost(seconds[first:end], host[first:end])
         ops.append(_run(mine, gone, cost, runs))

@@ -48,8 +48,8 @@ def tied(a: Estimate, b: Estimate, spread: Mapping[str, float]) -> bool:
     if apart > TIE_WINDOW * least:
         return False
     mine, theirs = by_kind(a.classes, a.breakdown), by_kind(b.classes, b.breakdown)
-    scaled = ({k: s * per for k, s in kinds.items()} for kinds, per in ((mine, per_a), (theirs, per_b)))
-    return apart <= max(TIE_FLOOR * least, NINE_OF_TEN * uncertain(*scaled, spread))
+    mine, theirs = ({k: s * per for k, s in kinds.items()} for kinds, per in ((mine, per_a), (theirs, per_b)))
+    return apart <= max(TIE_FLOOR * least, NINE_OF_TEN * uncertain(mine, theirs, spread))
 
 
 def uncertain(a: Mapping[str, float], b: Mapping[str, float], spread: Mapping[str, float]) -> float:

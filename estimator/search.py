@@ -180,10 +180,11 @@ class Search:
         if choice.plan.remat == Remat() and not choice.planned_share:
             return Cost(seconds=0.0, peak_bytes=0)
         try:
-            plain = self.costs.bound(replace(choice.plan, remat=Remat()))
+            plan = replace(choice.plan, remat=Remat())
+            plain, resting = self.costs.bound(plan), self.costs.resting_bytes(plan)
         except (UnsupportedError, UsageError):
             return Cost(seconds=0.0, peak_bytes=0)
-        return Cost(seconds=plain.seconds, peak_bytes=0)
+        return Cost(seconds=plain.seconds, peak_bytes=resting)
 
 
 def key_of(objective: str, choice: Choice, cost: Cost) -> float:

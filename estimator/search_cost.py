@@ -95,16 +95,23 @@ class Costs:
 
     def bound(self, plan: Plan) -> Cost:
         """No less than this."""
-        core, mesh = self.core(plan), plan.mesh
-        strategy, parts = plan.sharding.strategy, mesh.dp_shard
-        split = _STATES if strategy in _ALL_PARTS else _OPTIMIZER if strategy == "zero1" else frozenset[Kind]()
-        states = sum(nbytes // (parts if kind in split else 1) for kind, nbytes in core.states.items())
-        if plan.offload.optimizer:
-            states -= core.states[Kind.OPTIMIZER] // (parts if Kind.OPTIMIZER in split else 1)
-        update = 0.0 if plan.offload.optimizer else core.update_seconds / (parts if split else 1)
+        core, parts = self.core(plan), self._parts(plan)
+        update = 0.0 if plan.offload.optimizer else core.update_seconds / max(parts.values())
         others = 0 if plan.offload.activations != "none" else core.others_bytes
         seconds = core.micro_seconds * plan.batch.accumulation + update + self.model.iteration_seconds
-        return Cost(seconds=seconds, peak_bytes=states + others)
+        return Cost(seconds=seconds, peak_bytes=self.resting_bytes(plan) + others)
+
+    def resting_bytes(self, plan: Plan) -> int:
+        """What lives between steps, at least."""
+        core, parts = self.core(plan), self._parts(plan)
+        kinds = _STATES - _OPTIMIZER if plan.offload.optimizer else _STATES
+        return sum(core.states[kind] // parts[kind] for kind in kinds)
+
+    def _parts(self, plan: Plan) -> dict[Kind, int]:
+        """In how many parts ranks hold states, by kind."""
+        strategy = plan.sharding.strategy
+        split = _STATES if strategy in _ALL_PARTS else _OPTIMIZER if strategy == "zero1" else frozenset[Kind]()
+        return {kind: plan.mesh.dp_shard if kind in split else 1 for kind in _STATES}
 
     @collector_paused()
     def by_runs(self, plan: Plan) -> Cost:
@@ -168,7 +175,9 @@ class Costs:
 
     def core(self, plan: Plan) -> Core:
         """That of a plan."""
-        key = (self.micro_batch(plan), plan.precision, plan.tensor, plan.optimizer, plan.remat)
+        key: tuple[object, ...] = (
+            self.micro_batch(plan), plan.precision, plan.tensor, plan.optimizer, plan.remat,
+        )  # fmt: skip
         if plan.precision != Plan().precision:  # whose pass leaves parameters at rest to them
             key = (*key, plan.sharding.strategy in _ALL_PARTS)
         known = self.cores.get(key)
@@ -193,14 +202,10 @@ class Costs:
         return coarsen(trace, seconds.tolist(), host_seconds(work, self.model).tolist(), self.runs)
 
     def _core(self, trace: Trace, layers: int | None, runs: Trace) -> Core:
-        seconds = op_seconds(work_of(runs), self.cluster.device, self.model)
-        micro = update = 0.0
-        for op, own in zip(runs.ops, np.nan_to_num(seconds, nan=0.0).tolist(), strict=True):
-            cost = self.runs.costs.get(op.name)
-            if op.phase is Phase.STEP:
-                update += own
-            elif cost is not None:
-                micro += cost.seconds
+        step = tuple(op for op in runs.ops if op.phase is Phase.STEP)
+        seconds = op_seconds(work_of(replace(runs, ops=step)), self.cluster.device, self.model)
+        update = float(np.nan_to_num(seconds, nan=0.0).sum())
+        micro = sum(self.runs.costs[op.name].seconds for op in runs.ops if op.name in self.runs.costs)
         passes = tuple(op for op in runs.ops if op.phase is not Phase.STEP)  # what an update makes is split with it
         states = dict.fromkeys(_STATES, 0)
         for i in runs.pinned:

@@ -8,7 +8,7 @@ a shape. What tells a block its own number (`layer_idx`) does not count.
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(*(nn.Sequential(nn.Linear(2, 2)) for _ in range(8))))
 >>> keep_few(model, 3), len(model[1])
-(Kept(root=('1',), count=8), 3)
+(Kept(root=('1',), blocks=8), 3)
 >>> keep_few(nn.Sequential(*(nn.Dropout(p / 10) for p in range(8))), 3) is None
 True
 """
@@ -37,7 +37,7 @@ class Kept(NamedTuple):
 
     root: Path
     """Path of the list."""
-    count: int
+    blocks: int
     """Blocks that it had."""
 
 
@@ -59,7 +59,7 @@ def marked(trace: Trace, kept: Kept) -> Trace:
     blocks = main_list(trace)
     if blocks is None or blocks.root != kept.root:
         raise UnsupportedError(f"{'.'.join(kept.root)} is not where {trace.origin.target} does most of its work")
-    return replace(trace, batch={**trace.batch, COUNT: kept.count})
+    return replace(trace, batch={**trace.batch, COUNT: kept.blocks})
 
 
 def keep_few(model: nn.Module, count: int) -> Kept | None:

@@ -23,7 +23,7 @@ def test_equal_blocks_are_cut_though_they_know_their_number():
     # GIVEN eight equal blocks  WHEN three are kept  THEN three are left, and it is told that there were eight
     found = model([Block(n) for n in range(8)])
     kept = keep_few(found, 3)
-    assert (kept.root, kept.count, len(found["layers"])) == (("layers",), 8, 3)
+    assert (kept.root, kept.blocks, len(found["layers"])) == (("layers",), 8, 3)
 
 
 def test_blocks_that_differ_stay():
