@@ -38,8 +38,6 @@ _ALL_PARTS = ("zero2", "zero3")
 """Strategies that may split all that rests between steps."""
 RUNS_MARGIN = 0.998
 """By runs, what lives and dies within one counts as if it did so just where the passes cut in: up to 0.1 % too much."""
-OFFLOAD_MARGIN = 0.95
-"""Copies of activations begin and end with runs, not with the ops that make and need them."""
 _WHOLE = ("every", "segments")
 """Policies that count blocks over the model, which has to be whole then."""
 
@@ -117,11 +115,11 @@ class Costs:
     def by_runs(self, plan: Plan) -> Cost:
         """The same by runs of ops; raises what passes raise."""
         core = self.core(plan)
+        if plan.offload.activations != "none":  # copied as ops make them, within runs
+            return self.bound(plan)
         local = rewrite_rank(core.runs, plan, self.cluster)
         step = _with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
-        share = OFFLOAD_MARGIN if plan.offload.activations != "none" else 1.0
-        seconds = time_step(step, self.model).seconds * share
-        return Cost(seconds=seconds, peak_bytes=int(live_peak(local) * RUNS_MARGIN * share))
+        return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=int(live_peak(local) * RUNS_MARGIN))
 
     @collector_paused()
     def exact(self, plan: Plan) -> Estimate:
