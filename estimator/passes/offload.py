@@ -51,7 +51,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     for i, k in gone.items():
         others = [use for use in known[i].uses if use not in reads or i not in saved[reads[use]]]
         _leave(draft, i, known[i], max(k, *others))
-    for n in reversed(range(len(saved))):
+    for n in (n for n in reversed(range(len(saved))) if saved[n]):
         ahead = n + 1 if n + 1 < len(saved) and saved[n + 1] else n
         start = _first_read(trace, blocks[ahead][1], saved[ahead])
         _travel(draft, known, blocks[n], saved[n], start)
