@@ -31,7 +31,9 @@ def load_baseline(path: Path) -> dict[str, Entry] | None:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is no text in UTF-8", hint="write it anew: dnnmem check --update-baseline") from None
+        raise UsageError(
+            f"{path} is no text in UTF-8", hint="remove the file, then write it anew: dnnmem check --update-baseline"
+        ) from None
     return from_text(text, str(path))
 
 

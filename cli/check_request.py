@@ -110,7 +110,7 @@ def _entries(
             "no TARGET is given, and none stands in [tool.dnnmem.check]",
             hint='dnnmem check model.py --batch 8, or targets = ["model.py"] in pyproject.toml',
         )
-    found = []
+    found: list[Mapping[str, object]] = []
     for entry in named:
         own = {"target": entry} if isinstance(entry, str) else entry
         if not isinstance(own, Mapping) or not isinstance(own.get("target"), str):

@@ -30,7 +30,7 @@ MOST_BYTES = 64 << 20
 _RANGE = re.compile(r"(\d+)-(\d+)")
 _LONGEST = 100_000
 """Modules that a range may stand for."""
-_HINT = "write it anew: dnnmem check --update-baseline"
+_HINT = "remove the file, then write it anew: dnnmem check --update-baseline"
 
 
 def to_text(entries: Iterable[Entry]) -> str:

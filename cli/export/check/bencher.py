@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 from dnnmem.cli.check_run import Checked
 
+_LONGEST = 1024
+"""Letters of a benchmark's name that Bencher takes."""
+
 
 def render(found: Sequence[Checked]) -> str:
     """The metrics of all steps that ran, a newline at the end."""
@@ -23,5 +26,5 @@ def render(found: Sequence[Checked]) -> str:
                 "total": entry.total_bytes,
                 "step-seconds": entry.step_seconds,
             }
-            metrics[entry.key.text] = {name: {"value": v} for name, v in values.items() if v is not None}
+            metrics[entry.key.text[:_LONGEST]] = {name: {"value": v} for name, v in values.items() if v is not None}
     return json.dumps(metrics, indent=2, sort_keys=True) + "\n"

@@ -38,10 +38,10 @@ def code(text: str) -> str:
 def cell(text: str) -> str:
     r"""The same inside a table, which ends a cell at each bare `|`.
 
-    >>> print(cell("a|b"))
-    ` a\|b `
+    >>> print(cell("a|b"), cell("a\\|b"))
+    ` a\|b ` ` a\|b `
     """
-    return code(text).replace("|", "\\|")
+    return re.sub(r"\\*\|", r"\\|", code(text))
 
 
 def _lines(found: Sequence[Checked]) -> Iterator[str]:

@@ -6,6 +6,7 @@ Only findings with a place in the code are of use there; a step whose layers hav
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,11 @@ def _key(verdict: Verdict) -> str:
 
 
 def _result(rule: str, text: str, place: tuple[str, int] | None, *, key: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {"ruleId": rule, "level": "error", "message": {"text": text}}
+    result: dict[str, Any] = {
+        "ruleId": rule,
+        "level": "error",
+        "message": {"text": re.sub(r"([\\\[\]])", r"\\\1", text)},
+    }  # else a link
     if place is not None:
         where = {"artifactLocation": {"uri": _uri(place[0])}, "region": {"startLine": place[1]}}
         result["locations"] = [{"physicalLocation": where}]
