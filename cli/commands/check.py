@@ -131,13 +131,15 @@ def _measure(
 
 def _raise(found: Sequence[Checked], baseline: Path, *, require: bool) -> None:
     """End with the error that decides the exit code, if there is one: what could not be measured goes first."""
+    from copy import copy
+
     from dnnmem.estimator.errors import RegressionError, UsageError
 
     for step in found:
         if step.error is not None:
-            if len(found) > 1:
-                step.error.message = f"{step.name}: {step.error.message}"
-            raise step.error
+            told = copy(step.error)
+            told.message = f"{step.name}: {told.message}" if len(found) > 1 else told.message
+            raise told
     failing = [step for step in found if step.fails]
     if failing:
         mend = "mend the layers named above, or accept it: dnnmem check --update-baseline"
