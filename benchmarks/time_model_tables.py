@@ -4,7 +4,7 @@
 
 left out      the fit sees no row of a source; then how its steps fare by the default site, and the others of its steps
               after `dnnmem calibrate` on 1 or 3 of them (on each GPU)
-unseen        the fit sees no row of Hopper, whose shares stay at the books' values
+unseen        the fit sees no row of Hopper, whose shares stay at the books' values; then as above, by source
 strategies    steps of one model and global batch on as many GPUs: how much slower the one that is predicted fastest is
               than the fastest, by a fit that saw no row of the source
 """
@@ -51,7 +51,11 @@ def tables(rows: Sequence[Row], most: int) -> None:
         for steps in (1, 3):
             calibrated(own, left, steps)
         strategies(own, left)
-    report("unseen", *unseen(rows, train, names))
+    own, left = unseen(rows, train, names)
+    report("unseen", own, left)
+    for source in sorted({row.case.source for row in own}):
+        for steps in (1, 3):
+            calibrated([row for row in own if row.case.source == source], left, steps)
 
 
 def unseen(rows: Sequence[Row], train: Sequence[Row], names: Sequence[Name]) -> tuple[list[Row], dict[Name, float]]:
