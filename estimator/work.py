@@ -31,8 +31,9 @@ DTYPES = ("float32", "tf32", "float16", "bfloat16", "float8")
 """Rates of arithmetic, as `Device.flops_per_s` names them; `Work.dtype` points here."""
 GRAPHS = "cuda_graphs"
 """Key of `Origin.versions` under which a step says that the host issues it whole."""
-PRODUCTS = "float32_products"
-"""Key under which it says how float32 is multiplied: `float32` or `tf32`; else tf32 in convolutions alone."""
+COMPUTE = "compute"
+"""Key under which it says what types it was made in, as `Precision.compute` has it: float32 is multiplied as it is
+under `float32`, in tf32 under `tf32`, else in tf32 in convolutions alone."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -103,7 +104,7 @@ _Row = tuple[float, ...]
 def work_of(trace: Trace) -> Work:
     """The table of `trace`, in the order of its ops."""
     graphs = GRAPHS in trace.origin.versions
-    tf32 = _TF32.get(trace.origin.versions.get(PRODUCTS, ""), CONVOLUTIONS)
+    tf32 = _TF32.get(trace.origin.versions.get(COMPUTE, ""), CONVOLUTIONS)
     rows = [_row(op, trace.storages, graphs=graphs, tf32=tf32) for op in trace.ops]
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(_COLUMNS)
     return Work(

@@ -54,6 +54,8 @@ class Request:
     """Timed repeats of the step on devices with a clock; the median counts."""
     blocks: int | None = None
     """Record so many of the model's equal blocks only, 3 or more, and say how many there are; None = all."""
+    compute: str | None = None
+    """What the model is made to compute in before it is recorded, as `Precision.compute` has it; None = as it is."""
     batch_divisor: int = 1
     """Take the target's batch size by this, at least 1: for those that know their own."""
 

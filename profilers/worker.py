@@ -17,13 +17,19 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from dnnmem.estimator.errors import DnnmemError, InternalError, ModelError, UnsupportedError
+from dnnmem.estimator.passes.precision import computes_in
+from dnnmem.estimator.plan import Plan, Precision
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.estimator.trace_file import save_trace
+from dnnmem.estimator.work import COMPUTE
 from dnnmem.profilers.request import Request
+
+if TYPE_CHECKING:
+    from dnnmem.profilers.step import Target
 
 TRACE_FILE = "step.trace.json.gz"
 ERROR_FILE = "error.json"
@@ -70,15 +76,36 @@ def profile(request: Request, on_step: Callable[[int], None]) -> tuple[Trace, Me
         target = target.rescale(max(int(target.batch["batch_size"]) // request.batch_divisor, 1), request.seq_len)
     if request.blocks is not None:
         target, kept = few_blocks(target, request.blocks)
+    if request.compute is not None:
+        target = _computing_in(target, request.compute)
     origin = Origin(target=target.name, device=device, gpu=request.gpu, versions=_versions(), notes=tuple(target.notes))
     try:
         trace, measurement = run_on(device, target, request, origin, on_step)
         trace = marked(trace, kept[0]) if kept else trace
+        _check_types(trace, request.compute)
     except DnnmemError:
         raise
     except Exception as error:
         raise _user_error(error, target.user_files) from error
-    return replace(trace, origin=replace(trace.origin, versions=_versions())), measurement
+    versions = _versions() | ({COMPUTE: request.compute} if request.compute else {})
+    return replace(trace, origin=replace(trace.origin, versions=versions)), measurement
+
+
+def _computing_in(target: Target, compute: str) -> Target:
+    """`target`, its model and optimizer made to compute in other types, as `dnnmem.apply` does it."""
+    from dnnmem.profilers.apply.target import applied_target
+
+    return applied_target(target, Plan(precision=Precision(compute=compute)))
+
+
+def _check_types(trace: Trace, asked: str | None) -> None:
+    """Raise `UnsupportedError` if the model's own code chooses others than were asked for."""
+    found = computes_in(trace)
+    if asked is not None and found not in {asked, "float32"}:
+        raise UnsupportedError(
+            f"precision.compute is {asked}, but the model itself computes in {found}",
+            hint="take autocast, or the type, out of the model's code",
+        )
 
 
 def _user_error(error: Exception, user_files: tuple[str, ...]) -> DnnmemError:

@@ -23,7 +23,7 @@ from dnnmem.estimator.passes.update import element_bytes, gradients, in_type, sc
 from dnnmem.estimator.passes.whole_type import in_whole
 from dnnmem.estimator.trace import Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
-from dnnmem.estimator.work import PRODUCTS
+from dnnmem.estimator.work import COMPUTE
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 AMP = {"bf16_amp": "bfloat16", "fp16_amp": "float16"}
 """Types that autocast does products in."""
+_PLAIN = ("float32", "tf32")
+_BY_RULE = (
+    "types were put in by rules: casts in the model's own code, and what it refuses, do not show; a step that is "
+    "recorded from the model itself has them"
+)
 
 
 def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
@@ -72,6 +77,11 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
 
 def recorded_in(trace: Trace) -> str:
     """What the step was recorded in, in the words of `Precision.compute`."""
+    return trace.origin.versions.get(COMPUTE) or computes_in(trace)
+
+
+def computes_in(trace: Trace) -> str:
+    """The same, as parameters and casts show it; `tf32` is as `float32`."""
     narrow = {kind: amp for amp, kind in AMP.items()}
     storages = trace.storages
     params = {i: s for i, s in storages.items() if s.kind is Kind.PARAM}
@@ -87,27 +97,30 @@ def recorded_in(trace: Trace) -> str:
 
 
 def compute_in(trace: Trace, plan: Plan) -> Trace:
-    """`trace` computing in `plan.precision.compute`; raises `UnsupportedError` if it was not recorded in float32."""
+    """`trace` computing in `plan.precision.compute`; unchanged if it was recorded so.
+
+    Raises `UnsupportedError` if it was recorded in neither that nor float32.
+    """
     compute = plan.precision.compute
-    if compute is None:
+    if compute is None or trace.origin.versions.get(COMPUTE) == compute:
         return trace
     recorded = recorded_in(trace)
     if recorded == compute and compute != "float32":
         return trace
-    if recorded != "float32":
+    if recorded not in _PLAIN:
         raise UnsupportedError(
             f"precision.compute is {compute}, but the step was recorded in {recorded}; only a step in float32 can be "
             "rewritten",
             hint="profile the model in float32, without autocast",
         )
+    if compute in _PLAIN:
+        return replace(trace, origin=replace(trace.origin, versions={**trace.origin.versions, COMPUTE: compute}))
     if compute in AMP:
-        return (
-            with_loss_scaling(autocast(trace, AMP[compute])) if compute == "fp16_amp" else autocast(trace, AMP[compute])
-        )
-    if compute == "bfloat16":
-        return in_whole(trace, compute)
-    versions = {**trace.origin.versions, PRODUCTS: compute}
-    return replace(trace, origin=replace(trace.origin, versions=versions))
+        found = autocast(trace, AMP[compute])
+        found = with_loss_scaling(found) if compute == "fp16_amp" else found
+    else:
+        found = in_whole(trace, compute)
+    return replace(found, origin=replace(found.origin, notes=(*found.origin.notes, _BY_RULE)))
 
 
 def alters_training(plan: Plan) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from dnnmem.estimator.passes.precision import AMP
 from dnnmem.estimator.plan import Plan
 from dnnmem.profilers.apply.loss_scaling import LossScaling, scaling_of
 from dnnmem.profilers.apply.master_weights import over_masters
+from dnnmem.profilers.rules.autocast import autocast_device
 from dnnmem.profilers.tensors import map_tensors
 
 
@@ -78,8 +79,8 @@ def _check_float32(model: nn.Module, compute: str) -> None:
 
 
 def _autocast(model: nn.Module, compute: str) -> AbstractContextManager[Any]:
-    kind = next((p.device.type for p in model.parameters()), "cpu")
-    return torch.autocast(kind, getattr(torch, AMP[compute]))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return torch.autocast(autocast_device(device), getattr(torch, AMP[compute]))
 
 
 def _under(

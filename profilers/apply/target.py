@@ -45,4 +45,7 @@ def applied_target(target: Target, plan: Plan) -> Target:
             loss = target.train_step(model, batch, optimizer)
         return loss
 
-    return replace(target, make_model=make_model, make_optimizer=make_optimizer, train_step=train_step)
+    return replace(
+        target, make_model=make_model, make_optimizer=make_optimizer, train_step=train_step,
+        rescale=lambda batch, length: applied_target(target.rescale(batch, length), plan),
+    )  # fmt: skip

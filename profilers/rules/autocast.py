@@ -126,7 +126,17 @@ def cuda_autocast() -> Iterator[None]:
         stack.enter_context(kernels(_kernels()))
         for patcher in _patches():
             stack.enter_context(patcher)
+        _holding.append(True)
+        stack.callback(_holding.pop)
         yield
+
+
+def autocast_device(device: torch.device) -> str:
+    """What `torch.autocast` calls a model's device; in a fake run for a GPU that is not where its tensors say."""
+    return "cuda" if _holding else device.type
+
+
+_holding: list[bool] = []
 
 
 def _kernels() -> Kernels:
