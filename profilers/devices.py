@@ -17,7 +17,8 @@ from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.scale import refit
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.profilers.cpu import profile_cpu
-from dnnmem.profilers.fake import DataDependentError, profile_fake
+from dnnmem.profilers.fake import profile_fake
+from dnnmem.profilers.faking import DataDependentError
 from dnnmem.profilers.request import STEPS, Request
 from dnnmem.profilers.step import Target
 

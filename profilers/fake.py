@@ -8,24 +8,11 @@ CUDA would run instead.
 from __future__ import annotations
 
 import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
-)
-from torch.optim import optimizer
-from torch.utils import _foreach_utils
 
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.devices import find_device
@@ -33,11 +20,10 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.profilers.capture import Built, capture
-from dnnmem.profilers.rules.cuda import cuda_rules
+from dnnmem.profilers.faking import Faking
 from dnnmem.profilers.rules.workspaces import Workspaces
 from dnnmem.profilers.step import Target
 from dnnmem.profilers.tensors import map_tensors
-from dnnmem.profilers.values import SmallValues
 from dnnmem.profilers.virtual_facts import Facts, asked_facts, cudnn_notes
 from dnnmem.profilers.virtual_gpu.build import find_compiler
 from dnnmem.profilers.virtual_gpu.cudnn_query import device_text
@@ -52,68 +38,6 @@ _BENCHMARK = (
 )
 
 
-class DataDependentError(UnsupportedError):
-    """A shape or a branch depends on values that a fake run does not have."""
-
-    def __init__(self, operator: str) -> None:
-        """`operator`: the one that needs them."""
-        super().__init__(
-            f"{operator} depends on values that a fake run does not have",
-            hint="use --device cpu with a small batch, or --device cuda",
-        )
-        self.operator = operator
-
-
-class _Mode(FakeTensorMode):
-    """A mode that stays one when a model is copied, as averages of weights are made."""
-
-    def __deepcopy__(self, memo: object) -> _Mode:
-        return self
-
-
-@contextmanager
-def _as_plain_tensors() -> Iterator[None]:
-    """Let code that asks for exact types take the path that it takes for plain tensors.
-
-    torch chooses its foreach paths so; transformers takes a FakeTensor for a sign of tracing and then builds masks
-    which a plain run leaves out.
-    """
-    lists = (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types)
-    for types in lists:
-        types.append(FakeTensor)
-    hugging_face: Any = sys.modules.get("transformers.utils.import_utils")
-    asked = getattr(hugging_face, "is_fake_tensor", None)
-    if asked is not None:
-        hugging_face.is_fake_tensor = lambda _: False
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # deepcopy does
-            yield
-    finally:
-        for types in lists:
-            types.remove(FakeTensor)
-        if asked is not None:
-            hugging_face.is_fake_tensor = asked
-
-
-@contextmanager
-def _swapping(fake: FakeTensorMode) -> Iterator[None]:
-    """Let `model.bfloat16()` convert parameters: torch swaps FakeTensors, and refuses those that the mode remembers."""
-    remembered = fake.fake_tensor_converter.tensor_memo
-    swap: Any = torch.utils.swap_tensors
-
-    def forget_and_swap(old: torch.Tensor, new: torch.Tensor) -> None:
-        for key in [key for key, known in remembered.items() if known is old or known is new]:
-            del remembered[key]
-        swap(old, new)
-
-    torch.utils.swap_tensors = forget_and_swap
-    try:
-        yield
-    finally:
-        torch.utils.swap_tensors = swap
-
-
 def profile_fake(
     target: Target, *, steps: int, origin: Origin, on_step: Callable[[int], None], gpu: Device | None = None
 ) -> tuple[Trace, Measurement]:
@@ -124,30 +48,25 @@ def profile_fake(
     batch = target.make_batch()
     if origin.gpu is not None:
         batch = map_tensors(batch, Tensor.clone)  # each goes to the GPU on its own, views too
-    fake = _Mode(allow_non_fake_inputs=True)
-    values = SmallValues(fake)
     shown = gpu or (find_device(origin.gpu) if origin.gpu is not None else None)
-    assumed = cuda_rules(shown, cudnn=os.environ.get(VARIABLE, "")) if shown is not None else nullcontext()
-    try:
-        with assumed as rules, fake, values, _as_plain_tensors(), _swapping(fake):
-            model = target.make_model()
-            built = Built(
-                model=model, batch=map_tensors(batch, values.adopt), optimizer=target.make_optimizer(model.parameters())
-            )
-            trace, growth = capture(
-                target,
-                built,
-                device_type="cpu",
-                fake=True,
-                steps=steps,
-                origin=origin,
-                inside=rules.inside if rules is not None else None,
-                on_step=on_step,
-            )
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise DataDependentError(str(error.func)) from error
-    except UnsupportedFakeTensorException as error:
-        raise UnsupportedError(f"this step cannot run on FakeTensors: {error}", hint="use --device cpu") from error
+    faking = Faking(shown, cudnn=os.environ.get(VARIABLE, ""))
+    values = faking.values
+    with faking.active():
+        rules = faking.rules
+        model = target.make_model()
+        built = Built(
+            model=model, batch=map_tensors(batch, values.adopt), optimizer=target.make_optimizer(model.parameters())
+        )
+        trace, growth = capture(
+            target,
+            built,
+            device_type="cpu",
+            fake=True,
+            steps=steps,
+            origin=origin,
+            inside=rules.inside if rules is not None else None,
+            on_step=on_step,
+        )
     notes = tuple(f"{text} ({count} times)" for text, count in sorted(values.assumptions.items()))
     facts: Facts = {}
     if shown is None or rules is None:

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
 
-from dnnmem.profilers.fake import DataDependentError
+from dnnmem.profilers.faking import DataDependentError
 from tests.profilers.recorded import loss_step, on_fake, step_of, target_of
 
 

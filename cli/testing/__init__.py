@@ -1,0 +1,1 @@
+"""What the pytest plugin does when a test asks for it: measure, judge, and run tests in a process of their own."""
