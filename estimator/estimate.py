@@ -14,6 +14,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from dnnmem.estimator.allocator_settings import AllocatorSettings
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.local_step import LocalStep, local_step
@@ -24,6 +26,7 @@ from dnnmem.estimator.stage_memory import StageMemory, worst_stage
 from dnnmem.estimator.step_time import StepTime, time_step
 from dnnmem.estimator.time_model import TimeModel, load
 from dnnmem.estimator.trace import Trace
+from dnnmem.estimator.work import DTYPES
 
 NINE_OF_TEN = 1.645
 """Standard deviations of a normal distribution on each side that leave one in ten out."""
@@ -171,13 +174,10 @@ def _fits(held: ReplayResult | None, cluster: Cluster) -> bool | None:
 
 
 def _peak_rate(step: LocalStep) -> float | None:
-    """Flops per second of one GPU in the element type that most flops of the recorded step run in."""
-    flops: dict[str, int] = {}
-    for op in step.recorded.ops:
-        if op.flops and op.writes:
-            dtype = step.recorded.storages[op.writes[0]].dtype
-            flops[dtype] = flops.get(dtype, 0) + op.flops
-    return step.cluster.device.flops_per_s.get(max(flops, key=lambda dtype: flops[dtype])) if flops else None
+    """Flops per second of one GPU in the type that most flops of the planned step run in; None if there are none."""
+    flops = sum(np.bincount(chunk.work.dtype, chunk.work.flops, len(DTYPES)) for chunk in step.chunks)
+    rates = step.cluster.device.flops_per_s
+    return rates.get(DTYPES[int(np.argmax(flops))], rates["float32"]) if np.any(flops) else None
 
 
 def _worst_stage(step: LocalStep, settings: AllocatorSettings | None) -> StageMemory:

@@ -169,3 +169,12 @@ def test_kernels_of_another_gpu_are_told():
     words = "recorded with the kernels of h100-sxm-80gb, which may not be those of a100-sxm-80gb"
     assert any(words in note for note in priced(cluster="a100-sxm-80gb:1").notes)
     assert not any("may not be" in note for note in priced().notes)
+
+
+def test_utilization_is_of_the_type_that_the_plan_computes_in():
+    # GIVEN a step in float32  WHEN autocast does its products in bfloat16
+    plain, cast = priced(), priced("precision.compute=bf16_amp")
+    # THEN the same flops are held against what the GPU can do in bfloat16
+    rates = find_cluster(H100).device.flops_per_s
+    for found, dtype in ((plain, "float32"), (cast, "bfloat16")):
+        assert found.mfu == pytest.approx(found.model_flops / (found.step_seconds * rates[dtype]))
