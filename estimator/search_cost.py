@@ -131,7 +131,7 @@ class Costs:
         core = self.core(plan)
         if core.whole is None:
             core.whole = core.trace if core.layers is None else repeat(core.trace, core.layers)
-        recorded = self.recorded.traces[self.micro_batch(plan)]
+        recorded = self.recorded.trace(self.micro_batch(plan), plan.precision.compute)
         flops = (
             repeated_flops(recorded, self.recorded.layers)
             if self.recorded.layers
@@ -185,7 +185,7 @@ class Costs:
 
     @collector_paused()
     def _make_core(self, plan: Plan) -> Core:
-        recorded = self.recorded.traces[self.micro_batch(plan)]
+        recorded = self.recorded.trace(self.micro_batch(plan), plan.precision.compute)
         if self.recorded.layers is not None and plan.remat.policy not in _WHOLE:
             with suppress(UnsupportedError):
                 few = rewrite_model(recorded, plan, self.cluster)

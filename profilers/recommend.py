@@ -15,6 +15,7 @@ from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.recommend import Wanted
 from dnnmem.estimator.recommend import recommend as search
 from dnnmem.estimator.report import Report
+from dnnmem.estimator.techniques.precision import to_record
 from dnnmem.estimator.time_model import load
 from dnnmem.estimator.trace import Trace
 from dnnmem.profilers.record_sizes import of_saved, record_sizes
@@ -55,7 +56,7 @@ def recommend(
             target=target, args=dict(args or {}), batch_size=each, seq_len=seq, optimizer=optimizer, device="fake",
             gpu=None if where.device.vendor == "cpu" else where.device.name,
         )  # fmt: skip
-        recorded = record_sizes(request, cache=cache)
+        recorded = record_sizes(request, to_record(allow, only, without), cache=cache)
     else:
         recorded = of_saved([target] if isinstance(target, Trace) else target)
     wanted = Wanted(

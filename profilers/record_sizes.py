@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,19 +33,26 @@ _ONE = 1 << 40
 
 
 def record_sizes(
-    request: Request, *, cache: Path | None = None, on_output: Callable[[str], None] = lambda _: None
+    request: Request,
+    computes: Sequence[str] = (),
+    *,
+    cache: Path | None = None,
+    on_output: Callable[[str], None] = lambda _: None,
 ) -> Recorded:
-    """The step of `request` at its batch, and at the divisors of that. Raises what recording raises."""
+    """The step of `request` at its batch, and at the divisors of that; also in the types `computes`, where it runs so.
+
+    Raises what recording raises.
+    """
     try:
-        return _record(replace(request, blocks=FEW), cache, on_output)
+        return _record(replace(request, blocks=FEW), computes, cache, on_output)
     except UnsupportedError:
-        return _record(request, cache, on_output)
+        return _record(request, computes, cache, on_output)
 
 
 def of_saved(traces: Sequence[Trace]) -> Recorded:
     """The same from saved traces of one step, at one micro-batch or more."""
     found = {_size(trace): trace for trace in traces}
-    return _recorded(found, max(found))
+    return _recorded(found)
 
 
 def micro_batches(most: int) -> list[int]:
@@ -59,36 +67,71 @@ def micro_batches(most: int) -> list[int]:
     return divisors[:_MOST_SIZES]
 
 
-def _record(request: Request, cache: Path | None, say: Callable[[str], None]) -> Recorded:
-    """Record M, M / 2 and 1; each by its number where M is known, else as parts of the target's own batch."""
+def _record(request: Request, computes: Sequence[str], cache: Path | None, say: Callable[[str], None]) -> Recorded:
+    """Record M, M / 2 and 1 in all types; each by its number where M is known, else as parts of the target's own."""
     if request.batch_size is None:
         wanted = [replace(request, batch_divisor=divisor) for divisor in (1, 2, _ONE)]
     else:
         sizes = dict.fromkeys((request.batch_size, max(request.batch_size // 2, 1), 1))
         wanted = [replace(request, batch_size=size) for size in sizes]
-    found = _run(wanted, cache, say)
-    largest = max(found)
-    missing = [n for n in micro_batches(largest) if n not in found]
+    types = (None, *computes)
+    answers = _run([replace(one, compute=compute) for compute in types for one in wanted], cache, say)
+    mine = [answers[n : n + len(wanted)] for n in range(0, len(answers), len(wanted))]
+    plain = _recorded(_all_sizes(request, mine[0], cache, say))
+    in_types, refused = {}, {}
+    for compute, some in zip(computes, mine[1:], strict=True):
+        try:
+            traces = _all_sizes(replace(request, compute=compute), some, cache, say)
+        except DnnmemError as error:
+            refused[compute] = _in_a_line(error)
+            continue
+        with suppress(UnsupportedError):  # blocks that are not alike in this type alone
+            found = _recorded(traces)
+            if found.layers == plain.layers:
+                in_types[compute] = found.traces
+    return replace(plain, in_types=in_types, refused=refused)
+
+
+def _all_sizes(
+    request: Request, answers: Sequence[Trace | DnnmemError], cache: Path | None, say: Callable[[str], None]
+) -> dict[int, Trace]:
+    """What was recorded, and what lies between; raises what went wrong."""
+    found = _by_size(answers)
+    missing = [n for n in micro_batches(max(found)) if n not in found]
     try:
         pair = [found[n] for n in sorted(found, reverse=True)[:2]]
-        found.update({n: refit(pair, n)[0] for n in missing})
+        return found | {n: refit(pair, n)[0] for n in missing}
     except DnnmemError:  # the steps differ in more than sizes
-        found.update(_run([replace(request, batch_size=n, batch_divisor=1) for n in missing], cache, say))
-    return _recorded(found, largest)
+        more = _run([replace(request, batch_size=n, batch_divisor=1) for n in missing], cache, say)
+        return found | _by_size(more)
 
 
-def _run(requests: Sequence[Request], cache: Path | None, say: Callable[[str], None]) -> dict[int, Trace]:
+def _by_size(answers: Sequence[Trace | DnnmemError]) -> dict[int, Trace]:
     found: dict[int, Trace] = {}
-    with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
-        for _, answer in run_many(requests, Path(name), cache=cache, on_output=say):
-            if isinstance(answer, DnnmemError):
-                raise answer
-            trace, _ = load_trace(answer)
-            found.setdefault(_size(trace), trace)
+    for answer in answers:
+        if isinstance(answer, DnnmemError):
+            raise answer
+        found.setdefault(_size(answer), answer)
     return found
 
 
-def _recorded(found: dict[int, Trace], own: int) -> Recorded:
+def _run(requests: Sequence[Request], cache: Path | None, say: Callable[[str], None]) -> list[Trace | DnnmemError]:
+    """The answers in the order of the requests."""
+    found: dict[int, Trace | DnnmemError] = {}
+    with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
+        for i, answer in run_many(requests, Path(name), cache=cache, on_output=say):
+            found[i] = answer if isinstance(answer, DnnmemError) else load_trace(answer)[0]
+    return [found[i] for i in range(len(requests))]
+
+
+def _in_a_line(error: DnnmemError) -> str:
+    """What it says, without the traceback in between."""
+    lines = error.message.splitlines()
+    return ": ".join(dict.fromkeys((lines[0], lines[-1].strip())))
+
+
+def _recorded(found: dict[int, Trace]) -> Recorded:
+    own = max(found)
     counts = {trace.batch.get(COUNT) for trace in found.values()}
     layers = counts.pop() if len(counts) == 1 else None
     plain = {

@@ -29,6 +29,7 @@ from dnnmem.estimator.work import COMPUTE
 from dnnmem.profilers.request import Request
 
 if TYPE_CHECKING:
+    from dnnmem.profilers.few_blocks import Kept
     from dnnmem.profilers.step import Target
 
 TRACE_FILE = "step.trace.json.gz"
@@ -71,7 +72,8 @@ def profile(request: Request, on_step: Callable[[int], None]) -> tuple[Trace, Me
 
     device = choose_device(request.device)
     _seed(request.seed)
-    target, kept = resolve(request), []
+    target = resolve(request)
+    kept: list[Kept] = []
     if request.batch_divisor > 1:
         target = target.rescale(max(int(target.batch["batch_size"]) // request.batch_divisor, 1), request.seq_len)
     if request.blocks is not None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.techniques import Scope, Technique
 
 ORDER = 25
+FILE = "precision"
+"""What `--allow` calls all of them."""
 
 _TYPES = {
     "tf32": "matrix products in TF32",
@@ -13,6 +17,19 @@ _TYPES = {
     "fp16_amp": "autocast to float16 with scaled losses",
     "bfloat16": "parameters, gradients and states in bfloat16",
 }
+
+
+NARROW = ("bf16_amp", "fp16_amp", "bfloat16")
+"""Those in which a step has other ops."""
+
+
+def to_record(allow: Collection[str], only: Collection[str], without: Collection[str]) -> tuple[str, ...]:
+    """Narrow types that a search of such a scope has, so that the step is to be recorded in them too."""
+    return tuple(
+        name
+        for name in NARROW
+        if {name, FILE} & {*allow, *only} and not {name, FILE} & {*without} and (not only or {name, FILE} & {*only})
+    )
 
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
