@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from dnnmem.estimator.replay import FIRST_STEP
@@ -51,6 +51,12 @@ def lives(ops: Iterable[Op]) -> dict[int, Life]:
                 elif life.made < 0:
                     life.made = k
     return found
+
+
+def back_uses(storage: Storage, life: Life, backward: Container[int]) -> list[int]:
+    """Where ops of a backward pass need it: where they use it, or let go of what was saved only for its shape."""
+    uses = [k for k in life.uses if k in backward]
+    return uses or ([life.freed] if storage.saved and life.freed in backward else [])
 
 
 class Draft:

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.block_list import block_lists, blocks_of_ops
+from dnnmem.estimator.block_list import block_lists
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.passes.draft import Draft, Life, lives
+from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import renamed, storage_like
 
@@ -53,7 +53,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         _leave(draft, i, known[i], max(k, *others))
     for n in (n for n in reversed(range(len(saved))) if saved[n]):
         ahead = n + 1 if n + 1 < len(saved) and saved[n + 1] else n
-        start = _first_read(trace, blocks[ahead][1], saved[ahead])
+        start = _first_read(trace, known, blocks[ahead][1], saved[ahead])
         _travel(draft, known, blocks[n], saved[n], start)
     return draft.finish()
 
@@ -62,7 +62,7 @@ def _blocks(trace: Trace) -> list[_Block]:
     found: list[_Block] = []
     for some in block_lists(trace):
         inside: list[_Block] = [([], []) for _ in range(some.count)]
-        for k, owner in enumerate(blocks_of_ops(trace.ops, some)):
+        for k, owner in enumerate(some.numbers(trace.ops)):
             if owner is not None and trace.ops[k].phase is not Phase.STEP:
                 inside[owner][trace.ops[k].phase is Phase.BACKWARD].append(k)
         found += [block for block in inside if block[0] and block[1]]
@@ -72,19 +72,21 @@ def _blocks(trace: Trace) -> list[_Block]:
 def _saved(trace: Trace, known: dict[int, Life], block: _Block, least: int) -> list[int]:
     """What a block's backward pass reads of the forward pass, in the order of its last use there."""
     forward, backward = block
-    inside = set(forward)
+    inside, later = set(forward), set(backward)
     found: dict[int, int] = {}
-    for i in {i for k in backward for i in trace.ops[k].reads}:
+    for i in {i for k in backward for i in (*trace.ops[k].reads, *trace.ops[k].frees)}:
         life, storage = known[i], trace.storages[i]
         if i in trace.pinned or storage.nbytes < least or not storage.saved or not 0 <= life.made <= forward[-1]:
+            continue
+        if not back_uses(storage, life, later):
             continue
         found[i] = max((k for k in life.uses if k in inside), default=forward[0])
     return sorted(found, key=lambda i: (found[i], i))
 
 
-def _first_read(trace: Trace, backward: Sequence[int], ids: Sequence[int]) -> int:
-    wanted = set(ids)
-    return next(k for k in backward if wanted & {*trace.ops[k].reads})
+def _first_read(trace: Trace, known: dict[int, Life], backward: Sequence[int], ids: Sequence[int]) -> int:
+    later = set(backward)
+    return min(k for i in ids for k in back_uses(trace.storages[i], known[i], later))
 
 
 def _leave(draft: Draft, i: int, life: Life, k: int) -> None:
@@ -112,7 +114,8 @@ def _travel(draft: Draft, known: dict[int, Life], block: _Block, ids: Sequence[i
             events=(Event(nbytes, 0, new[i]),), moved_bytes=nbytes,
         )  # fmt: skip
         draft.before.setdefault(start, []).append(back)
-        end = known[i].freed if known[i].freed in reading else max(k for k in known[i].uses if k in reading)
-        for k in [k for k in known[i].uses if k in reading]:
+        uses = back_uses(storage, known[i], reading)
+        end = known[i].freed if known[i].freed in reading else max(uses)
+        for k in uses:
             draft.ops[k] = renamed(draft.ops[k], {i: new[i]})
         draft.free(end, new[i])

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.block_list import block_lists, blocks_of_ops
+from dnnmem.estimator.block_list import block_lists
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.passes.draft import Draft, Life, lives
+from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
 from dnnmem.estimator.segments import parse_segments
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
@@ -130,7 +130,7 @@ def _owners(trace: Trace) -> tuple[list[int | None], int]:
     found: list[int | None] = [None] * len(trace.ops)
     count = 0
     for blocks in block_lists(trace):
-        for k, owner in enumerate(blocks_of_ops(trace.ops, blocks)):
+        for k, owner in enumerate(blocks.numbers(trace.ops)):
             if owner is not None:
                 found[k] = count + owner
         count += blocks.count
@@ -214,13 +214,14 @@ def _recompute(
     touched = (i for k in region.forward for i in (*ops[k].reads, *ops[k].writes, *(e.storage for e in ops[k].events)))
     made = {i: None for i in touched if i >= 0 and i not in draft.trace.pinned and known[i].made in inside}
     kept = {i: None for i in made if known[i].made in region.kept}
+    back = {i: back_uses(draft.trace.storages[i], known[i], backward) for i in made}
     gone = {  # ordered, as all three: what dies with one op dies in the order in which it was made
         i: None
         for i in made
         if i not in kept
         and known[i].freed > end
+        and back[i]
         and all(k in inside or k in backward for k in known[i].uses)
-        and any(k in backward for k in known[i].uses)
     }
     if not gone:
         return
@@ -232,8 +233,8 @@ def _recompute(
     both = both if region.whole else []
     held = {i: k for k in region.forward for i in ops[k].releases}
     wanted = {i: None for i in made if i in gone or i in both}
-    start = _node_start(ops, min(k for i in wanted for k in known[i].uses if k in backward), backward)
-    finish = region.finish = max(k for i in wanted for k in known[i].uses if k in backward)
+    start = _node_start(ops, min(k for i in wanted for k in back[i]), backward)
+    finish = region.finish = max(k for i in wanted for k in back[i])
     stop = max(k for i in wanted for k in known[i].uses if k in inside and i in ops[k].writes) if early_stop else end
     again = [k for k in region.forward if k <= stop and k not in region.kept]
     new = _clone(draft, again, made, wanted, start)
