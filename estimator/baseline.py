@@ -17,14 +17,15 @@ segments, and is told beside it; a budget is held against the whole, context inc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dnnmem.estimator.alive import fold_paths, held_by_module
 from dnnmem.estimator.diff import Change
 from dnnmem.estimator.profile import Profile
 from dnnmem.estimator.timeline import alive_at
-from dnnmem.estimator.trace import Op, Trace
+from dnnmem.estimator.trace import Kind, Op, Trace
 from dnnmem.estimator.units import format_bytes
 
 OUTCOMES = ("ok", "improved", "regressed", "new", "over budget")
@@ -146,7 +147,9 @@ class Blame:
 
 
 def blame(verdict: Verdict) -> tuple[Blame, ...]:
-    """Who changed, the largest change first; modules that differ in a number only and changed alike are one.
+    """Who changed, first those that changed as the peak did, largest first; modules that changed alike are one line.
+
+    What one of several equal blocks lost and another got, since the peak has moved, is counted as the difference.
 
     >>> changes = [Change(module=f"h.{i}", kind="param", before_bytes=0, after_bytes=4) for i in range(3)]
     >>> entry = Entry(key=Key(target="m", device="fake", gpu=None, torch="2.14"), allocated_bytes=12)
@@ -154,23 +157,32 @@ def blame(verdict: Verdict) -> tuple[Blame, ...]:
     >>> [(line.label, line.count, line.grown_bytes) for line in blame(found)]
     [('h.0-2', 3, 12)]
     """
-    by_module: dict[str, dict[str, Change]] = {}
+    alike: defaultdict[tuple[str, ...], dict[str, list[Change]]] = defaultdict(dict)
     for change in verdict.changes:
-        by_module.setdefault(change.module, {})[change.kind] = change
-    alike: dict[object, list[str]] = {}
-    for module, kinds in by_module.items():
-        path = tuple("*" if part.isdecimal() else part for part in module.split("."))
-        alike.setdefault((path, tuple(sorted((k, c.grown_bytes) for k, c in kinds.items()))), []).append(module)
-    found = []
-    for modules in alike.values():
-        kinds = by_module[modules[0]]
-        grown = {kind: len(modules) * (change.grown_bytes or 0) for kind, change in kinds.items()}
-        most = max(kinds.values(), key=lambda change: change.grown_bytes or 0)
-        label = fold_paths([tuple(module.split(".")) for module in modules])
-        found.append(
-            Blame(label=label, count=len(modules), grown_bytes=sum(grown.values()), kinds=grown, since=most.since)
-        )
-    return tuple(sorted(found, key=lambda line: (-abs(line.grown_bytes), line.label)))
+        path = tuple("*" if part.isdecimal() else part for part in change.module.split("."))
+        alike[path].setdefault(change.module, []).append(change)
+    found = [line for blocks in alike.values() for line in _lines(blocks) if line.kinds]
+    way = -1 if (verdict.increase or 0) < 0 else 1
+    return tuple(sorted(found, key=lambda line: (way * line.grown_bytes < 0, -abs(line.grown_bytes), line.label)))
+
+
+def _lines(blocks: Mapping[str, Sequence[Change]]) -> Iterator[Blame]:
+    """The lines of modules that differ in a number only: one for all if they changed against each other."""
+    signs = {(change.kind, change.grown_bytes > 0) for changes in blocks.values() for change in changes}
+    against = len({kind for kind, _ in signs}) < len(signs)
+    groups: defaultdict[object, list[str]] = defaultdict(list)
+    for module, changes in blocks.items():
+        groups[None if against else tuple(sorted((c.kind, c.grown_bytes) for c in changes))].append(module)
+    for modules in groups.values():
+        kinds: Counter[str] = Counter()
+        members = [change for module in modules for change in blocks[module]]
+        for change in members:
+            kinds[change.kind] += change.grown_bytes
+        most = (max if kinds.total() >= 0 else min)(members, key=lambda change: change.grown_bytes)
+        yield Blame(
+            label=fold_paths([tuple(module.split(".")) for module in modules]), count=len(modules),
+            grown_bytes=kinds.total(), kinds={kind: n for kind, n in kinds.items() if n}, since=most.since,
+        )  # fmt: skip
 
 
 def entry_of(profile: Profile, trace: Trace, *, allocator: str = "") -> Entry:
@@ -240,6 +252,7 @@ def _slower(entry: Entry, before: Entry, limits: Limits) -> str:
 
 def _changes(before: Entry, after: Entry) -> tuple[Change, ...]:
     old, new = before.modules, after.modules
+    same = _renamed(old, new)
     found = [
         Change(
             module=place[0],
@@ -249,28 +262,47 @@ def _changes(before: Entry, after: Entry) -> tuple[Change, ...]:
             since=after.sources.get(place, ""),
         )
         for place in sorted(old.keys() | new.keys())
-        if old.get(place, 0) != new.get(place, 0)
+        if old.get(place, 0) != new.get(place, 0) and place[0] not in same
     ]
-    return tuple(sorted(found, key=lambda change: -abs(change.grown_bytes or 0)))
+    return tuple(sorted(found, key=lambda change: -abs(change.grown_bytes)))
+
+
+def _renamed(old: Mapping[tuple[str, str], int], new: Mapping[tuple[str, str], int]) -> set[str]:
+    """Modules that have gone, and those that have come in their place and hold the same: old and new names."""
+    held: tuple[defaultdict[str, set[tuple[str, int]]], ...] = (defaultdict(set), defaultdict(set))
+    for side, modules in zip(held, (old, new), strict=True):
+        for (module, kind), nbytes in modules.items():
+            side[module].add((kind, nbytes))
+    gone: defaultdict[frozenset[tuple[str, int]], list[str]] = defaultdict(list)
+    for module in held[0].keys() - held[1].keys():
+        gone[frozenset(held[0][module])].append(module)
+    same: set[str] = set()
+    for module in sorted(held[1].keys() - held[0].keys()):
+        if names := gone[frozenset(held[1][module])]:
+            same |= {module, names.pop()}
+    return same
 
 
 def _sources(profile: Profile, trace: Trace) -> dict[tuple[str, str], str]:
     """For each module and kind, the op that makes most of what is alive at the peak, or the class that owns it."""
     makers = {e.storage: i for i, op in enumerate(trace.ops) for e in op.events if e.nbytes > 0}
-    largest: dict[tuple[str, str], tuple[int, Op | None]] = {}
+    largest: dict[tuple[str, str], tuple[int, Op | None, str]] = {}
     for i in alive_at(trace, profile.timeline.peak):
         storage = trace.storages.get(i)
         if storage is None:  # a temporary inside an op
             continue
         place = (".".join(storage.module), storage.kind.value)
-        if storage.nbytes > largest.get(place, (0, None))[0]:
-            largest[place] = (storage.nbytes, trace.ops[makers[i]] if i in makers else None)
+        if storage.nbytes > largest.get(place, (0, None, ""))[0]:
+            kept = storage.kind is Kind.BUFFER and "." in storage.name  # an operator's name: an earlier step made it
+            largest[place] = (
+                storage.nbytes, trace.ops[makers[i]] if i in makers else None, storage.name if kept else ""
+            )  # fmt: skip
     defined = {layer.module: layer.source for layer in profile.layers if layer.source}
-    return {place: _words(op, place[0], defined) for place, (_, op) in largest.items()}
+    return {place: _words(op, kept, place[0], defined) for place, (_, op, kept) in largest.items()}
 
 
-def _words(op: Op | None, module: str, defined: Mapping[str, str]) -> str:
-    words = [op.phase.value, op.name, op.source] if op else []
+def _words(op: Op | None, kept: str, module: str, defined: Mapping[str, str]) -> str:
+    words = [op.phase.value, op.name, op.source] if op else ["kept from an earlier step", kept] if kept else []
     if not (op and op.source):  # the nearest module around it that is the user's own
         path = module.split(".")
         around = (".".join(path[:depth]) for depth in range(len(path), -1, -1))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dnnmem.estimator.baseline import Entry, Key, Limits, entry_of, judge
+from dnnmem.estimator.baseline import Entry, Key, Limits, blame, entry_of, judge
 from dnnmem.estimator.build import build_profile
 from dnnmem.estimator.profile import Measurement
 from tests.estimator.passes.steps import gpt
@@ -74,3 +74,40 @@ def test_another_key_is_named_and_not_compared():
     # WHEN the step is judged  THEN it is new, and says what it was not compared with
     found = judge(entry(100), by_key(other), Limits())
     assert (found.outcome, found.before, found.others) == ("new", None, (other.key,))
+
+
+def holding(allocated, held):
+    """A step that holds so much by module and kind."""
+    return Entry(key=KEY, allocated_bytes=allocated, modules=held)
+
+
+def test_a_module_with_another_name_is_no_change():
+    # GIVEN two that were renamed, one of which grew
+    before = holding(100, {("a.fc1", "param"): 40, ("a.fc2", "param"): 60})
+    after = holding(130, {("a.up", "param"): 40, ("a.down", "param"): 90})
+    # WHEN
+    changes = judge(after, by_key(before), Limits()).changes
+    # THEN
+    assert [(change.module, change.grown_bytes) for change in changes] == [("a.down", 90), ("a.fc2", -60)]
+
+
+def test_what_only_moved_between_equal_blocks_is_nobodys_growth():
+    # GIVEN a peak that was in the last block and is in the first
+    before = holding(100, {("h.0", "param"): 10, ("h.3", "param"): 10, ("h.3", "temp"): 50})
+    after = holding(104, {("h.0", "param"): 12, ("h.3", "param"): 12, ("h.0", "temp"): 50})
+    # WHEN
+    found = blame(judge(after, by_key(before), Limits()))
+    # THEN
+    assert [(line.label, line.grown_bytes, dict(line.kinds)) for line in found] == [("h.0,3", 4, {"param": 4})]
+
+
+def test_who_changed_as_the_peak_did_goes_first():
+    # GIVEN
+    places = [("a", "temp"), ("b", "temp")]
+    small, large = dict(zip(places, (80, 10), strict=True)), dict(zip(places, (20, 80), strict=True))
+    grown = judge(holding(100, large), by_key(holding(90, small)), Limits())
+    fallen = judge(holding(90, small), by_key(holding(100, large)), Limits())
+    # THEN
+    assert [line.label for line in blame(grown)] == ["b", "a"]
+    assert [line.label for line in blame(fallen)] == ["b", "a"]
+    assert [line.grown_bytes for line in blame(fallen)] == [-70, 60]
