@@ -282,11 +282,17 @@ def _storages(
             shape=block.shape,
             dtype=block.dtype,
             channels_last=block.channels_last,
-            module=block.module or (),
+            module=block.module or _maker(log, block),
             name=block.name or (log.entries[block.entry].name if block.entry >= 0 else ""),
             saved=saved,
         )
     return result
+
+
+def _maker(log: Log, block: Block) -> tuple[str, ...]:
+    """The module whose operator made what the program has kept since an earlier step."""
+    module = log.entries[block.entry].place.module if block.entry >= 0 else ()
+    return () if module == LOSS else module
 
 
 def _brought(log: Log, moments: Mapping[int, tuple[int, int]]) -> set[int]:
