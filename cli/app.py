@@ -36,8 +36,8 @@ from dnnmem.cli.commands.devices import devices
 from dnnmem.cli.commands.diff import diff
 from dnnmem.cli.commands.doctor import doctor
 from dnnmem.cli.commands.estimate import estimate
-from dnnmem.cli.commands.export import export
 from dnnmem.cli.commands.explain import explain
+from dnnmem.cli.commands.export import export
 from dnnmem.cli.commands.init import init
 from dnnmem.cli.commands.profile import profile
 from dnnmem.cli.commands.recommend import recommend
@@ -57,29 +57,45 @@ BROKEN_PIPE = 141
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
+_EPILOG = """\b
+From a model to a script that trains it, with no GPU:
+  dnnmem init                                             writes model.py
+  dnnmem profile model.py                                 does it fit?
+  dnnmem recommend model.py --gpus 8 --gpu h100           the best ways
+  dnnmem export model.py --plan 1 --to fsdp2 -o train.py  one as a script
+  dnnmem run --gpus 8 --gpu h100 -- train.py              tried on no GPU
+"""
+
 app = typer.Typer(
     name="dnnmem",
     help="Where every byte and second of a PyTorch training step goes.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings=_CONTEXT,
+    epilog=_EPILOG,
 )
-app.command(context_settings=_CONTEXT)(profile)
-app.command("run", context_settings={**_CONTEXT, "allow_interspersed_args": False})(run_command)
-app.command(context_settings=_CONTEXT)(view)
-app.command(context_settings=_CONTEXT)(diff)
-app.command(context_settings=_CONTEXT)(estimate)
-app.command(context_settings=_CONTEXT)(recommend)
-app.command(context_settings=_CONTEXT)(explain)
-app.command(context_settings=_CONTEXT)(batch)
-app.command(context_settings=_CONTEXT)(export)
-app.command(context_settings=_CONTEXT)(check)
-app.command(context_settings=_CONTEXT)(calibrate)
-app.command(context_settings=_CONTEXT)(validate)
-app.command(context_settings=_CONTEXT)(init)
-app.command(context_settings=_CONTEXT)(devices)
-app.command(context_settings=_CONTEXT)(doctor)
+_COMMANDS = (
+    (init, "Write a commented model.py to start from."),
+    (profile, "Where every byte and second of one training step goes."),
+    (recommend, "The best ways to run the step on some GPUs, ranked."),
+    (explain, "One of the recommended plans in full; what-if."),
+    (export, "A plan as a script, or a framework's configuration."),
+    (run_command, "Run an unchanged training script on GPUs that need not be here."),
+    (estimate, "Time and memory of the step by one plan of yours."),
+    (batch, "The largest batch that fits a GPU, and the fastest."),
+    (check, "Fail where a step needs more memory than was accepted; for CI."),
+    (diff, "What grew between two steps, and since which line."),
+    (view, "A memory snapshot, or a saved step, as a report."),
+    (devices, "The GPUs and nodes that --gpu and --cluster know."),
+    (calibrate, "Measure this machine's rates, or fit them to your own steps."),
+    (validate, "How far predictions are from published training steps."),
+    (doctor, "What works on this machine."),
+)
+"""In the order in which they are needed, each with its line in `dnnmem --help`."""
+for _command, _words in _COMMANDS:
+    _settings = {**_CONTEXT, "allow_interspersed_args": False} if _command is run_command else _CONTEXT
+    app.command(_command.__name__, short_help=_words, context_settings=_settings)(_command)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the signature of an option's callback
@@ -90,12 +106,16 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the signature of an 
 
 @app.callback()
 def _options(
+    context: typer.Context,
     *,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Where every byte and second of a PyTorch training step goes."""
+    del version  # its callback has printed it
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:

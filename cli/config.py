@@ -76,6 +76,14 @@ def resolve(given: Mapping[str, int | float | str | None], *, folder: Path, envi
     return settings
 
 
+def own_gpu(folder: Path) -> str | None:
+    """The GPU that the environment or the nearest file names, for a command that was given none."""
+    import os
+
+    found = resolve({}, folder=folder, environ=os.environ).get("gpu")
+    return None if found is None else str(found.value)
+
+
 def blame(error: UsageError, settings: Settings) -> UsageError:
     """The same error; if it speaks of an option that nobody typed, its hint says where the value came from."""
     lines = [

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
@@ -60,6 +61,22 @@ def width_of(stream: TextIO, *, environ: Mapping[str, str] = os.environ) -> int:
     else:
         columns = DEFAULT_WIDTH
     return max(MIN_WIDTH, min(columns, MAX_WIDTH))
+
+
+def say_next(*lines: str, quiet: bool, stream: TextIO | None = None) -> None:
+    r"""Name what may be done next, on stderr, to a person alone: nothing without a terminal.
+
+    >>> import io
+    >>> terminal = io.StringIO()
+    >>> terminal.isatty = lambda: True
+    >>> say_next("dnnmem explain 1", "dnnmem export --plan 1", quiet=False, stream=terminal)
+    >>> terminal.getvalue()
+    'next: dnnmem explain 1\n      dnnmem export --plan 1\n'
+    """
+    stream = stream or sys.stderr
+    if quiet or not is_terminal(stream):
+        return
+    stream.writelines(f"{'next:' if not place else '     '} {line}\n" for place, line in enumerate(lines))
 
 
 def make_console(stream: TextIO, *, width: int | None = None, no_color: bool = False) -> Console:

@@ -75,6 +75,8 @@ class Asked:
     """`--timeout`."""
     rates: Path | None = None
     """`--rates`."""
+    guessed: bool = False
+    """Nobody named the GPU."""
 
 
 def ask(asked: Asked) -> Asked:
@@ -98,7 +100,7 @@ def ask(asked: Asked) -> Asked:
             raise UsageError(f"--tokens {asked.tokens} is no whole number of sequences of {asked.seq}")
         asked = replace(asked, global_batch=asked.tokens // asked.seq)
     name = asked.cluster or f"{asked.gpu or _own_gpu()}:{asked.gpus}"
-    return replace(asked, cluster=name)
+    return replace(asked, cluster=name, guessed=asked.cluster is None and asked.gpu is None)
 
 
 def share(text: str) -> float:
@@ -143,6 +145,8 @@ def run(asked: Asked, environ: Mapping[str, str], *, quiet: bool, no_color: bool
             from dnnmem.cli.recommend_verify import verified
 
             report = verified(report, request, asked.verify, environ, say)
+        if asked.guessed:
+            report = replace(report, notes=(f"no --gpu was named: the GPU is {cluster.device.name}", *report.notes))
     return report, keep(Path.cwd(), report, recorded, asked)
 
 

@@ -53,7 +53,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
 def from_json(data: object, where: str = "plan") -> Plan:
     """The plan of a JSON object; what is left out keeps its default. Raises `UsageError`, beginning with `where`."""
     if not isinstance(data, Mapping) or data.get("schema", SCHEMA) != SCHEMA:
-        raise UsageError(f"{where} is no plan: an object with schema {SCHEMA} is needed")
+        raise UsageError(f"{where} is no plan: an object with schema {SCHEMA} is needed", hint=_other_file(data))
     plan = Plan()
     for part, table in data.items():
         if part == "schema":
@@ -65,6 +65,15 @@ def from_json(data: object, where: str = "plan") -> Plan:
         plan = replace(plan, **{part: replace(getattr(plan, part), **table)})
     check(plan)
     return plan
+
+
+def _other_file(data: object) -> str:
+    """The way out for who gave another file of dnnmem's."""
+    if isinstance(data, Mapping) and str(data.get("schema", "")).startswith("dnnmem.recommend/"):
+        return "it is a whole recommendation: --plan 1 takes a rank of the last one, --save-plans DIR writes each"
+    if isinstance(data, Mapping) and "schema" in data:
+        return f"its schema is {data['schema']}; dnnmem explain 1 --plan-out plan.json writes a plan"
+    return ""
 
 
 def _parts() -> dict[str, type]:

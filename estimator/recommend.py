@@ -13,6 +13,7 @@ from dnnmem.estimator.block_list import main_list
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.nothing_fits import nearest_words
+from dnnmem.estimator.offers import precision_words
 from dnnmem.estimator.passes import PASSES
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.ranking import TIE_WINDOW, pareto, ranked, tied
@@ -92,7 +93,7 @@ def recommend(
         baseline=_as_candidate(0, base, None, wanted) if base else None,
         candidates=told,
         nothing_fits=nothing,
-        notes=_notes(tally, wanted),
+        notes=_notes(tally, wanted, precision_words(costs, found[0], wanted) if fits else ""),
     )
 
 
@@ -244,8 +245,9 @@ def changes(before: Plan, after: Plan) -> tuple[str, ...]:
     )
 
 
-def _notes(tally: Tally, wanted: Wanted) -> tuple[str, ...]:
-    notes = [f"{count} plans were left out: {why}" for why, count in tally.unsupported.items()]
+def _notes(tally: Tally, wanted: Wanted, offer: str) -> tuple[str, ...]:
+    notes = [offer] if offer else []
+    notes += [f"{count} plans were left out: {why}" for why, count in tally.unsupported.items()]
     if wanted.cluster.device.context_bytes is None:
         notes.append(f"What a process takes of {wanted.cluster.device.name} beside the allocator is not known.")
     return tuple(notes)

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from dnnmem.estimator.trace import Trace
 
 PlanFile = Annotated[
-    Path | None, typer.Option("--plan", metavar="FILE", help="A plan as JSON; --set changes it further.")
+    Path | None,
+    typer.Option(
+        "--plan", metavar="FILE|RANK", help="A plan as JSON, or a rank of the last recommend; --set changes it further."
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -131,7 +134,7 @@ def _text(form: str, priced: _Priced) -> str:
 
 
 def load_plan(path: Path | None, settings: list[str] | tuple[str, ...]) -> Plan:
-    """The plan of a file, or the default one, changed by `settings`. Raises `UsageError`."""
+    """The plan of a file or of a rank, or the default one, changed by `settings`. Raises `UsageError`."""
     import json
 
     from dnnmem.estimator.errors import UsageError
@@ -140,6 +143,10 @@ def load_plan(path: Path | None, settings: list[str] | tuple[str, ...]) -> Plan:
 
     if path is None:
         return change(Plan(), settings)
+    if is_rank(path):
+        from dnnmem.cli.recommend_store import load
+
+        return change(load(None, Path.cwd()).plan(int(path.name)), settings)
     try:
         data = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -147,6 +154,11 @@ def load_plan(path: Path | None, settings: list[str] | tuple[str, ...]) -> Plan:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--plan {path} is not JSON: {error}") from None
     return change(from_json(data, str(path)), settings)
+
+
+def is_rank(plan: Path) -> bool:
+    """Whether `--plan` names a rank of the last recommendation, as `--plan 1` does, and no file."""
+    return plan.name.isdecimal() and plan == Path(plan.name) and not plan.exists()
 
 
 def own_rates(cluster: str) -> Path | None:

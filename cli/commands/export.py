@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dnnmem.cli.commands import options as o
-from dnnmem.cli.commands.estimate import PlanFile, Set, load_plan
+from dnnmem.cli.commands.estimate import PlanFile, Set, is_rank, load_plan
 
 if TYPE_CHECKING:
     from dnnmem.cli.commands.job import Job
@@ -63,20 +63,23 @@ def export(
     """Write a plan as a training framework's configuration. What the framework cannot say is named, never dropped."""
     from dnnmem.cli.commands.job import prepare
     from dnnmem.cli.commands.outputs import choose
+    from dnnmem.cli.console import say_next
     from dnnmem.cli.export.files import check_writable, write_atomic
     from dnnmem.cli.export.frameworks import FRAMEWORKS
     from dnnmem.cli.export.frameworks.ask import Ask
     from dnnmem.estimator.errors import UsageError
 
     choose("--to", to, FRAMEWORKS)
-    chosen = load_plan(plan, set_ or ())
     if out is not None:
         if out.exists():
             raise UsageError(f"--out {out} exists, and is not overwritten", hint="name a new file, or move the old one")
         check_writable(out, "--out")
+    if plan is None and not set_:
+        raise UsageError("no plan is given", hint="--plan 1 (a rank of the last recommend), --plan FILE or --set ...")
+    chosen = load_plan(plan, set_ or ())
     typed = {"batch": batch, "seq": seq, "optimizer": optimizer, "device": "fake"}
     job = prepare(target, typed, os.environ, folder=Path.cwd(), args=arg or ()) if target is not None else None
-    ask = Ask(plan=chosen, gpus_per_node=gpus_per_node, blocks=tuple(block or ()), source=plan.name if plan else "")
+    ask = Ask(plan=chosen, gpus_per_node=gpus_per_node, blocks=tuple(block or ()), source=_source(plan))
     if job is not None:
         ask = _with_model(ask, job, quiet=quiet)
     made = FRAMEWORKS[to](ask)
@@ -90,6 +93,16 @@ def export(
     sys.stderr.writelines(f"not said by {to}: {setting}\n" for setting in made.left_out)
     if out is not None:
         sys.stderr.write(f"wrote {out}\n")
+        if to == "fsdp2":
+            ranks = f" --gpus {chosen.mesh.world_size} --rank 0" if chosen.mesh.world_size > 1 else ""
+            say_next(f"dnnmem run{ranks}{_gpu_of(plan)} -- {out}    tries it without a GPU", quiet=quiet)
+
+
+def _gpu_of(plan: Path | None) -> str:
+    """`--gpu` of the recommendation that a rank is of; empty for a file."""
+    from dnnmem.cli.recommend_store import load
+
+    return f" --gpu {load(None, Path.cwd()).report['cluster']['gpu']}" if plan and is_rank(plan) else ""
 
 
 def _with_model(ask: Ask, job: Job, *, quiet: bool) -> Ask:
@@ -102,3 +115,10 @@ def _with_model(ask: Ask, job: Job, *, quiet: bool) -> Ask:
     found = tuple(dict.fromkeys(blocks.type for blocks in block_lists(trace)))
     nbytes = sum(s.nbytes for s in trace.storages.values() if s.kind is Kind.PARAM)
     return replace(ask, blocks=ask.blocks or found, request=job.request, param_bytes=nbytes)
+
+
+def _source(plan: Path | None) -> str:
+    """Where a plan is from, for people who read the file later."""
+    if plan is None:
+        return ""
+    return f"rank {plan} of a recommendation" if is_rank(plan) else plan.name

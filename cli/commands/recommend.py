@@ -93,13 +93,15 @@ def recommend(
     """
     from dnnmem.cli.commands.deliver import tell_written
     from dnnmem.cli.commands.outputs import check_outputs, plan_outputs
+    from dnnmem.cli.config import own_gpu
     from dnnmem.cli.recommend_run import Asked, ask, run
 
     outputs = plan_outputs(form=None, default="table", json=json, csv=None, html=html)
     check_outputs(outputs, None)
     asked = ask(
         Asked(
-            target=target, gpus=gpus, gpu=gpu, cluster=cluster, batch=batch, seq=seq, global_batch=global_batch,
+            target=target, gpus=gpus, gpu=gpu or (None if cluster else own_gpu(Path.cwd())),
+            cluster=cluster, batch=batch, seq=seq, global_batch=global_batch,
             tokens=tokens, objective=objective, max_techniques=max_techniques, only=_names(only),
             without=_names(without), allow=_names(allow), headroom=headroom, top=top, verify=verify,
             inputs=tuple(input_ or ()), args=tuple(arg or ()), optimizer=optimizer, seed=seed, timeout=timeout,
@@ -112,8 +114,22 @@ def recommend(
     sys.stdout.flush()
     if not quiet:
         tell_written(written, outputs)
-        if kept is not None:
-            sys.stderr.write(f"kept in {kept}: dnnmem explain 1 shows the first plan in full\n")
+        _tell_next(target, kept, verify=verify)
+
+
+def _tell_next(target: str, kept: Path | None, *, verify: int) -> None:
+    from dnnmem.cli.commands.job import SAVED
+    from dnnmem.cli.console import say_next
+
+    if kept is None:
+        return
+    model = "" if target.endswith(SAVED) else f"{target} "
+    say_next(
+        "dnnmem explain 1    plan 1 in full; --what-if remat.policy=full: what another choice makes of it",
+        f"dnnmem export {model}--plan 1 --to fsdp2 -o train.py    plan 1 as a script; --to accelerate and others",
+        *(["the same with --verify 3    the best three really run on a virtual GPU"] if model and not verify else []),
+        quiet=False,
+    )
 
 
 def _names(given: list[str] | None) -> frozenset[str]:

@@ -117,6 +117,7 @@ def _header(command: Sequence[str], run: ScriptRun, results: Sequence[RankResult
     steps = ", ".join(f"{count} of {name}" for name, count in first.optimizers.items())
     end = "ended by dnnmem" if first.stopped else "by its own end" if first.outcome == "ran" else "before it failed"
     done = f"{_count(first.steps, 'training step')} {end}" + (f" ({steps})" if steps else "")
+    done += "; kernels compute nothing here: losses that are printed mean nothing"
     return Text("\n").join(
         [Text(" ".join(command), "bold"), Text(f"on virtual {gpus}; {versions}", "dim"), Text(done, "dim")]
     )

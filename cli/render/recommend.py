@@ -15,24 +15,28 @@ from rich.text import Text
 from dnnmem.cli.render.rich_text import plain
 from dnnmem.cli.render.stack import percent
 from dnnmem.estimator.estimate import Estimate
+from dnnmem.estimator.reasons import memory_words, speed_words
 from dnnmem.estimator.report import Candidate, Report
 from dnnmem.estimator.units import format_bytes, format_seconds
+
+_WIDE = 96
+"""A narrower terminal has no room for MFU and price; --json and --html have them."""
 
 
 def print_report(report: Report, console: Console) -> None:
     """Write the report to `console`."""
-    for section in _sections(report):
+    for section in _sections(report, wide=console.width >= _WIDE):
         if console.no_color:
             console.print(plain(section, width=console.width), soft_wrap=True)
         else:
             console.print(section)
 
 
-def _sections(report: Report) -> Iterator[RenderableType]:
+def _sections(report: Report, *, wide: bool) -> Iterator[RenderableType]:
     cluster = report.cluster
     yield Text(
-        f"{report.target} on {cluster.gpus} x {cluster.device.name}: {report.objective}, "
-        f"{report.global_batch} samples a step, {percent(report.headroom)} of memory kept free"
+        f"{report.target} on {cluster.gpus} x {cluster.device.name}: {report.global_batch} samples a step, "
+        f"for {report.objective}, {100 * report.headroom:.3g} % of memory kept free"
     )
     rate = report.considered / report.search_seconds if report.search_seconds else 0.0
     yield Text(
@@ -41,10 +45,13 @@ def _sections(report: Report) -> Iterator[RenderableType]:
     )
     yield Text()
     yield Text(headline(report), "bold red" if report.nothing_fits else "bold green")
+    if tie := tie_words(report):
+        yield Text(tie)
     yield Text()
-    yield _table(report)
+    yield _table(report, wide=wide)
+    yield from _legend(report)
     yield Text()
-    yield from (Text(f"{c.rank}: {sentence(c)}") for c in report.candidates)
+    yield _reasons(report)
     yield from (Text(f"note: {note}") for note in report.notes)
 
 
@@ -57,18 +64,46 @@ def headline(report: Report) -> str:
     if base is None:
         return told
     if base.estimate.fits is False:
-        return f"{told}; your step as it is does not fit"
-    mine, theirs = (c.estimate.per_second(c.estimate.samples) for c in (best, base))
-    return f"{told}; {mine / theirs:.2f} times the throughput of your step as it is" if mine and theirs else told
+        return f"{told}. It fits; your step as it is now does not"
+    if best.estimate.plan == base.estimate.plan:
+        return f"{told}, which is your step as it is now"
+    return f"{told}: {speed_words(best.estimate, base.estimate)} now, {memory_words(best.estimate, base.estimate)}"
+
+
+def tie_words(report: Report) -> str:
+    """Which plans are as good as the first one; empty if none is."""
+    near = report.candidates[0].tied_with if report.candidates and not report.nothing_fits else ()
+    if not near:
+        return ""
+    return (
+        f"As fast, as far as the time model can tell: plan{'s' if near[1:] else ''} {_ranks(near)}. Choose among "
+        "them by memory, or by what you know to run; fewer techniques come first."
+    )
+
+
+def _ranks(ranks: tuple[int, ...]) -> str:
+    """Ranks, neighbours folded.
+
+    >>> _ranks((2, 3, 4, 6, 7, 9))
+    '2-4, 6, 7 and 9'
+    """
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    words = [w for run in runs for w in ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else map(str, run))]
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
 def sentence(candidate: Candidate) -> str:
     """Why, what is to be known besides, and what came of running it."""
     told = candidate.why
+    if candidate.tied_with:
+        told += f" Tied with {_ranks(candidate.tied_with)}."
     if candidate.alters_training:
         told += f" CHANGES TRAINING: {', '.join(candidate.alters_training)}."
-    if candidate.tied_with:
-        told += f" The time model cannot tell it from {', '.join(f'#{rank}' for rank in candidate.tied_with)}."
     ran = candidate.verified
     if ran is None:
         return told
@@ -79,36 +114,66 @@ def sentence(candidate: Candidate) -> str:
     return f"{told} Run: {format_bytes(ran.peak_reserved_bytes)} reserved{shown}."
 
 
-def _table(report: Report) -> Table:
+def _reasons(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    for candidate in report.candidates:
+        table.add_row(str(candidate.rank), sentence(candidate))
+    return table
+
+
+def _table(report: Report, *, wide: bool) -> Table:
     tokens = any(c.estimate.tokens for c in report.candidates)
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("#", justify="right")
     table.add_column("plan", ratio=1, min_width=20)
-    price = "USD/Gtok" if tokens else "USD/step"
-    for name in ("peak", "step", "tokens/s" if tokens else "samples/s", "MFU", "waits for", price):
-        table.add_column(name, justify="left" if name == "waits for" else "right")
+    price = "USD/Gtok" if tokens else "USD/M samples"
+    for name in ("peak", "step", "tokens/s" if tokens else "samples/s", "waits for", *(("MFU", price) if wide else ())):
+        table.add_column(name, justify="left" if name == "waits for" else "right", no_wrap=True)
     rows = ([report.baseline] if report.baseline else []) + list(report.candidates)
+    same = micro_words(report.baseline)
     for candidate in rows:
         style = "red" if candidate.estimate.fits is False else "dim" if not candidate.rank else ""
-        table.add_row(*_cells(candidate, tokens=tokens), style=style)
+        told = [words for words in candidate.techniques if words != same or not candidate.rank]
+        cells = _cells(candidate, told, tokens=tokens)
+        table.add_row(*cells[: len(table.columns)], style=style)
     return table
 
 
-def _cells(candidate: Candidate, *, tokens: bool) -> list[str]:
+def micro_words(base: Candidate | None) -> str:
+    """What the baseline's micro-batch is called: the plans that keep it need not say so again."""
+    return next((words for words in base.techniques if words.startswith("micro-batch")), "") if base else ""
+
+
+def _legend(report: Report) -> Iterator[Text]:
+    yield Text()
+    yield Text("peak: with its share of what is usable; step: with where nine of ten lie", "dim")
+    if any(candidate.pareto for candidate in report.candidates):
+        yield Text("* no other plan is as good in memory, speed and price", "dim")
+
+
+def _cells(candidate: Candidate, told: list[str], *, tokens: bool) -> list[str]:
     found = candidate.estimate
     mark = "*" if candidate.pareto else ""
-    _, high = found.interval_seconds
     rate = found.per_second(found.tokens if tokens else found.samples)
     return [
         f"{candidate.rank}{mark}" if candidate.rank else "now",
-        ", ".join(candidate.techniques) or "the step as it is",
+        ", ".join(told) or "the step as it is",
         memory_cell(found),
-        f"{format_seconds(found.step_seconds)}\nwithin {percent(high / found.step_seconds - 1)}",
+        step_cell(found),
         "-" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:,.3g}",
-        "-" if found.mfu is None else percent(found.mfu),
         bound_cell(found),
-        _price(found.usd_per_billion_tokens if tokens else found.usd_per_step),
+        "-" if found.mfu is None else percent(found.mfu),
+        _price(found, tokens=tokens),
     ]
+
+
+def step_cell(found: Estimate) -> str:
+    """Seconds, and below them where nine of ten lie."""
+    low, high = (format_seconds(seconds) for seconds in found.interval_seconds)
+    same = low.rpartition(" ")[2] == high.rpartition(" ")[2]
+    return f"{format_seconds(found.step_seconds)}\n{low.partition(' ')[0] if same else low}-{high}"
 
 
 def memory_cell(found: Estimate) -> str:
@@ -116,16 +181,22 @@ def memory_cell(found: Estimate) -> str:
     if found.peak_reserved_bytes is None:
         return "-"
     total = found.peak_reserved_bytes + (found.context_bytes or 0)
-    verdict = "DOES NOT FIT" if found.fits is False else "fits"
-    return f"{format_bytes(total)}\n{verdict}, {percent(total / found.cluster.device.usable_bytes)}"
+    verdict = ", too big" if found.fits is False else ""
+    return f"{format_bytes(total)}\n{percent(total / found.cluster.device.usable_bytes)}{verdict}"
 
 
 def bound_cell(found: Estimate) -> str:
     """What the step waits for, the largest shares first."""
     shares = sorted(found.breakdown.items(), key=lambda item: -item[1])
     total = found.step_seconds or 1.0
-    return "\n".join(f"{name} {percent(seconds / total)}" for name, seconds in shares[:2] if seconds / total >= 0.005)
+    return "\n".join(
+        f"{name} {100 * seconds / total:.0f} %" for name, seconds in shares[:2] if seconds / total >= 0.005
+    )
 
 
-def _price(usd: tuple[float, float] | None) -> str:
-    return "-" if usd is None else f"{usd[0]:,.3g}-{usd[1]:,.3g}"
+def _price(found: Estimate, *, tokens: bool) -> str:
+    usd = found.usd_per_billion_tokens if tokens else found.usd_per_step
+    if usd is None:
+        return "-"
+    low, high = usd if tokens else (1e6 * dollars / max(found.samples, 1) for dollars in usd)
+    return f"{low:,.3g}-{high:,.3g}"

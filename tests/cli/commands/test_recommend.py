@@ -41,7 +41,8 @@ def test_plans_are_ranked_on_the_terminal(saved, project, capsys):
     assert "plans considered in" in text
     assert "BEST: " in text
     assert "now" in text
-    assert "1: " in text
+    assert "\n1  " in text
+    assert " It " in text
     assert (project / ".dnnmem/recommend/report.json").exists()
 
 
@@ -71,6 +72,46 @@ def test_explain_shows_a_plan_and_what_another_choice_makes_of_it(saved, project
     text = capsys.readouterr().out
     assert "What if: remat.policy=full" in text
     assert "difference" in text
+
+
+@pytest.mark.usefixtures("project")
+def test_a_rank_stands_for_its_plan(saved, capsys):
+    # GIVEN a recommendation  WHEN its first plan is exported by rank, and by file  THEN both say the same plan
+    options = ["--gpus", "2", "--gpu", "h100", "--save-plans", "plans", "-q", "--top", "1"]
+    assert told(["recommend", saved, *options])[0] == 0
+    capsys.readouterr()
+    texts = []
+    for plan in ("1", "plans/plan-1.json"):
+        assert told(["export", "--plan", plan, "--to", "torchrun", "-q"])[0] == 0
+        texts.append(capsys.readouterr().out)
+    assert [line for line in texts[0].splitlines() if "written by" not in line] == [
+        line for line in texts[1].splitlines() if "written by" not in line
+    ]
+    assert "mesh.dp_" in texts[0]
+    code, error = told(["export", "--plan", ".dnnmem/recommend/report.json", "--to", "torchrun"])
+    assert code == 2
+    assert "--plan 1 takes a rank" in error
+
+
+@pytest.mark.usefixtures("project")
+def test_gains_below_what_the_model_knows_are_none(saved, capsys):
+    # GIVEN plans that the time model can hardly tell apart  WHEN they are told  THEN nobody is sold a hundredth
+    assert told(["recommend", saved, "--gpus", "2", "--gpu", "h100", "--no-color"])[0] == 0
+    text = capsys.readouterr().out
+    assert "1.0" not in text.partition("note: ")[0].partition("BEST")[2].partition("\n\n")[0]
+    assert "1.01 times" not in text
+    assert "As fast" in text
+
+
+@pytest.mark.usefixtures("project")
+def test_what_precision_would_give_is_told_once(saved, capsys):
+    # GIVEN a step in float32  WHEN precision is not allowed, and when it is  THEN one line offers it, or none
+    offers = []
+    for options in ([], ["--without", "precision"]):
+        assert told(["recommend", saved, "--gpus", "2", "--gpu", "h100", "--json", "-", "-q", *options])[0] == 0
+        offers.append([note for note in json.loads(capsys.readouterr().out)["notes"] if "--allow precision" in note])
+    assert len(offers[0]) <= 1
+    assert not offers[1]
 
 
 @pytest.mark.usefixtures("project")
