@@ -1,7 +1,7 @@
 """The baseline's file on disk: read whole or refused, replaced whole or not at all, by one job at a time.
 
 Jobs that update it at once take turns by a lock on its folder, read what the other has written, and change only the
-steps that they measured. A killed one leaves the old file, or the new one.
+steps that they measured. A killed one leaves the old file, or the new one; what else it left the next one removes.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ def update_baseline(path: Path, entries: Iterable[Entry]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{path.parent} cannot be made: {error.strerror or error}") from None
-    check_writable(path, "--baseline")
     with _alone(path.parent):
+        for left in path.parent.glob(f".{path.name}.*"):  # by one that was killed: nobody else is in here
+            left.unlink(missing_ok=True)
+        check_writable(path, "--baseline")
         known = load_baseline(path) or {}
         known |= {entry.key.text: entry for entry in entries}
         write_atomic(path, to_text(known.values()))

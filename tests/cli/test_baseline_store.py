@@ -116,6 +116,17 @@ def test_a_faulty_file_is_not_overwritten(tmp_path):
     assert path.read_bytes() == BAD["merged"]
 
 
+def test_what_a_killed_job_left_beside_it_is_removed(tmp_path):
+    # GIVEN
+    path = tmp_path / "baseline.json"
+    for name in (".baseline.json.123.tmp", ".baseline.json.abc", ".other.json.123.tmp"):
+        (tmp_path / name).write_text("{")
+    # WHEN
+    update_baseline(path, [entry()])
+    # THEN
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".other.json.123.tmp", "baseline.json"]
+
+
 def _write_some(path, first):
     for number in range(first, first + 10):
         update_baseline(path, [entry(f"{number}.py")])
