@@ -44,14 +44,17 @@ def test_every_case_has_a_sound_plan_that_fills_its_cluster_and_something_measur
         assert case.plan.batch.micro_batch in (case.batch, None)
 
 
-def test_a_row_of_vtrain_is_megatron_with_full_recompute(found):
+def test_a_row_of_vtrains_node_is_megatron_without_recompute_and_padding(found):
     # GIVEN 8 GPUs, global batch 32 in micro-batches of 4, TP 2, DP 2, PP 2, 24 layers of width 1024
     case = of(found, "vtrain_single", 2)
     # THEN three layers are recorded, and each replica has four micro-batches
     assert (case.plan.mesh, case.plan.batch.accumulation) == (p.Mesh(dp_replicate=2, tp=2, pp=2), 4)
     assert (case.layers, case.batch, case.seq, case.measured_seconds) == (24, 4, 1024, pytest.approx(0.219732754))
-    assert {"layers=3", "width=1024", "attention=math", "dtype=float16"} <= set(case.target_args)
-    assert case.strategy == "ddp + tp + 1f1b, full recompute"
+    assert {"layers=3", "width=1024", "attention=math", "dtype=float16", "vocab=50256"} <= set(case.target_args)
+    assert case.strategy == "ddp + tp + 1f1b"
+    # AND many nodes recompute each layer, and pad the vocabulary
+    assert of(found, "vtrain_multi", 2).plan.remat.policy == "full"
+    assert "vocab=51200" in of(found, "vtrain_multi", 2).target_args
 
 
 def test_tokens_of_a_step_over_its_rate_are_its_seconds(found):
