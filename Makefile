@@ -1,4 +1,4 @@
-# make demo    set up and profile two models          make test      lint, types, all tests
+# make demo    set up and profile two models          make test      lint, types, all tests, memory
 # make test-cpu  a smaller run on an older, CPU torch make bench     speed, as ratios
 # Choose the places: make VENV=/tmp/venv PYTHON=python3.12 test
 
@@ -61,10 +61,14 @@ types: setup
 test: lint types
 	@echo "pytest"
 	@$(BIN)/pytest -q
+	@echo "dnnmem check"
+	@$(BIN)/dnnmem check --quiet --require-baseline
 
 test-cpu: setup-cpu
 	@echo "pytest, on the torch of constraints/cpu.txt"
 	@$(VENV_CPU)/bin/pytest -q tests/cli tests/estimator tests/profilers tests/sample_models tests/test_doctests.py
+	@echo "dnnmem check, on the torch of constraints/cpu.txt"
+	@$(VENV_CPU)/bin/dnnmem check --quiet --require-baseline
 
 format: setup
 	@$(BIN)/ruff check -q --fix . || true
