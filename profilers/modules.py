@@ -25,7 +25,9 @@ LOSS = ("<loss>",)
 OPTIMIZER = ("<optimizer>",)
 """Path of the update: optimizer step, gradient clipping, scaling, averaging."""
 
-_SKIPPED = tuple(os.path.dirname(p) + os.sep for p in (torch.__file__, __file__))  # noqa: PTH120 - co_filename is a str
+_HERE = os.path.dirname(__file__)  # noqa: PTH120 - co_filename is a str
+_COMMAND_LINE = os.path.join(os.path.dirname(_HERE), "cli")  # noqa: PTH118, PTH120
+_SKIPPED = tuple(folder + os.sep for folder in (os.path.dirname(torch.__file__), _HERE, _COMMAND_LINE))  # noqa: PTH120
 
 
 class Place(NamedTuple):

@@ -41,7 +41,7 @@ def read_marker(item: pytest.Item) -> Asked:
     marker = item.get_closest_marker(MARKER)
     if marker is None:
         return Asked(limit_bytes=None, device="cuda" if has_gpu() else "cpu", gpu=None)
-    words = dict(zip(("limit", "device", "gpu"), marker.args, strict=False)) | marker.kwargs
+    words = {**dict(zip(("limit", "device", "gpu"), marker.args, strict=False)), **marker.kwargs}
     unknown = [*marker.args[3:], *(words.keys() - {"limit", "device", "gpu"})]
     if unknown or "limit" not in words:
         wrong = f"takes no {unknown[0]!r}" if unknown else "needs a limit"

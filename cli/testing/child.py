@@ -61,6 +61,8 @@ class Role:
     """Device and GPU that it was started on."""
     record: bool = False
     """Whether it records."""
+    entries: list[Entry] = field(default_factory=list)
+    """What it has recorded."""
 
 
 ROLE = Role()
@@ -136,14 +138,12 @@ def _read(data: Mapping[str, Any]) -> Ran:
 
 
 class Reporting:
-    """In a child: keeps its reports and what was measured, and writes them at the end."""
+    """In a child: keeps its reports, and writes them at the end with what was recorded."""
 
     def __init__(self, config: pytest.Config) -> None:
         """Take the role over from the environment, so that processes of the test do not."""
         self._config = config
         self._reports: list[dict[str, Any]] = []
-        self.entries: list[Entry] = []
-        """What was measured."""
         told = {name: os.environ.pop(name, "") for name in _MINE}
         ROLE.path, ROLE.device, ROLE.record = Path(told[RESULT]), told[DEVICE], bool(told[RECORD])
 
@@ -166,9 +166,9 @@ class Reporting:
         if not self._reports or ROLE.path is None:
             return  # collected nothing: the output says why
         sources = {
-            entry.key.target: [(*place, words) for place, words in entry.sources.items()] for entry in self.entries
+            entry.key.target: [(*place, words) for place, words in entry.sources.items()] for entry in ROLE.entries
         }
-        data = {"reports": self._reports, "entries": to_text(self.entries), "sources": sources}
+        data = {"reports": self._reports, "entries": to_text(ROLE.entries), "sources": sources}
         partial = ROLE.path.with_suffix(".tmp")
         partial.write_text(json.dumps(data, default=str))
         partial.replace(ROLE.path)

@@ -186,7 +186,7 @@ def _noted(item: pytest.Item) -> Noted:
 
 def _in_this_process(asked: Asked) -> Asked:
     """In a child the device is the one that it was started on."""
-    if not ROLE.device:
+    if not ROLE.device or asked.device not in {"cuda", "virtual"}:
         return asked
     device, gpu = _role()
     if device == "virtual":

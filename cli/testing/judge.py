@@ -42,7 +42,7 @@ def judge_test(item: pytest.Item, body: Entry | None, blocks: Sequence[Entry], l
         name = PEAK + entry.key.target.removeprefix(item.nodeid)
         item.user_properties.append((name, entry.allocated_bytes))
     if ROLE.record:
-        item.config.pluginmanager.get_plugin("dnnmem-child").entries.extend(entries)
+        ROLE.entries.extend(entries)
         return
     over = body if limit is not None and body is not None and body.allocated_bytes > limit else None
     update = bool(item.config.getoption("--dnnmem-update"))

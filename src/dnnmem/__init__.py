@@ -13,13 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dnnmem.cli.api.check import check
+    from dnnmem.cli.api.diff import diff
+    from dnnmem.cli.api.estimate import estimate
+    from dnnmem.cli.api.profile import profile
+    from dnnmem.cli.api.recommend import recommend
     from dnnmem.estimator.errors import DnnmemError
     from dnnmem.estimator.profile import Profile
     from dnnmem.estimator.trace import Trace
     from dnnmem.profilers.apply.api import apply
-    from dnnmem.profilers.recommend import recommend
 
-__all__ = ["DnnmemError", "Profile", "Trace", "__version__", "apply", "recommend"]
+__all__ = [
+    "DnnmemError", "Profile", "Trace", "__version__", "apply", "check", "diff", "estimate", "profile", "recommend",
+]  # fmt: skip
 
 __version__ = "0.1.0"
 
@@ -28,7 +34,11 @@ _HOMES = {
     "Profile": "dnnmem.estimator.profile",
     "Trace": "dnnmem.estimator.trace",
     "apply": "dnnmem.profilers.apply.api",
-    "recommend": "dnnmem.profilers.recommend",
+    "check": "dnnmem.cli.api.check",
+    "diff": "dnnmem.cli.api.diff",
+    "estimate": "dnnmem.cli.api.estimate",
+    "profile": "dnnmem.cli.api.profile",
+    "recommend": "dnnmem.cli.api.recommend",
 }
 
 
