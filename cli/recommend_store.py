@@ -42,12 +42,16 @@ class Kept:
         """The plan of a rank, 0 being the baseline. Raises `UsageError` if there is none."""
         from dnnmem.estimator.plan_text import from_json
 
+        return from_json(self.row(rank)["plan"], f"rank {rank}")
+
+    def row(self, rank: int) -> dict[str, Any]:
+        """All that the report has of a rank. Raises `UsageError` if there is none."""
         rows = [self.report.get("baseline"), *self.report["candidates"]]
-        found = next((row for row in rows if row and row["rank"] == rank), None)
+        found: dict[str, Any] | None = next((row for row in rows if row and row["rank"] == rank), None)
         if found is None:
             ranks = ", ".join(str(row["rank"]) for row in rows if row)
             raise UsageError(f"the last recommendation has no rank {rank}; it has {ranks}")
-        return from_json(found["plan"], f"rank {rank}")
+        return found
 
     def trace(self, micro_batch: int | None) -> Trace:
         """The recorded step of a micro-batch. Raises `UsageError` if it was not recorded."""

@@ -97,7 +97,7 @@ def local_step(trace: Trace, plan: Plan, cluster: Cluster, layers: int | None = 
     predicted yet.
     """
     check(plan)
-    _check_fits(plan, cluster)
+    check_fits(plan, cluster)
     flops = sum(op.flops for op in trace.ops) if layers is None else repeated_flops(trace, layers)
     return step_of(rewrite(trace, plan, cluster, layers), trace, plan, cluster, flops)
 
@@ -109,7 +109,8 @@ def step_of(parts: Sequence[Trace], trace: Trace, plan: Plan, cluster: Cluster, 
     return LocalStep(plan=plan, cluster=cluster, recorded=trace, model_flops=flops, local=parts[0], chunks=chunks)
 
 
-def _check_fits(plan: Plan, cluster: Cluster) -> None:
+def check_fits(plan: Plan, cluster: Cluster) -> None:
+    """Raise `UsageError` for a plan of more ranks than there are GPUs, `UnsupportedError` for an axis not predicted."""
     mesh = plan.mesh
     if mesh.cp > 1 or mesh.ep > 1:
         raise UnsupportedError(f"cp {mesh.cp} and ep {mesh.ep} are not predicted yet; leave them 1")

@@ -9,8 +9,9 @@ from __future__ import annotations
 TEMPLATE = '''\
 """A model for dnnmem to look into.
 
-    dnnmem profile model.py --batch 32                     where every byte and second of a training step goes
+    dnnmem profile model.py                                where every byte and second of a training step goes
     dnnmem profile model.py --batch 32 --arg width=1024    arguments of make_model and make_batch, by name
+    dnnmem recommend model.py --gpus 8 --gpu h100          the best ways to run it there
 """
 
 import torch
@@ -28,7 +29,7 @@ def make_model(width: int = 256, classes: int = 10) -> nn.Module:
     )
 
 
-def make_batch(batch_size: int, classes: int = 10):
+def make_batch(batch_size: int = 8, classes: int = 10):
     """Build one batch of any size; dnnmem makes several to learn how memory grows.
 
     A tensor goes in as model(x), a dict as keywords, a tuple as the leading positions of forward (labels after them).

@@ -80,14 +80,19 @@ def estimate(
     The batch is one rank's micro-batch. The step is recorded without a GPU, with the kernels of the cluster's.
     """
     from dnnmem.cli.commands.deliver import tell_written
+    from dnnmem.cli.commands.job import SAVED
     from dnnmem.cli.commands.outputs import check_outputs, choose, plan_outputs
     from dnnmem.estimator.cluster import find_cluster
+    from dnnmem.estimator.local_step import check_fits
 
     if format_ is not None:
         choose("--format", format_, ("table", "json"))
     outputs = plan_outputs(form=format_, default="table", json=json, csv=None, html=html)
     check_outputs(outputs, save)
     where, chosen = find_cluster(cluster), load_plan(plan, set_ or ())
+    check_fits(chosen, where)
+    if batch is None and plan is not None and not target.endswith(SAVED):
+        batch = chosen.batch.micro_batch
     typed = {"batch": batch, "seq": seq, "optimizer": optimizer, "seed": seed, "timeout": timeout}
     trace = record_on(target, typed, where, inputs=input_, args=arg, save=save, quiet=quiet, no_color=no_color)
     _write(_price(trace, chosen, where, rates or own_rates(cluster)), outputs, top=top, no_color=no_color)

@@ -47,6 +47,7 @@ def explain(
     """Show one plan of the last `dnnmem recommend` in full: memory, lanes, kinds of work, layers."""
     from dnnmem.cli.commands.deliver import tell_written
     from dnnmem.cli.commands.outputs import check_outputs, plan_outputs
+    from dnnmem.cli.console import say_next
     from dnnmem.cli.export.estimate_json import to_json
     from dnnmem.cli.export.files import write_atomic
     from dnnmem.cli.recommend_store import load
@@ -64,7 +65,7 @@ def explain(
             text = to_json(found, layers)
             sys.stdout.write(text) if output.path is None else write_atomic(output.path, text)
         else:
-            _print(kept, trace, found, layers, (plan, other), top=top, no_color=no_color)
+            _print(kept, trace, found, layers, (plan, other), rank=rank, top=top, no_color=no_color)
     sys.stdout.flush()
     written = []
     if plan_out is not None:
@@ -74,6 +75,11 @@ def explain(
         written.append(plan_out)
     if not quiet:
         tell_written(written, outputs)
+        say_next(
+            f"dnnmem explain {rank} --what-if FIELD=VALUE    what another choice makes of it",
+            f"dnnmem export TARGET --plan {rank} --to fsdp2 -o train.py    the plan as a script",
+            quiet=quiet or what_if is not None,
+        )
 
 
 def _price(kept: Kept, plan: Plan) -> tuple[Trace, Estimate, tuple[LayerTime, ...]]:
@@ -96,6 +102,7 @@ def _print(
     layers: tuple[LayerTime, ...],
     plans: tuple[Plan, Plan | None],
     *,
+    rank: int,
     top: int,
     no_color: bool,
 ) -> None:
@@ -104,6 +111,8 @@ def _print(
     from dnnmem.cli.render.what_if import print_difference
 
     console = make_console(sys.stdout, no_color=no_color)
+    row = kept.row(rank)
+    console.print(f"Plan {rank}: {', '.join(row['techniques']) or 'the step as it is'}. {row['why']}\n")
     print_estimate(trace, found, layers, console, top=top)
     plan, other = plans
     if other is not None:

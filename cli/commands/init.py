@@ -26,5 +26,5 @@ def init(
             f"{path} is there already and stays as it is", hint="name another file, or replace it with --force"
         )
     check_writable(path, "FILE")
-    write_atomic(path, TEMPLATE.replace("profile model.py", f"profile {path}"))
-    typer.echo(f"wrote {path}; next: dnnmem profile {path} --batch 8")
+    write_atomic(path, TEMPLATE.replace(" model.py", f" {path}"))
+    typer.echo(f"wrote {path}; put your model in; next: dnnmem profile {path}")

@@ -60,6 +60,15 @@ def profile(
     )  # fmt: skip
     check_outputs(job.outputs, job.save)
     _deliver(job, *record(job, quiet=quiet, no_color=no_color), quiet=quiet, no_color=no_color)
+    if job.request is not None:
+        from dnnmem.cli.console import say_next
+
+        same = "" if batch is None else f" --batch {batch}"
+        say_next(
+            f"dnnmem recommend {target}{same} --gpus 8 --gpu h100    the best ways to run it there",
+            "the same with --html step.html    a page to look into",
+            quiet=quiet,
+        )
 
 
 def record(job: Job, *, quiet: bool, no_color: bool) -> tuple[Trace, Measurement]:

@@ -28,9 +28,14 @@ def print_difference(before: Estimate, after: Estimate, console: Console) -> Non
     _row(table, "step", before.step_seconds, after.step_seconds, format_seconds)
     for name in before.breakdown:
         _row(table, name, before.breakdown[name], after.breakdown[name], format_seconds)
-    changed = sorted(set(settings(after.plan)) ^ set(settings(before.plan)))
-    for section in (Text(), Text(f"What if: {' '.join(changed) or 'nothing is changed'}", "bold"), table):
+    for section in (Text(), Text(f"What if: {_changed(before, after)}", "bold"), table):
         console.print(plain(section, width=console.width) if console.no_color else section)
+
+
+def _changed(before: Estimate, after: Estimate) -> str:
+    old, new = (set(settings(estimate.plan)) for estimate in (before, after))
+    now, was = (" ".join(sorted(some)) for some in (new - old, old - new))
+    return f"{now or 'the default'} instead of {was or 'the default'}" if now or was else "nothing is changed"
 
 
 def _row(table: Table, name: str, old: float | None, new: float | None, form: Callable[[float], str]) -> None:

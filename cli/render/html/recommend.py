@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dnnmem.cli.render.estimate import memory_words, speed_words
+from dnnmem.cli.render import estimate as sentences
 from dnnmem.cli.render.html.cells import Cell, Column, Table, number, outcome, seconds, share, size, word
 from dnnmem.cli.render.html.estimate import bound_strip, estimate_tiles, price_cell, shares, total_bytes
 from dnnmem.cli.render.html.page import render
@@ -19,6 +19,7 @@ from dnnmem.cli.render.html.pareto import plot
 from dnnmem.cli.render.html.strip import Strip
 from dnnmem.cli.render.stack import percent
 from dnnmem.estimator.plan_text import settings, to_json
+from dnnmem.estimator.reasons import memory_words, speed_words
 from dnnmem.estimator.report import Candidate, Report, Verified
 from dnnmem.estimator.units import format_bytes
 
@@ -110,8 +111,10 @@ def _faster(best: Candidate, baseline: Candidate | None) -> str:
         return ""
     if baseline.estimate.fits is False:
         return ", where your step does not fit"
-    mine, theirs = (c.estimate.per_second(c.estimate.samples) for c in (best, baseline))
-    return f", {mine / theirs:.3g} times your step's throughput" if mine and theirs else ""
+    mine, theirs = best.estimate, baseline.estimate
+    if mine.plan == theirs.plan:
+        return ", which is your step as it is now"
+    return f": {speed_words(mine, theirs)} now, {memory_words(mine, theirs)}"
 
 
 def _columns(*, tokens: bool) -> list[Column]:
@@ -138,8 +141,8 @@ def _entry(c: Candidate, limit: int, *, tokens: bool) -> Entry:
         cells=_cells(c, limit, tokens=tokens),
         tags=_tags(c),
         ties=_ties(c),
-        memory=memory_words(found),
-        speed=speed_words(found),
+        memory=sentences.memory_words(found),
+        speed=sentences.speed_words(found),
         bounds=bound_strip(found),
         shares=shares(found, name=f"bounds-{c.rank}"),
         verified=_verified(c),

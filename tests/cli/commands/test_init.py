@@ -9,7 +9,7 @@ def test_init_writes_a_python_file_with_its_own_name_in_it(tmp_path, capsys):
     path = tmp_path / "net.py"
     assert compileall.compile_file(path, quiet=1)
     assert "dnnmem profile net.py --batch" in path.read_text(encoding="utf-8")
-    assert capsys.readouterr().out == "wrote net.py; next: dnnmem profile net.py --batch 8\n"
+    assert capsys.readouterr().out == "wrote net.py; put your model in; next: dnnmem profile net.py\n"
 
 
 def test_init_never_replaces_a_file_unasked(tmp_path, capsys):
