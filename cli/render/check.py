@@ -38,6 +38,20 @@ def change_words(verdict: Verdict) -> str:
     return "-" if verdict.increase is None else f"{verdict.increase * 100:+.1f} %"
 
 
+def parts_words(verdict: Verdict) -> str:
+    """What changed of the whole, by part, the largest change first; and what the allocator reserves."""
+    now, before = verdict.entry, verdict.before
+    if before is None:
+        return ""
+    grown = {
+        part: now.parts.get(part, 0) - before.parts.get(part, 0) for part in now.parts.keys() | before.parts.keys()
+    }
+    words = [f"{part} {signed(n)}" for part, n in sorted(grown.items(), key=lambda item: (-abs(item[1]), item[0])) if n]
+    if now.reserved_bytes is not None and before.reserved_bytes is not None:
+        words.append(f"reserved {format_bytes(now.reserved_bytes)}, was {format_bytes(before.reserved_bytes)}")
+    return "; ".join(words)
+
+
 def notices(step: Checked) -> Iterator[str]:
     """What a person should know of a step besides its numbers, in sentences."""
     yield from map(printable, _notices(step))
@@ -79,7 +93,8 @@ def _sections(found: Sequence[Checked]) -> Iterator[RenderableType]:
         yield Text(printable(f"on {shared.pop()}"), "dim")
     for step in found:
         if step.verdict is not None and step.verdict.changes and step.verdict.outcome != "ok":
-            yield Group(Text(), Text(f"{printable(step.name)}: what changed at the peak", "bold"), _blame(step.verdict))
+            title = Text(f"{printable(step.name)}: what changed at the peak", "bold")
+            yield Group(Text(), title, Text(parts_words(step.verdict)), _blame(step.verdict))
     told = [notice for step in found for notice in notices(step)]
     if told:
         yield Group(Text(), *(Text(notice) for notice in told))

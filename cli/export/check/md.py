@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from dnnmem.cli.check_run import Checked
-from dnnmem.cli.render.check import TOP, change_words, label_of, notices, signed, why_of
+from dnnmem.cli.render.check import TOP, change_words, label_of, notices, parts_words, signed, why_of
 from dnnmem.estimator.baseline import Verdict, blame
 from dnnmem.estimator.units import format_bytes
 
@@ -81,6 +81,8 @@ def _blame(name: str, verdict: Verdict) -> Iterator[str]:
     lines = blame(verdict)
     yield ""
     yield f"<details><summary>What changed at the peak, {len(lines)} modules</summary>"
+    yield ""
+    yield code(parts_words(verdict))
     yield ""
     yield f"| layer of {cell(name)} | change | what, and since where |"
     yield "| --- | ---: | --- |"

@@ -221,6 +221,7 @@ def test_lines_of_the_table_keep_to_the_width(child, capsys, monkeypatch):
     assert max(map(len, lines)) <= 80
     assert lines[1].split()[:4] == ["regressed", "model.py", "|", "batch_size"]
     assert lines[2].startswith("on fake | a10g")
+    assert lines[5] == "activation +8.0 KiB; fragmentation -8.0 KiB; reserved 2.0 MiB, was 2.0 MiB"
 
 
 @pytest.mark.usefixtures("child")
