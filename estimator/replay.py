@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 FIRST_STEP = frozenset({Kind.OPTIMIZER, Kind.TEMP, Kind.COMM})
 """What the first step makes and leaves alive: states of the optimizer, workspaces of libraries; and buckets that are
 made when it is over, in the place of what the set-up had for them."""
+_OWN_WORKSPACES = ("convolution", "attention")
+"""In names of ops whose products are not cuBLAS's, and do not use its workspace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +222,7 @@ def _first_step(trace: Trace, late: list[Storage]) -> Iterator[Event]:
             yield from (Event(s.nbytes, 0, s.id) for s in states)
             states = []
         yield from op.events
-        if op.flops and spaces[op.phase]:
+        if spaces[op.phase] and op.flops and not any(kernel in op.name for kernel in _OWN_WORKSPACES):
             s = spaces[op.phase].pop(0)
             yield Event(s.nbytes, 0, s.id)
     left = [*states, *(s for some in spaces.values() for s in some)]

@@ -29,6 +29,7 @@ from dnnmem.profilers.apply.target import applied_target
 from dnnmem.profilers.planned_model import built_without_memory, fill
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.target import resolve
+from dnnmem.profilers.tensors import map_tensors
 
 STEPS, TIMED_STEPS = 3, 10
 """Steps that are made where the request names no number: for memory, and where they are timed too."""
@@ -67,7 +68,7 @@ def _built(request: Request, plan: Plan, kind: str) -> Callable[[], object]:
         if plan.splits_parameters:
             fill(model, torch.device(kind))
         optimizer = target.make_optimizer(p for p in model.parameters() if p.requires_grad)
-        batch = target.make_batch()
+    batch = map_tensors(target.make_batch(), lambda tensor: tensor.to(kind))  # as a loader's
     return lambda: target.train_step(model, batch, optimizer)
 
 
