@@ -2,6 +2,7 @@
 
     python benchmarks/check_evidence.py history          12 commits in a git repository of its own, a check at each
     python benchmarks/check_evidence.py repeat [N]       the same check N times: equal bytes of result and baseline
+    python benchmarks/check_evidence.py together [N]     the same, ten in each of N child processes
     python benchmarks/check_evidence.py kill [N]         kill -9 at N random moments of --update-baseline
     python benchmarks/check_evidence.py speed            GPT-2 and ResNet-50 in one check
     python benchmarks/check_evidence.py sarif SCHEMA     what it writes, against the whole schema of SARIF 2.1.0
@@ -93,6 +94,26 @@ def repeat(count: int) -> int:
     return len(seen) - 1
 
 
+def together(children: int) -> int:
+    """The same check ten times in each of so many child processes: equal bytes of the JSON and of the baseline."""
+    from dataclasses import replace
+
+    from dnnmem.cli.check_request import prepare_check
+    from dnnmem.cli.check_run import check_steps
+    from dnnmem.cli.export.check.json import render
+    from dnnmem.estimator.baseline_file import to_text
+
+    write(Path(), FIRST)
+    (step,) = prepare_check([TARGET], {"batch": 2, "gpu": "a10g"}, {}, os.environ, folder=Path.cwd()).steps
+    seen: set[str] = set()
+    for _ in range(children):
+        for found in check_steps([replace(step) for _ in range(10)], {}):
+            assert found.verdict is not None  # noqa: S101 - it can be measured
+            seen.add(render([found]) + to_text([found.verdict.entry]))
+    print(f"{10 * children} checks in {children} child processes: {len(seen)} different results")
+    return len(seen) - 1
+
+
 _WRITER = """
 import sys
 from dataclasses import replace
@@ -166,13 +187,20 @@ def sarif(schema: str) -> int:
 
 def main() -> None:
     """Run what is named, in a temporary folder."""
-    commands = {"history": history, "repeat": repeat, "kill": kill, "speed": speed, "sarif": sarif}
+    commands = {
+        "history": history,
+        "repeat": repeat,
+        "together": together,
+        "kill": kill,
+        "speed": speed,
+        "sarif": sarif,
+    }
     name, *rest = sys.argv[1:] or [""]
     if name not in commands:
         sys.exit(__doc__)
     values = [int(text) if text.isdecimal() else str(Path(text).absolute()) for text in rest]
-    if name in {"repeat", "kill"} and not values:
-        values = [10 if name == "repeat" else 50]
+    if name in {"repeat", "together", "kill"} and not values:
+        values = [50 if name == "kill" else 10]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         code = commands[name](*values)  # type: ignore[operator]

@@ -166,19 +166,23 @@ def blame(verdict: Verdict) -> tuple[Blame, ...]:
     return tuple(sorted(found, key=lambda line: (way * line.grown_bytes < 0, -abs(line.grown_bytes), line.label)))
 
 
+def _grown(change: Change) -> int:
+    return change.grown_bytes or 0
+
+
 def _lines(blocks: Mapping[str, Sequence[Change]]) -> Iterator[Blame]:
     """The lines of modules that differ in a number only: one for all if they changed against each other."""
-    signs = {(change.kind, change.grown_bytes > 0) for changes in blocks.values() for change in changes}
+    signs = {(change.kind, _grown(change) > 0) for changes in blocks.values() for change in changes}
     against = len({kind for kind, _ in signs}) < len(signs)
     groups: defaultdict[object, list[str]] = defaultdict(list)
     for module, changes in blocks.items():
-        groups[None if against else tuple(sorted((c.kind, c.grown_bytes) for c in changes))].append(module)
+        groups[None if against else tuple(sorted((c.kind, _grown(c)) for c in changes))].append(module)
     for modules in groups.values():
         kinds: Counter[str] = Counter()
         members = [change for module in modules for change in blocks[module]]
         for change in members:
-            kinds[change.kind] += change.grown_bytes
-        most = (max if kinds.total() >= 0 else min)(members, key=lambda change: change.grown_bytes)
+            kinds[change.kind] += _grown(change)
+        most = (max if kinds.total() >= 0 else min)(members, key=_grown)
         yield Blame(
             label=fold_paths([tuple(module.split(".")) for module in modules]), count=len(modules),
             grown_bytes=kinds.total(), kinds={kind: n for kind, n in kinds.items() if n}, since=most.since,
@@ -264,7 +268,7 @@ def _changes(before: Entry, after: Entry) -> tuple[Change, ...]:
         for place in sorted(old.keys() | new.keys())
         if old.get(place, 0) != new.get(place, 0) and place[0] not in same
     ]
-    return tuple(sorted(found, key=lambda change: -abs(change.grown_bytes)))
+    return tuple(sorted(found, key=lambda change: -abs(_grown(change))))
 
 
 def _renamed(old: Mapping[tuple[str, str], int], new: Mapping[tuple[str, str], int]) -> set[str]:
