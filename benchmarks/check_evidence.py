@@ -132,7 +132,7 @@ def kill(count: int) -> int:
     """Kill an updating process at random moments; its file is one of the two that it writes, whole."""
     write(Path(), FIRST)
     call([*CHECK, "--update-baseline"])
-    whole, left, bad = set(), 0, 0
+    whole, bad = set(), 0
     chance = random.Random(7)  # noqa: S311 - moments, no secrets
     moments = {b"1": 0, b"2": 0}
     for _ in range(count):
@@ -149,7 +149,6 @@ def kill(count: int) -> int:
             moments[peak] += 1
         whole.add(text)
         bad += len(whole) > 2
-        left += sum(path.name != BASELINE.name for path in BASELINE.parent.iterdir())
     rest = sorted(path.name for path in BASELINE.parent.iterdir())
     print(f"{count} kills: {dict(moments)} old and new, {bad} torn; files that stayed beside it: {rest}")
     git("init", "-q")

@@ -11,10 +11,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dnnmem.cli.export.files import check_writable, write_atomic
+from dnnmem.cli.export.files import write_atomic
 from dnnmem.estimator.baseline import Entry
 from dnnmem.estimator.baseline_file import MOST_BYTES, from_text, to_text
 from dnnmem.estimator.errors import UsageError
+
+
+_IGNORED = "# what a killed job left; the next one removes it\n.*.tmp\n"
 
 
 def load_baseline(path: Path) -> dict[str, Entry] | None:
@@ -40,13 +43,14 @@ def load_baseline(path: Path) -> dict[str, Entry] | None:
 def update_baseline(path: Path, entries: Iterable[Entry]) -> None:
     """Put `entries` in the place of those with their keys; all others stay. Raises `UsageError`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path.parent / ".gitignore", _IGNORED)
     except OSError as error:
         raise UsageError(f"{path.parent} cannot be made: {error.strerror or error}") from None
     with _alone(path.parent):
-        for left in path.parent.glob(f".{path.name}.*"):  # by one that was killed: nobody else is in here
+        for left in path.parent.glob(f".{path.name}.*.tmp"):  # by one that was killed: nobody else is in here
             left.unlink(missing_ok=True)
-        check_writable(path, "--baseline")
         known = load_baseline(path) or {}
         known |= {entry.key.text: entry for entry in entries}
         write_atomic(path, to_text(known.values()))

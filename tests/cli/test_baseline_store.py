@@ -102,7 +102,8 @@ def test_an_update_changes_its_own_steps_only(tmp_path):
     # THEN
     known = load_baseline(path)
     assert [found.allocated_bytes >> 20 for found in known.values()] == [1, 3]
-    assert [file.name for file in path.parent.iterdir()] == ["baseline.json"]
+    assert sorted(file.name for file in path.parent.iterdir()) == [".gitignore", "baseline.json"]
+    assert (path.parent / ".gitignore").read_text().splitlines()[-1] == ".*.tmp"
 
 
 def test_a_faulty_file_is_not_overwritten(tmp_path):
@@ -119,7 +120,7 @@ def test_a_faulty_file_is_not_overwritten(tmp_path):
 def test_what_a_killed_job_left_beside_it_is_removed(tmp_path):
     # GIVEN
     path = tmp_path / "baseline.json"
-    for name in (".baseline.json.123.tmp", ".baseline.json.abc", ".other.json.123.tmp"):
+    for name in (".baseline.json.123.tmp", ".baseline.json.4.tmp", ".other.json.123.tmp"):
         (tmp_path / name).write_text("{")
     # WHEN
     update_baseline(path, [entry()])
