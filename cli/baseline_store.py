@@ -16,7 +16,6 @@ from dnnmem.estimator.baseline import Entry
 from dnnmem.estimator.baseline_file import MOST_BYTES, from_text, to_text
 from dnnmem.estimator.errors import UsageError
 
-
 _IGNORED = "# what a killed job left; the next one removes it\n.*.tmp\n"
 
 
