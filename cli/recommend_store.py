@@ -33,6 +33,8 @@ class Kept:
     """As `dnnmem recommend --json` has it."""
     traces: dict[int, Path]
     """Saved steps by micro-batch."""
+    in_types: dict[str, dict[int, Path]]
+    """The same by `Precision.compute`, where they were recorded in it."""
     layers: int | None
     """Blocks of the model, where the traces have few."""
     rates: Path | None
@@ -53,8 +55,11 @@ class Kept:
             raise UsageError(f"the last recommendation has no rank {rank}; it has {ranks}")
         return found
 
-    def trace(self, micro_batch: int | None) -> Trace:
-        """The recorded step of a micro-batch. Raises `UsageError` if it was not recorded."""
+    def trace(self, micro_batch: int | None, compute: str | None) -> Trace:
+        """The recorded step of a micro-batch, in a plan's own types if there is one.
+
+        Raises `UsageError` if it was not recorded.
+        """
         from dnnmem.estimator.trace_file import load_trace
 
         wanted = micro_batch or max(self.traces)
@@ -64,7 +69,7 @@ class Kept:
                 f"batch.micro_batch is {wanted}, but the step was recorded at {sizes}",
                 hint=f"dnnmem recommend {self.report['target']} --batch {wanted} ...",
             )
-        return load_trace(self.traces[wanted])[0]
+        return load_trace(self.in_types.get(compute or "", self.traces)[wanted])[0]
 
 
 def keep(project: Path, report: Report, recorded: Recorded, asked: Asked) -> Path | None:
@@ -77,11 +82,17 @@ def keep(project: Path, report: Report, recorded: Recorded, asked: Asked) -> Pat
     folder = project / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = {}
-        for micro, trace in recorded.traces.items():
-            names[str(micro)] = f"step-{micro}.trace.json.gz"
-            save_trace(trace, Measurement(), folder / names[str(micro)])
-        again = {"layers": recorded.layers, "traces": names, "rates": asked.rates and str(asked.rates.absolute())}
+        names: dict[str, dict[str, str]] = {}
+        for compute, traces in {"": recorded.traces, **recorded.in_types}.items():
+            names[compute] = {}
+            for micro, trace in traces.items():
+                name = f"step-{micro}{compute and '-'}{compute}.trace.json.gz"
+                save_trace(trace, Measurement(), folder / name)
+                names[compute][str(micro)] = name
+        again = {
+            "layers": recorded.layers, "traces": names.pop(""), "in_types": names,
+            "rates": asked.rates and str(asked.rates.absolute()),
+        }  # fmt: skip
         write_atomic(folder / REPORT, json.dumps({**to_data(report), "again": again}, indent=1) + "\n")
     except (OSError, UsageError):
         return None
@@ -97,7 +108,8 @@ def load(path: Path | None, project: Path) -> Kept:
         again = data["again"]
         return Kept(
             report=data,
-            traces={int(micro): file.parent / name for micro, name in again["traces"].items()},
+            traces=_paths(file.parent, again["traces"]),
+            in_types={compute: _paths(file.parent, some) for compute, some in again.get("in_types", {}).items()},
             layers=again["layers"],
             rates=again["rates"] and Path(again["rates"]),
         )
@@ -108,3 +120,7 @@ def load(path: Path | None, project: Path) -> Kept:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is no kept recommendation: {error!r}", hint="make it again") from None
+
+
+def _paths(folder: Path, names: dict[str, str]) -> dict[int, Path]:
+    return {int(micro): folder / name for micro, name in names.items()}

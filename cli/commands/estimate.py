@@ -94,7 +94,10 @@ def estimate(
     if batch is None and plan is not None and not target.endswith(SAVED):
         batch = chosen.batch.micro_batch
     typed = {"batch": batch, "seq": seq, "optimizer": optimizer, "seed": seed, "timeout": timeout}
-    trace = record_on(target, typed, where, inputs=input_, args=arg, save=save, quiet=quiet, no_color=no_color)
+    trace = record_on(
+        target, typed, where, inputs=input_, args=arg, compute=chosen.precision.compute, save=save, quiet=quiet,
+        no_color=no_color,
+    )  # fmt: skip
     _write(_price(trace, chosen, where, rates or own_rates(cluster)), outputs, top=top, no_color=no_color)
     sys.stdout.flush()
     if not quiet:
@@ -181,11 +184,17 @@ def record_on(
     *,
     inputs: list[str] | None,
     args: list[str] | None,
+    compute: str | None = None,
     save: Path | None,
     quiet: bool,
     no_color: bool,
 ) -> Trace:
-    """The target's step on the fake device with the kernels of the cluster's GPU, or the saved one."""
+    """The target's step on the fake device with the kernels of the cluster's GPU, or the saved one.
+
+    Args: `compute` is what the model is made to compute in before that, as `Precision.compute`.
+    """
+    from dataclasses import replace
+
     from dnnmem.cli.commands.job import SAVED, prepare
     from dnnmem.cli.commands.profile import record
     from dnnmem.estimator.trace_file import save_trace
@@ -194,6 +203,8 @@ def record_on(
     gpu = {} if cluster.device.vendor == "cpu" else {"gpu": cluster.device.name}
     options = typed if saved else {**typed, "device": "fake", **gpu}
     job = prepare(target, options, os.environ, folder=Path.cwd(), inputs=inputs or (), args=args or (), save=save)
+    if job.request is not None:
+        job = replace(job, request=replace(job.request, compute=compute))
     trace, measurement = record(job, quiet=quiet, no_color=no_color)
     if save is not None:
         save_trace(trace, measurement, save)

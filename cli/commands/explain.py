@@ -90,7 +90,7 @@ def _price(kept: Kept, plan: Plan) -> tuple[Trace, Estimate, tuple[LayerTime, ..
     from dnnmem.estimator.time_model import load
 
     cluster = find_cluster(kept.report["cluster"]["name"])
-    trace, model = kept.trace(plan.batch.micro_batch), load(cluster.device, kept.rates)
+    trace, model = kept.trace(plan.batch.micro_batch, plan.precision.compute), load(cluster.device, kept.rates)
     step = local_step(trace, plan, cluster, kept.layers)
     return trace, price(step, model), time_layers(step, model)
 
