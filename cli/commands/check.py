@@ -90,7 +90,6 @@ def check(
     step passes with a notice; --update-baseline accepts it. Commit the baseline's file.
     """
     from dnnmem.cli.baseline_store import load_baseline
-    from dnnmem.cli.baseline_store import update_baseline as accept
     from dnnmem.cli.check_request import prepare_check
     from dnnmem.cli.commands.check_reports import deliver, plan_reports
 
@@ -104,13 +103,19 @@ def check(
     outputs = plan_reports(format_, files)
     accepted = load_baseline(asked.baseline) or {}
     found = _measure(asked.steps, accepted, update=update_baseline, quiet=quiet, no_color=no_color)
-    measured = [step.verdict.entry for step in found if step.verdict is not None]
-    if update_baseline and measured:
-        accept(asked.baseline, measured)
+    _accept(found, asked.baseline, wanted=update_baseline, quiet=quiet)
     deliver(found, outputs, os.environ, no_color=no_color)
-    if update_baseline and measured and not quiet:
-        sys.stderr.write(f"wrote {asked.baseline}; steps accepted: {len(measured)}\n")
     _raise(found, asked.baseline, require=require_baseline)
+
+
+def _accept(found: Sequence[Checked], baseline: Path, *, wanted: bool, quiet: bool) -> None:
+    """Write what was measured, if that is wanted, and say so."""
+    from dnnmem.cli.baseline_store import update_baseline
+
+    measured = [step.verdict.entry for step in found if step.verdict is not None]
+    if wanted and measured:
+        update_baseline(baseline, measured)
+        sys.stderr.write("" if quiet else f"wrote {baseline}; steps accepted: {len(measured)}\n")
 
 
 def _measure(
