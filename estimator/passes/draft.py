@@ -76,7 +76,7 @@ class Draft:
         self.pinned: set[int] = set(trace.pinned)
         """What the step leaves alive."""
         self.start: list[Event] = []
-        """What is allocated and freed after the pinned, before the first step; what then lives, goes with that step."""
+        """What is allocated and freed after the pinned but for inputs; what then lives, goes with the first step."""
         self._next = max(trace.storages, default=-1) + 1
 
     def add(self, storage: Storage) -> int:
@@ -113,7 +113,8 @@ class Draft:
     def finish(self, *notes: str) -> Trace:
         """The trace; its set-up allocates what is pinned, in the recorded order, new storages last, then `start`.
 
-        It leaves out what the first steps make: the optimizer's states, workspaces, buckets of gradients.
+        Where there is a `start`, inputs follow it: batches come when the model is there. What the first steps make is
+        left out: the optimizer's states, workspaces, buckets of gradients.
         """
         ops: list[Op] = []
         for k, op in enumerate(self.ops):
@@ -122,9 +123,11 @@ class Draft:
             ops += self.after.get(k, ())
         order = dict.fromkeys(e.storage for e in self.trace.setup if e.nbytes > 0 and e.storage in self.pinned)
         order.update(dict.fromkeys(sorted(self.pinned)))
-        first = (self.storages[i] for i in order if self.storages[i].kind not in FIRST_STEP)
-        start = [e for e in self.trace.setup if e.storage in self.storages and self._is_start(e.storage)]
-        setup = (*(Event(s.nbytes, 0, s.id) for s in first if s.nbytes), *start, *self.start)
+        first = [s for s in (self.storages[i] for i in order) if s.kind not in FIRST_STEP and s.nbytes]
+        start = [e for e in self.trace.setup if e.storage in self.storages and self._is_start(e.storage)] + self.start
+        late = [s.id for s in first if start and s.kind is Kind.INPUT]
+        made = (Event(s.nbytes, 0, s.id) for s in first if s.id not in late)
+        setup = (*made, *start, *(Event(self.storages[i].nbytes, 0, i) for i in late))
         origin = self.trace.origin
         if notes:
             origin = replace(origin, notes=(*origin.notes, *notes))
