@@ -82,6 +82,7 @@ class Asked:
 def ask(asked: Asked) -> Asked:
     """`asked` with cluster and global batch filled in. Raises `UsageError` for what contradicts itself."""
     from dnnmem.cli.commands.outputs import choose
+    from dnnmem.estimator.devices import find_device
     from dnnmem.estimator.search import OBJECTIVES
 
     choose("--objective", asked.objective, OBJECTIVES)
@@ -99,6 +100,8 @@ def ask(asked: Asked) -> Asked:
         if asked.tokens % asked.seq:
             raise UsageError(f"--tokens {asked.tokens} is no whole number of sequences of {asked.seq}")
         asked = replace(asked, global_batch=asked.tokens // asked.seq)
+    if asked.gpu is not None:
+        find_device(asked.gpu)  # a name that is none is blamed on the option that gave it
     name = asked.cluster or f"{asked.gpu or _own_gpu()}:{asked.gpus}"
     return replace(asked, cluster=name, guessed=asked.cluster is None and asked.gpu is None)
 
@@ -144,7 +147,7 @@ def run(asked: Asked, environ: Mapping[str, str], *, quiet: bool, no_color: bool
         if asked.verify:
             from dnnmem.cli.recommend_verify import verified
 
-            report = verified(report, request, asked.verify, environ, say)
+            report = verified(report, request, asked.verify, environ, say, top=asked.top)
         if asked.guessed:
             report = replace(report, notes=(f"no --gpu was named: the GPU is {cluster.device.name}", *report.notes))
     return report, keep(Path.cwd(), report, recorded, asked)
@@ -165,6 +168,7 @@ def record(asked: Asked, cluster: Cluster, environ: Mapping[str, str]) -> tuple[
     """The step at the micro-batches of a search: recorded, or as saved; and the request behind it."""
     from dnnmem.cli.cache import cache_folder
     from dnnmem.cli.commands.job import SAVED, prepare
+    from dnnmem.estimator.techniques.precision import to_record
     from dnnmem.profilers.record_sizes import of_saved, record_sizes
 
     batch = asked.batch
@@ -189,7 +193,8 @@ def record(asked: Asked, cluster: Cluster, environ: Mapping[str, str]) -> tuple[
 
         return of_saved([load_trace(Path(path))[0] for path in asked.target.split(",")]), None
     lines: list[str] = []
-    return record_sizes(job.request, cache=cache_folder(environ), on_output=lines.append), job.request
+    computes = to_record(asked.allow, asked.only, asked.without)
+    return record_sizes(job.request, computes, cache=cache_folder(environ), on_output=lines.append), job.request
 
 
 def _gpu_name(asked: Asked, cluster: Cluster) -> str:

@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 
 
 def verified(
-    report: Report, request: Request | None, count: int, environ: Mapping[str, str], say: Callable[[str], None]
+    report: Report,
+    request: Request | None,
+    count: int,
+    environ: Mapping[str, str],
+    say: Callable[[str], None],
+    *,
+    top: int,
 ) -> Report:
-    """`report` with its best plans run until `count` have; those that fail come last, and ranks are counted anew.
+    """`report` with its best plans run until `count` have, and `top` of them told; those that fail come last.
 
     Raises `UnsupportedError` for a saved trace, which has no model.
     """
@@ -36,10 +42,14 @@ def verified(
         found = replace(candidate, verified=_run(request, candidate, report, environ))
         good = found.verified is not None and found.verified.outcome == "ran"
         (ran if good else failed).append(found)
-    order = [*ran, *left, *failed]
+    order = [*[*ran, *left][:top], *failed]
     new = {candidate.rank: rank for rank, candidate in enumerate(order, 1)}
     told = tuple(
-        replace(candidate, rank=new[candidate.rank], tied_with=tuple(sorted(new[rank] for rank in candidate.tied_with)))
+        replace(
+            candidate,
+            rank=new[candidate.rank],
+            tied_with=tuple(sorted(new[rank] for rank in candidate.tied_with if rank in new)),
+        )
         for candidate in order
     )
     return replace(report, candidates=told)

@@ -178,7 +178,11 @@ def _gpus(device: Device, gpus: int, name: str) -> Cluster:
     if gpus <= node.gpus:
         return node_cluster(node, device, gpus=gpus, name=name)
     if gpus % node.gpus:
-        raise UsageError(f"--cluster {name} is {gpus} GPUs; above {node.gpus} they fill whole nodes of {node.gpus}")
+        more = (gpus // node.gpus + 1) * node.gpus
+        raise UsageError(
+            f"{name} is {gpus} GPUs; above {node.gpus} they fill whole nodes of {node.gpus}",
+            hint=f"{more - node.gpus} or {more} of them do",
+        )
     return _nodes(node, device, gpus // node.gpus, name)
 
 

@@ -24,7 +24,8 @@ def change(plan: Plan, settings: Iterable[str]) -> Plan:
         key, equals, text = setting.partition("=")
         part, _, name = key.strip().partition(".")
         if not equals or part not in _parts() or name not in _types(part):
-            raise UsageError(f"--set {setting} names nothing of a plan", hint=f"known: {', '.join(_known())}")
+            near = [known for known in _known() if part and known.startswith(f"{part}.")]
+            raise UsageError(f"--set {setting} names nothing of a plan", hint=f"known: {', '.join(near or _known())}")
         value = _read(setting, text.strip(), _types(part)[name])
         plan = replace(plan, **{part: replace(getattr(plan, part), **{name: value})})
     check(plan)

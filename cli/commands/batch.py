@@ -17,7 +17,7 @@ from dnnmem.cli.commands import options as o
 if TYPE_CHECKING:
     from dnnmem.cli.batch_run import Batches
 
-Gpu = Annotated[str, typer.Option("--gpu", metavar="NAME", help="The GPU; `dnnmem devices` lists them.")]
+Gpu = Annotated[str | None, typer.Option("--gpu", metavar="NAME", help="The GPU; `dnnmem devices` lists them.")]
 Headroom = Annotated[str, typer.Option("--headroom", metavar="SHARE", help="Memory to keep free: 5%, or 0.05.")]
 Step = Annotated[int, typer.Option("--step", metavar="N", help="Batches are multiples of N.")]
 Confirm = Annotated[bool, typer.Option("--confirm/--no-confirm", help="Run it on a virtual GPU.")]
@@ -27,7 +27,7 @@ Json = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Writ
 def batch(
     target: o.Target,
     *,
-    gpu: Gpu,
+    gpu: Gpu = None,
     seq: o.Seq = None,
     headroom: Headroom = "0%",
     step: Step = 1,
@@ -44,8 +44,13 @@ def batch(
     from dnnmem.cli.batch_run import BatchAsked, run
     from dnnmem.cli.commands.deliver import tell_written
     from dnnmem.cli.commands.outputs import check_outputs, plan_outputs
+    from dnnmem.cli.config import own_gpu
     from dnnmem.cli.export.files import write_atomic
+    from dnnmem.estimator.errors import UsageError
 
+    gpu = gpu or own_gpu(Path.cwd())
+    if gpu is None:
+        raise UsageError("which GPU? --gpu is not given", hint="--gpu rtx-4090-24gb; dnnmem devices lists them")
     outputs = plan_outputs(form=None, default="table", json=json, csv=None)
     check_outputs(outputs, None)
     asked = BatchAsked(

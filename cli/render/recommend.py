@@ -52,6 +52,8 @@ def _sections(report: Report, *, wide: bool) -> Iterator[RenderableType]:
     yield from _legend(report)
     yield Text()
     yield _reasons(report)
+    if report.notes:
+        yield Text()
     yield from (Text(f"note: {note}") for note in report.notes)
 
 
@@ -109,9 +111,10 @@ def sentence(candidate: Candidate) -> str:
         return told
     if ran.outcome != "ran":
         return f"{told} RUN: {ran.outcome.replace('_', ' ')}: {ran.message}"
-    apart = ran.difference(candidate.estimate.peak_reserved_bytes)
-    shown = "" if apart is None else f", {100 * apart:+.2f} % from the prediction"
-    return f"{told} Run: {format_bytes(ran.peak_reserved_bytes)} reserved{shown}."
+    predicted = candidate.estimate.peak_reserved_bytes
+    apart = ran.difference(predicted)
+    shown = "" if apart is None else f", where {format_bytes(predicted)} were predicted ({100 * apart:+.2f} %)"
+    return f"{told} Run on {ran.device}: {format_bytes(ran.peak_reserved_bytes)} reserved{shown}."
 
 
 def _reasons(report: Report) -> Table:

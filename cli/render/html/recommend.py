@@ -83,14 +83,15 @@ def recommend_page(report: Report) -> str:
 
 
 def _about(report: Report) -> str:
-    rate = report.priced / report.search_seconds if report.search_seconds else None
+    rate = report.considered / report.search_seconds if report.search_seconds else None
     words = [
         report.cluster.name,
         f"for {report.objective}",
         f"global batch {report.global_batch:,}" if report.global_batch else "",
         f"{percent(report.headroom)} of each GPU stays free",
-        f"{report.considered:,} plans considered, {report.priced:,} priced"
-        + (f" ({rate:,.0f} a second)" if rate else ""),
+        f"{report.considered:,} plans considered"
+        + (f" ({rate:,.0f} a second)" if rate else "")
+        + f", {report.priced:,} priced",
     ]
     return " · ".join(filter(None, words))
 
