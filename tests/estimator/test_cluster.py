@@ -59,7 +59,7 @@ def test_a_gpu_without_a_usual_node_has_its_own_links():
         ("abacus", r"^--cluster abacus is not known$"),
         ("a100:8", r"^--cluster a100 can be a100-sxm-40gb, a100-sxm-80gb, "),
         ("h100:0", r"^--cluster h100:0 has no GPU; write how many: h100:8$"),
-        ("h100:12", r"^--cluster h100:12 is 12 GPUs; above 8 they fill whole nodes of 8$"),
+        ("h100:12", r"^h100:12 is 12 GPUs; above 8 they fill whole nodes of 8$"),
         ("t4:16", r"^--cluster t4:16 is 2 nodes, but a node of t4 has no network$"),
         ("8x4090:2", r"^--cluster 8x4090:2 is 2 nodes, but 8x4090 has no network$"),
         ("none.toml:rack:2", r"^none\.toml cannot be read: No such file"),
