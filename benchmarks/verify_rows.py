@@ -4,7 +4,8 @@
 
 Of each model: the best plans, as `recommend --verify` runs them, and with --spread N up to N more from all over the
 space, chosen so that every technique is there, and as many pairs of techniques as N allows; those that change training
-too. Rank 0 runs, alone. A line for each plan: peaks of the allocator in MiB, predicted, and how far the run was off.
+too. Rank 0 runs, alone; a line for each plan: peaks of the allocator in MiB, predicted, and how far the run was off.
+An optimizer on the host really takes the host's memory, 16 bytes a parameter: --without offload-optimizer.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dnnmem.estimator.recommend import Wanted, budget_of, find, scope_of
 from dnnmem.estimator.search import Tally
 from dnnmem.estimator.search_cost import Costs
 from dnnmem.estimator.techniques import Choice, choices
+from dnnmem.estimator.techniques.precision import to_record
 from dnnmem.estimator.time_model import load
 from dnnmem.profilers.record_sizes import record_sizes
 from dnnmem.profilers.request import Request
@@ -75,10 +77,11 @@ class Row:
         return ran[0] / self.predicted[0] - 1, ran[1] / self.predicted[1] - 1
 
 
-def rows(name: str, cluster: Cluster, best: int, spread: int) -> Iterator[Row]:
-    """The model's plans, run."""
+def rows(name: str, cluster: Cluster, best: int, spread: int, without: frozenset[str]) -> Iterator[Row]:
+    """The model's plans, run; those of the spread without some techniques."""
     request = replace(MODELS[name], device="fake", gpu=cluster.device.name)
-    recorded = record_sizes(request, cache=cache_folder(os.environ))
+    types = to_record(ALTERING, (), ()) if spread else ()
+    recorded = record_sizes(request, types, cache=cache_folder(os.environ))
     costs = Costs(recorded=recorded, cluster=cluster, model=load(cluster.device))
     wanted = Wanted(cluster=cluster, top=best)
     found = find(costs, choices(scope_of(recorded, wanted)), wanted, Tally())[:best] if best else []
@@ -86,7 +89,7 @@ def rows(name: str, cluster: Cluster, best: int, spread: int) -> Iterator[Row]:
         yield _row(name, "best", priced.choice, costs, request)
     if not spread:
         return
-    wide = replace(wanted, allow=ALTERING, without=NOT_RUN)
+    wide = replace(wanted, allow=ALTERING, without=NOT_RUN | without)
     for choice in spread_over(choices(scope_of(recorded, wide)), costs, budget_of(cluster, wide.headroom), spread):
         yield _row(name, "spread", choice, costs, request)
 
@@ -173,12 +176,13 @@ def main() -> int:
     parser.add_argument("--cluster", default="h100-sxm-80gb:8")
     parser.add_argument("--best", type=int, default=5)
     parser.add_argument("--spread", type=int, default=0)
+    parser.add_argument("--without", action="append", default=[], metavar="TECHNIQUE")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     print("| model | plan | allocated | run | reserved | run |\n|---|---|---|---|---|---|")
     done: list[Row] = []
     for name in asked.models:
-        for row in rows(name, find_cluster(asked.cluster), asked.best, asked.spread):
+        for row in rows(name, find_cluster(asked.cluster), asked.best, asked.spread, frozenset(asked.without)):
             done.append(row)
             _print(row)
     _summary(done)
