@@ -16,7 +16,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_NO_INPUT = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-cpu demo test test-cpu lint types format bench clean
+.PHONY: help setup setup-cpu demo test test-cpu lint types format bench pictures clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -79,6 +79,10 @@ bench: setup
 	@$(BIN)/python benchmarks/profile_speed.py
 	@$(BIN)/python benchmarks/virtual_speed.py
 	@$(BIN)/python benchmarks/simulate_speed.py
+
+# The pictures of README.md and docs, from real runs; needs Playwright and a Chromium.
+pictures: setup
+	@$(BIN)/python benchmarks/pictures.py
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
