@@ -109,7 +109,9 @@ def shots(folder: Path, wanted: str, others: Path | None) -> None:
             page_file = folder / f"{page_name}.html"
             if not page_file.exists() or (name not in SHOWN and others is None) or not name.startswith(wanted):
                 continue
-            page = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme=colours)
+            page = browser.new_page(
+                viewport={"width": width, "height": HEIGHT}, color_scheme=colours, reduced_motion="reduce"
+            )
             page.goto(page_file.as_uri() + PLACES.get(name, ""))
             target = (PICTURES if name in SHOWN else others or PICTURES) / f"{name}.png"
             written(target, page.screenshot())
