@@ -125,8 +125,8 @@ def _tell_next(target: str, kept: Path | None, *, verify: int) -> None:
         return
     model = "" if target.endswith(SAVED) else f"{target} "
     say_next(
-        "dnnmem explain 1    plan 1 in full; --what-if remat.policy=full: what another choice makes of it",
-        f"dnnmem export {model}--plan 1 --to fsdp2 -o train.py    plan 1 as a script; --to accelerate and others",
+        "dnnmem explain 1    plan 1 in full; --what-if FIELD=VALUE varies it",
+        f"dnnmem export {model}--plan 1 --to fsdp2 -o train.py    or --to accelerate, ...",
         *(["the same with --verify 3    the best three really run on a virtual GPU"] if model and not verify else []),
         quiet=False,
     )
