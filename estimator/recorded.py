@@ -26,6 +26,6 @@ class Recorded:
 
     def trace(self, micro_batch: int, compute: str | None) -> Trace:
         """The step that a plan starts from. Raises `UnsupportedError` for a type that the model refuses."""
-        if compute in self.refused:
+        if compute is not None and compute in self.refused:
             raise UnsupportedError(f"the model does not compute in {compute}: {self.refused[compute]}")
         return self.in_types.get(compute or "", self.traces)[micro_batch]

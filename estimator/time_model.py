@@ -96,8 +96,8 @@ class TimeModel:
     network_latency_seconds: float
     """One collective or message between nodes."""
     spread: Mapping[str, float]
-    """Standard deviations of log(measured / predicted): a site's by `arithmetic`, `traffic`, `communication`, `host`, and
-    a single step's by itself, `step`."""
+    """Standard deviations of log(measured / predicted): a site's by `arithmetic`, `traffic`, `communication` and
+    `host`, and a single step's by itself, `step`."""
     fault_seconds_per_byte: float = 0.0
     """A CPU's first write to memory that its allocator has got from the system; 0 on a GPU, which keeps memory."""
     curves: Mapping[str, Curve] = field(default_factory=dict)

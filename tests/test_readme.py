@@ -15,7 +15,6 @@ from dnnmem.cli.app import app
 from dnnmem.estimator import errors
 from dnnmem.estimator.devices import find_device
 
-
 DOCS = ("README.md", *(f"docs/{name}.md" for name in ("profile", "run", "estimate", "snapshots", "calibrate", "ci",
         "fit-24gib", "plan-8xh100", "python", "pytest", "validate", "programs")))  # fmt: skip
 _LINE = re.compile(r"(?:^ {4}(?:\$ )?|^\$ |`|run: )dnnmem ([a-z]+(?: [^`\n#]*)?)", re.MULTILINE)

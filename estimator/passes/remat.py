@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.block_list import block_lists
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
-from dnnmem.estimator.segments import parse_segments
+from dnnmem.estimator.segments import Run, parse_segments
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
@@ -137,7 +137,7 @@ def _owners(trace: Trace) -> tuple[list[int | None], int]:
     return found, count
 
 
-def _region(ops: Sequence[Op], owners: Sequence[int | None], run: Container[int]) -> _Region:
+def _region(ops: Sequence[Op], owners: Sequence[int | None], run: Run) -> _Region:
     inside = [k for k, owner in enumerate(owners) if owner is not None and owner in run]
     return _Region(
         forward=[k for k in inside if ops[k].phase is Phase.FORWARD],

@@ -148,7 +148,7 @@ def _copy(travel: _Travel, kept: _Kept, to: Tensor, source: Tensor, way: int) ->
         to.copy_(source)
         return
     if travel.streams is None:
-        travel.streams = torch.cuda.Stream(kept.place), torch.cuda.Stream(kept.place)  # type: ignore[no-untyped-call]
+        travel.streams = torch.cuda.Stream(kept.place), torch.cuda.Stream(kept.place)
     stream = travel.streams[way]
     stream.wait_stream(torch.cuda.current_stream(kept.place))
     with torch.cuda.stream(stream):

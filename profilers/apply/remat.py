@@ -90,7 +90,7 @@ def _selective(keep_attention: bool) -> tuple[AbstractContextManager[Any], Abstr
         return CheckpointPolicy.PREFER_RECOMPUTE
 
     contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
-    contexts = create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
+    contexts = create_selective_checkpoint_contexts(policy)
     return contexts
 
 
