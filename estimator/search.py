@@ -2,7 +2,7 @@
 
     queue by key    [bound 1.20] [bound 1.22] [runs 1.25] [exact 1.26] ...
                         |            a plan at the head is priced once more exactly, and goes back into the queue
-                        `-- bound of the core -> runs of ops -> op by op: then nothing left can be better, it is next
+                        `-- guess -> bound of the core -> runs of ops -> op by op: then nothing left can be better, it is next
 
 Each price is no more than the next more exact one, in seconds and in bytes, so that what leaves the queue op by op is
 in the order in which pricing everything would have put it (best-first search). A plan is dropped when the least that
@@ -13,6 +13,7 @@ space.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -20,7 +21,7 @@ from enum import IntEnum
 from dnnmem.estimator.errors import InfeasibleError, UnsupportedError, UsageError
 from dnnmem.estimator.estimate import Estimate
 from dnnmem.estimator.plan import Plan, Remat
-from dnnmem.estimator.search_cost import Cost, Costs
+from dnnmem.estimator.search_cost import WHOLE, Cost, Costs
 from dnnmem.estimator.techniques import Choice
 
 OBJECTIVES = ("throughput", "cost", "memory", "time-to-train")
@@ -38,12 +39,14 @@ class Level(IntEnum):
     """How exactly a plan is priced."""
 
     GUESS = 0
-    """As if it recomputed nothing, which costs nothing to know."""
-    BOUND = 1
+    """By the core that recomputes nothing, and what it must."""
+    PLAIN = 1
+    """By runs of ops, as if it kept everything, which no recomputation is faster than."""
+    BOUND = 2
     """By its own core."""
-    RUNS = 2
+    RUNS = 3
     """By runs of ops."""
-    EXACT = 3
+    EXACT = 4
     """Op by op."""
 
 
@@ -135,7 +138,9 @@ class Search:
         level = Level(entry.level + 1)
         estimate = None
         try:
-            if level is Level.BOUND:
+            if level is Level.PLAIN:
+                cost = self._plain(entry)
+            elif level is Level.BOUND:
                 entry.choice = self._planned(entry.choice)
                 cost = self.costs.bound(entry.choice.plan)
             elif level is Level.RUNS:
@@ -156,11 +161,19 @@ class Search:
             return
         self._enter(order, _Entry(choice=entry.choice, level=level, cost=cost, estimate=estimate))
 
+    def _plain(self, entry: _Entry) -> Cost:
+        """The guess, and not below the price of keeping everything; that is asked for where a core costs much."""
+        plan = entry.choice.plan
+        if plan.remat.policy not in WHOLE and not entry.choice.planned_share:
+            return entry.cost
+        plain = self.costs.by_runs(replace(plan, remat=Remat()))
+        return replace(entry.cost, seconds=max(entry.cost.seconds, plain.seconds))
+
     def _planned(self, choice: Choice) -> Choice:
         """With its rematerialization, where that depends on what is left of the budget."""
         if not choice.planned_share:
             return choice
-        plan = self.costs.planned(choice.plan, choice.planned_share * min(self.budget, _NO_BUDGET))
+        plan = self.costs.planned(choice.plan, self._planned_bytes(choice))
         if plan.remat.policy != "segments" or plan in self.seen:
             raise UnsupportedError(_ANOTHER)
         self.seen.add(plan)
@@ -180,11 +193,13 @@ class Search:
         if choice.plan.remat == Remat() and not choice.planned_share:
             return Cost(seconds=0.0, peak_bytes=0)
         try:
-            plan = replace(choice.plan, remat=Remat())
-            plain, resting = self.costs.bound(plan), self.costs.resting_bytes(plan)
+            return self.costs.guess(choice.plan, self._planned_bytes(choice))
         except (UnsupportedError, UsageError):
             return Cost(seconds=0.0, peak_bytes=0)
-        return Cost(seconds=plain.seconds, peak_bytes=resting)
+
+    def _planned_bytes(self, choice: Choice) -> float:
+        """What its rematerialization is planned for; infinite if none is."""
+        return choice.planned_share * min(self.budget, _NO_BUDGET) if choice.planned_share else math.inf
 
 
 def key_of(objective: str, choice: Choice, cost: Cost) -> float:

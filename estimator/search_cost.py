@@ -1,6 +1,7 @@
 """What plans of one search cost, ever more exactly: a bound at once, runs of ops, then op by op; shared work is kept.
 
 core    a micro-batch's step after the passes of the model (precision, optimizer, remat): one for many plans
+guess   of the core that keeps everything: what must be computed again takes so much more
 bound   of a core and where its states lie: no plan of it is faster, or smaller
 runs    all passes on the core in runs (`coarsen`): the step's seconds, and no more memory than it really takes
 exact   all passes op by op: the estimate that is told
@@ -8,6 +9,7 @@ exact   all passes op by op: the estimate that is told
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,11 +23,14 @@ from dnnmem.estimator.errors import InfeasibleError, UnsupportedError
 from dnnmem.estimator.estimate import Estimate, price
 from dnnmem.estimator.local_step import LocalStep, step_of
 from dnnmem.estimator.passes import rewrite_model, rewrite_rank
+from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S
 from dnnmem.estimator.plan import Plan, Remat
+from dnnmem.estimator.planners.chain import Chain, chain_of
 from dnnmem.estimator.planners.remat import plan_remat
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.repeat import repeat, repeated_flops
 from dnnmem.estimator.roofline import host_seconds, op_seconds
+from dnnmem.estimator.segments import blocks_again
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.trace import Kind, Phase, Trace
@@ -38,7 +43,9 @@ _ALL_PARTS = ("zero2", "zero3")
 """Strategies that may split all that rests between steps."""
 RUNS_MARGIN = 0.998
 """By runs, what lives and dies within one counts as if it did so just where the passes cut in: up to 0.1 % too much."""
-_WHOLE = ("every", "segments")
+_CERTAIN = 0.98
+"""Blocks that are alike differ by less: the first and the last one have other neighbours."""
+WHOLE = ("every", "segments")
 """Policies that count blocks over the model, which has to be whole then."""
 
 
@@ -72,6 +79,8 @@ class Core:
     """Largest sum of what is neither state nor message, before the update."""
     whole: Trace | None = None
     """Op by op and whole, once it was needed."""
+    chain: Chain | None = None
+    """In stages, once it was needed."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -88,16 +97,65 @@ class Costs:
     """By what decides them."""
     plans: dict[object, Remat | None] = field(default_factory=dict)
     """What `planned` found; None = nothing fits."""
+    priced: dict[Plan, Cost] = field(default_factory=dict)
+    """What `by_runs` found."""
     runs: Runs = field(default_factory=Runs)
     """Costs of runs."""
+
+    def guess(self, plan: Plan, budget_bytes: float = math.inf) -> Cost:
+        """A bound without a core of its own: the plan that keeps everything, and what must be computed again.
+
+        Args: `budget_bytes` is what a rematerialization is to be planned for; infinite = the plan says which.
+        """
+        plain = replace(plan, remat=Remat())
+        kept = self.bound(plain)
+        again, each = 0, 0.0
+        if self.recorded.layers is not None:  # blocks are alike
+            each = _CERTAIN * self._seconds_again(plain) / self.recorded.layers
+            again = blocks_again(plan.remat, self.recorded.layers)
+            if kept.peak_bytes > budget_bytes:
+                again = math.ceil((kept.peak_bytes - budget_bytes) / self._most_saved(plain))
+        return Cost(seconds=kept.seconds + again * each * plan.batch.accumulation, peak_bytes=self.resting_bytes(plain))
+
+    def _seconds_again(self, plain: Plan) -> float:
+        """What computing every block again takes."""
+        try:
+            full = self.core(replace(plain, remat=Remat(policy="full")))
+        except UnsupportedError:
+            return 0.0
+        return max(full.micro_seconds - self.core(plain).micro_seconds, 0.0)
+
+    def _most_saved(self, plain: Plan) -> float:
+        """Bytes that no block saves more than."""
+        try:
+            stages = self.chain(plain).stages
+        except UnsupportedError:
+            return math.inf
+        return max(stage.saved_bytes for stage in stages) / _CERTAIN or math.inf
+
+    def chain(self, plan: Plan) -> Chain:
+        """The plan's core in stages. Raises `UnsupportedError` for a model that is no chain of blocks."""
+        core = self.core(plan)
+        if core.chain is None:
+            core.chain = chain_of(core.runs, self._run_seconds(core.runs))
+        return core.chain
+
+    def _run_seconds(self, runs: Trace) -> list[float]:
+        return [self.runs.costs[op.name].seconds if op.name in self.runs.costs else 0.0 for op in runs.ops]
 
     def bound(self, plan: Plan) -> Cost:
         """No less than this."""
         core, parts = self.core(plan), self._parts(plan)
-        update = 0.0 if plan.offload.optimizer else core.update_seconds / max(parts.values())
+        update = self._host_seconds(core) if plan.offload.optimizer else core.update_seconds
         others = 0 if plan.offload.activations != "none" else core.others_bytes
-        seconds = core.micro_seconds * plan.batch.accumulation + update + self.model.iteration_seconds
+        seconds = (
+            core.micro_seconds * plan.batch.accumulation + update / max(parts.values()) + self.model.iteration_seconds
+        )
         return Cost(seconds=seconds, peak_bytes=self.resting_bytes(plan) + others)
+
+    def _host_seconds(self, core: Core) -> float:
+        """Of an update on the host, which reads and writes all states."""
+        return 2 * core.states[Kind.OPTIMIZER] * self.cluster.gpus_per_node / HOST_BYTES_PER_S
 
     def resting_bytes(self, plan: Plan) -> int:
         """What lives between steps, at least."""
@@ -114,9 +172,16 @@ class Costs:
     @collector_paused()
     def by_runs(self, plan: Plan) -> Cost:
         """The same by runs of ops; raises what passes raise."""
+        found = self.priced.get(plan)
+        if found is None:
+            found = self.priced[plan] = self._by_runs(plan)
+        return found
+
+    def _by_runs(self, plan: Plan) -> Cost:
         core = self.core(plan)
-        if plan.offload.activations != "none":  # copied as ops make them, within runs
-            return self.bound(plan)
+        if plan.offload.activations != "none":  # copied as ops make them, within runs; no step is faster for copies
+            without = self.by_runs(replace(plan, offload=replace(plan.offload, activations="none")))
+            return replace(self.bound(plan), seconds=without.seconds)
         local = rewrite_rank(core.runs, plan, self.cluster)
         step = _with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
         return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=int(live_peak(local) * RUNS_MARGIN))
@@ -145,7 +210,7 @@ class Costs:
 
         Raises `InfeasibleError` where none fits, `UnsupportedError` for a model that is no chain of blocks.
         """
-        key = (self.micro_batch(plan), replace(plan, optimizer=Plan().optimizer), budget_bytes)
+        key = (replace(plan, optimizer=replace(plan.optimizer, kernel=None)), budget_bytes)
         if key not in self.plans:
             self.plans[key] = self._plan_remat(plan, budget_bytes)
         found = self.plans[key]
@@ -155,13 +220,12 @@ class Costs:
 
     def _plan_remat(self, plan: Plan, budget_bytes: float) -> Remat | None:
         runs = self.core(plan).runs
-        own = [self.runs.costs[op.name].seconds if op.name in self.runs.costs else 0.0 for op in runs.ops]
         # The chain counts whole states: what sharding takes off them goes on top of the budget.
         shift = live_peak(runs) - live_peak(rewrite_rank(runs, plan, self.cluster))
         longest = 1 if plan.sharding.strategy == "zero3" else None
         try:
             return plan_remat(
-                runs, round(budget_bytes) + shift, own, longest=longest,
+                runs, round(budget_bytes) + shift, lambda: self.chain(plan), longest=longest,
                 peak=lambda trace: live_peak(rewrite_rank(trace, plan, self.cluster)) + shift,
             )  # fmt: skip
         except InfeasibleError:
@@ -186,7 +250,7 @@ class Costs:
     @collector_paused()
     def _make_core(self, plan: Plan) -> Core:
         recorded = self.recorded.trace(self.micro_batch(plan), plan.precision.compute)
-        if self.recorded.layers is not None and plan.remat.policy not in _WHOLE:
+        if self.recorded.layers is not None and plan.remat.policy not in WHOLE:
             with suppress(UnsupportedError):
                 few = rewrite_model(recorded, plan, self.cluster)
                 return self._core(few, self.recorded.layers, repeat(self._runs(few), self.recorded.layers))

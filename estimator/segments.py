@@ -13,8 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UsageError
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.plan import Remat
 
 _TOKEN = re.compile(r"(\d+)(?:-(\d+))?|[(),]")
 
@@ -46,6 +50,22 @@ def parse_segments(text: str, count: int | None = None) -> tuple[Run, ...]:
     if count is not None and runs and runs[-1].last >= count:
         raise _wrong(text, f"the model has {count} blocks, 0 to {count - 1}")
     return runs
+
+
+def blocks_again(remat: Remat, blocks: int) -> int:
+    """How many of a model's `blocks` are computed again whole, at least.
+
+    >>> from dnnmem.estimator.plan import Remat
+    >>> [blocks_again(remat, 12) for remat in (Remat(policy="every", every=5), Remat(policy="segments", segments="0-3"))]
+    [2, 4]
+    """
+    if remat.policy == "full":
+        return blocks
+    if remat.policy == "every":
+        return blocks // remat.every
+    if remat.policy == "segments":
+        return sum(run.last - run.first + 1 for run in parse_segments(remat.segments, blocks))
+    return 0
 
 
 def segments_text(runs: Sequence[Run]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dnnmem.estimator.errors import InfeasibleError
 from dnnmem.estimator.passes import remat as remat_pass
 from dnnmem.estimator.plan import Plan, Remat
-from dnnmem.estimator.planners.chain import Chain, chain_of
+from dnnmem.estimator.planners.chain import Chain
 from dnnmem.estimator.planners.rotor import solve
 from dnnmem.estimator.replay import replay_trace
 from dnnmem.estimator.segments import Run, segments_text
@@ -27,32 +27,33 @@ _LOOKS = 8
 def plan_remat(
     trace: Trace,
     budget_bytes: int,
-    seconds: Sequence[float],
+    chain: Callable[[], Chain],
     *,
     peak: Callable[[Trace], int] | None = None,
     longest: int | None = None,
 ) -> Remat:
-    """The rematerialization of `trace` that fits `budget_bytes` and costs the fewest of the ops' `seconds`.
+    """The rematerialization of `trace` that fits `budget_bytes` and takes the fewest seconds of its `chain`.
 
-    Args: `peak` says what a rewritten trace needs; None: what PyTorch's allocator reserves for it. `longest`: most
-    blocks of a run (1 under zero3, which gathers block by block); None for any number.
+    Args: `chain` is that of `trace`, asked for where not everything can be kept. `peak` says what a rewritten trace
+    needs; None: what PyTorch's allocator reserves for it. `longest`: most blocks of a run (1 under zero3, which gathers
+    block by block); None for any number.
     Raises `InfeasibleError` where no plan fits, `UnsupportedError` for a model that is no chain of blocks.
     """
     peak = peak or _reserved
     least = peak(trace)
     if least <= budget_bytes:
         return Remat()
-    chain = chain_of(trace, seconds)
-    table = solve(chain, max(trace.peak_bytes() - chain.base_bytes, 1), longest=longest)  # one for all budgets
-    aim = float(budget_bytes - chain.base_bytes)
+    stages = chain()
+    table = solve(stages, max(trace.peak_bytes() - stages.base_bytes, 1), longest=longest)  # one for all budgets
+    aim = float(budget_bytes - stages.base_bytes)
     lightest = [Remat(policy="full")]
     if table.least_bytes() < math.inf:
-        lightest.append(named(chain, table.runs(table.least_bytes())))
+        lightest.append(named(stages, table.runs(table.least_bytes())))
     for look in range(_LOOKS + len(lightest)):
         fits = look < _LOOKS and table.seconds_at(aim) < math.inf
         if not fits and not lightest:
             break
-        found = named(chain, table.runs(aim)) if fits else lightest.pop(0)
+        found = named(stages, table.runs(aim)) if fits else lightest.pop(0)
         needs = peak(remat_pass.apply(trace, Plan(remat=found)))
         if needs <= budget_bytes:
             return found

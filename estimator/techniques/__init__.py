@@ -6,7 +6,7 @@
 
 A file has `ORDER`, an integer, and `techniques(scope, plan)`: what may be added to a plan that the files before it have
 made; the first is what changes least. Most are rows of settings and words. Where it does not offer all of them always,
-`NAMES` says what else there is.
+`NAMES` says what else there is; `GROUP` is the file whose name stands for this one's too.
 """
 
 from __future__ import annotations
@@ -99,7 +99,11 @@ Table = Callable[[Scope, Plan], Sequence[Technique]]
 @cache
 def tables() -> dict[str, Table]:
     """`techniques` of each file by the file's name, in their order."""
-    return {module.__name__.rpartition(".")[2]: module.techniques for module in _modules()}
+    return {_name(module): module.techniques for module in _modules()}
+
+
+def _name(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
 
 
 @cache
@@ -112,25 +116,26 @@ def choices(scope: Scope) -> tuple[Choice, ...]:
     """All plans of the space, those of fewest changes first. Raises `UsageError` for a name that means nothing."""
     found: list[Choice] = [Choice(plan=Plan())]
     known = {name for module in _modules() for name in getattr(module, "NAMES", ())}
-    for name, table in tables().items():
-        found = [made for choice in found for made in _extended(choice, name, table, scope, known)]
+    for module in _modules():
+        files = {_name(module), getattr(module, "GROUP", _name(module))}
+        found = [made for choice in found for made in _extended(choice, files, module.techniques, scope, known)]
     _check_names(scope, known | set(tables()))
     if scope.max_techniques is not None:
         found = [choice for choice in found if choice.count <= scope.max_techniques]
     return tuple(sorted(found, key=lambda choice: choice.count))
 
 
-def _extended(choice: Choice, name: str, table: Table, scope: Scope, known: set[str]) -> Iterable[Choice]:
+def _extended(choice: Choice, files: set[str], table: Table, scope: Scope, known: set[str]) -> Iterable[Choice]:
     for technique in table(scope, choice.plan):
         known.add(technique.name)
-        if technique.name and not _is_wanted(technique, name, scope):
+        if technique.name and not _is_wanted(technique, files, scope):
             continue
         plan = change(choice.plan, technique.settings) if technique.settings else choice.plan
         yield replace(choice, plan=plan, techniques=(*choice.techniques, technique))
 
 
-def _is_wanted(technique: Technique, file: str, scope: Scope) -> bool:
-    names = {technique.name, file}
+def _is_wanted(technique: Technique, files: set[str], scope: Scope) -> bool:
+    names = {technique.name, *files}
     if technique.alters and not names & (scope.allow | scope.only):
         return False
     return not names & scope.without and (not scope.only or bool(names & scope.only))

@@ -6,10 +6,8 @@ from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.techniques import Scope, Technique
 
 ORDER = 30
-NAMES = ("remat-selective", "remat-planned", "remat-every", "remat-full")
+NAMES = ("remat-selective", "remat-every", "remat-full")
 
-_SHARES = (0.98, 0.9)
-"""Of the memory that is left: what the allocator loses to fragments is not known before."""
 _EVERY = {4: "th", 3: "rd", 2: "nd"}
 
 
@@ -25,15 +23,6 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
             why="keeps every second matrix product and attention of a block, and computes the rest again",
         )
     )  # fmt: skip
-    rows += [
-        Technique(
-            name="remat-planned",
-            words="recompute some blocks, planned by Rotor",
-            why="computes again only what must be for the memory that is left, planned by Rotor",
-            planned_share=share,
-        )
-        for share in _SHARES
-    ]
     rows += [_every(n, ending) for n, ending in _EVERY.items() if scope.blocks >= 2 * n]
     rows.append(
         Technique(

@@ -159,7 +159,7 @@ def test_plans_keep_real_steps_within_their_budget(arguments):
     for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.1):
         budget = int(share * plain)
         try:
-            plan = plan_remat(trace, budget, seconds)
+            plan = plan_remat(trace, budget, lambda: chain_of(trace, seconds))
         except InfeasibleError as error:
             refused.append((budget, error.needed_bytes))
             continue
