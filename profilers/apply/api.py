@@ -41,9 +41,9 @@ def apply(
 
     Names in `state_dict()` and groups of parameters stay; the parameters may become others, and the optimizer then
     holds the new ones. Learning-rate schedulers are made afterwards, weights may be loaded before, the optimizer's
-    states after. With more ranks than one call it in each, once `torch.distributed.init_process_group` was called and the
-    device is set; a model on the host is then moved to the GPU as it is split. `plan` is a `Plan`, an object of its
-    JSON form, or the path of a file with it.
+    states after. With more ranks than one call it in each, once `torch.distributed.init_process_group` was called and
+    the device is set; a model on the host is then moved to the GPU as it is split. `plan` is a `Plan`, an object of
+    its JSON form, or the path of a file with it.
 
     Raises `UsageError` for a plan that contradicts itself, the process group or an optimizer that has made steps,
     `UnsupportedError` for what is predicted only.
