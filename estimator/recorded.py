@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.trace import Trace
 
+BLOCKS = "blocks"
+"""Where a trace of few blocks says how many the model has: a key of `Trace.batch`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:

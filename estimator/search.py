@@ -2,7 +2,7 @@
 
     queue by key    [bound 1.20] [bound 1.22] [runs 1.25] [exact 1.26] ...
                         |            a plan at the head is priced once more exactly, and goes back into the queue
-                        `-- guess -> bound of the core -> runs of ops -> op by op: then nothing left can be better, it is next
+                        `-- guess -> bound of the core -> runs of ops -> op by op: nothing left is better, it is next
 
 Each price is no more than the next more exact one, in seconds and in bytes, so that what leaves the queue op by op is
 in the order in which pricing everything would have put it (best-first search). A plan is dropped when the least that

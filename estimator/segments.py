@@ -56,8 +56,8 @@ def blocks_again(remat: Remat, blocks: int) -> int:
     """How many of a model's `blocks` are computed again whole, at least.
 
     >>> from dnnmem.estimator.plan import Remat
-    >>> [blocks_again(remat, 12) for remat in (Remat(policy="every", every=5), Remat(policy="segments", segments="0-3"))]
-    [2, 4]
+    >>> blocks_again(Remat(policy="every", every=5), 12), blocks_again(Remat(policy="segments", segments="0-3"), 12)
+    (2, 4)
     """
     if remat.policy == "full":
         return blocks

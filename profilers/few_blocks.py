@@ -22,12 +22,11 @@ from torch import nn
 
 from dnnmem.estimator.block_list import BlockList, Path, main_list
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.recorded import BLOCKS
 from dnnmem.estimator.trace import Trace
-from dnnmem.profilers.apply.blocks import lists_of
+from dnnmem.profilers.found_blocks import lists_of
 from dnnmem.profilers.step import Target
 
-COUNT = "blocks"
-"""Where a trace of few blocks says how many the model has: a key of `Trace.batch`."""
 _SIMPLE = (int, float, str, bool, type(None), tuple)
 _HOLDERS = (nn.ModuleList, nn.Sequential)
 
@@ -59,7 +58,7 @@ def marked(trace: Trace, kept: Kept) -> Trace:
     blocks = main_list(trace)
     if blocks is None or blocks.root != kept.root:
         raise UnsupportedError(f"{'.'.join(kept.root)} is not where {trace.origin.target} does most of its work")
-    return replace(trace, batch={**trace.batch, COUNT: kept.blocks})
+    return replace(trace, batch={**trace.batch, BLOCKS: kept.blocks})
 
 
 def keep_few(model: nn.Module, count: int) -> Kept | None:

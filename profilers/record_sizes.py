@@ -15,12 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from dnnmem.estimator.errors import DnnmemError, UnsupportedError
-from dnnmem.estimator.recorded import Recorded
+from dnnmem.estimator.recorded import BLOCKS, Recorded
 from dnnmem.estimator.repeat import repeat
 from dnnmem.estimator.scale import refit
 from dnnmem.estimator.trace import Trace
 from dnnmem.estimator.trace_file import load_trace
-from dnnmem.profilers.few_blocks import COUNT
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.run_many import run_many
 
@@ -132,10 +131,10 @@ def _in_a_line(error: DnnmemError) -> str:
 
 def _recorded(found: dict[int, Trace]) -> Recorded:
     own = max(found)
-    counts = {trace.batch.get(COUNT) for trace in found.values()}
+    counts = {trace.batch.get(BLOCKS) for trace in found.values()}
     layers = counts.pop() if len(counts) == 1 else None
     plain = {
-        n: replace(trace, batch={key: value for key, value in trace.batch.items() if key != COUNT})
+        n: replace(trace, batch={key: value for key, value in trace.batch.items() if key != BLOCKS})
         for n, trace in sorted(found.items(), reverse=True)
     }
     if layers is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from dnnmem.estimator.block_list import Path
-from dnnmem.profilers.apply.blocks import blocks_of
+from dnnmem.profilers.found_blocks import blocks_of
 
 
 def beside_blocks(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:

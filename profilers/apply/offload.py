@@ -21,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Plan
-from dnnmem.profilers.apply.blocks import blocks_of
+from dnnmem.profilers.found_blocks import blocks_of
 
 
 def to_model(model: nn.Module, plan: Plan) -> nn.Module:

@@ -25,8 +25,8 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.remat import PRODUCTS, is_attention
 from dnnmem.estimator.plan import Plan, Remat
 from dnnmem.estimator.segments import Run, parse_segments
-from dnnmem.profilers.apply.blocks import blocks_of
 from dnnmem.profilers.apply.regions import compute_again, no_contexts
+from dnnmem.profilers.found_blocks import blocks_of
 
 
 def to_model(model: nn.Module, plan: Plan) -> nn.Module:

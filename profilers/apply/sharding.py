@@ -26,7 +26,7 @@ from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.passes.replicas import DEFAULT_BUCKET_MIB
 from dnnmem.estimator.plan import Plan
 from dnnmem.profilers.apply.beside_blocks import beside_blocks
-from dnnmem.profilers.apply.blocks import blocks_of
+from dnnmem.profilers.found_blocks import blocks_of
 
 _REPLICA = "_dnnmem_replica"
 """Attribute of a model that holds its DistributedDataParallel."""
