@@ -19,6 +19,7 @@ from dnnmem.cli.commands.estimate import PlanFile, Set, is_rank, load_plan
 if TYPE_CHECKING:
     from dnnmem.cli.commands.job import Job
     from dnnmem.cli.export.frameworks.ask import Ask
+    from dnnmem.estimator.plan import Plan
 
 To = Annotated[
     str,
@@ -63,7 +64,6 @@ def export(
     """Write a plan as a training framework's configuration. What the framework cannot say is named, never dropped."""
     from dnnmem.cli.commands.job import prepare
     from dnnmem.cli.commands.outputs import choose
-    from dnnmem.cli.console import say_next
     from dnnmem.cli.export.files import check_writable, write_atomic
     from dnnmem.cli.export.frameworks import FRAMEWORKS
     from dnnmem.cli.export.frameworks.ask import Ask
@@ -88,14 +88,20 @@ def export(
         sys.stdout.flush()
     else:
         write_atomic(out, made.text)
-    if quiet:
+    if not quiet:
+        sys.stderr.writelines(f"not said by {to}: {setting}\n" for setting in made.left_out)
+        _tell_written(out, to, chosen, plan)
+
+
+def _tell_written(out: Path | None, to: str, chosen: Plan, plan: Path | None) -> None:
+    if out is None:
         return
-    sys.stderr.writelines(f"not said by {to}: {setting}\n" for setting in made.left_out)
-    if out is not None:
-        sys.stderr.write(f"wrote {out}\n")
-        if to == "fsdp2":
-            ranks = f" --gpus {chosen.mesh.world_size} --rank 0" if chosen.mesh.world_size > 1 else ""
-            say_next(f"dnnmem run{ranks}{_gpu_of(plan)} -- {out}    tries it without a GPU", quiet=quiet)
+    from dnnmem.cli.console import say_next
+
+    sys.stderr.write(f"wrote {out}\n")
+    if to == "fsdp2":
+        ranks = f" --gpus {chosen.mesh.world_size} --rank 0" if chosen.mesh.world_size > 1 else ""
+        say_next(f"dnnmem run{ranks}{_gpu_of(plan)} -- {out}    tries it without a GPU", quiet=False)
 
 
 def _gpu_of(plan: Path | None) -> str:

@@ -61,14 +61,18 @@ def profile(
     check_outputs(job.outputs, job.save)
     _deliver(job, *record(job, quiet=quiet, no_color=no_color), quiet=quiet, no_color=no_color)
     if job.request is not None:
-        from dnnmem.cli.console import say_next
+        _tell_next(target, batch, quiet=quiet)
 
-        same = "" if batch is None else f" --batch {batch}"
-        say_next(
-            f"dnnmem recommend {target}{same} --gpus 8 --gpu h100    the best ways to run it there",
-            "the same with --html step.html    a page to look into",
-            quiet=quiet,
-        )
+
+def _tell_next(target: str, batch: int | None, *, quiet: bool) -> None:
+    from dnnmem.cli.console import say_next
+
+    same = "" if batch is None else f" --batch {batch}"
+    say_next(
+        f"dnnmem recommend {target}{same} --gpus 8 --gpu h100    the best ways to run it there",
+        "the same with --html step.html    a page to look into",
+        quiet=quiet,
+    )
 
 
 def record(job: Job, *, quiet: bool, no_color: bool) -> tuple[Trace, Measurement]:

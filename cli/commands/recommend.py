@@ -91,29 +91,21 @@ def recommend(
 
     --batch is what a GPU takes now. What changes the mathematics of training is left out unless --allow names it.
     """
-    from dnnmem.cli.commands.deliver import tell_written
     from dnnmem.cli.commands.outputs import check_outputs, plan_outputs
     from dnnmem.cli.config import own_gpu
     from dnnmem.cli.recommend_run import Asked, ask, run
 
     outputs = plan_outputs(form=None, default="table", json=json, csv=None, html=html)
     check_outputs(outputs, None)
-    asked = ask(
-        Asked(
-            target=target, gpus=gpus, gpu=gpu or (None if cluster else own_gpu(Path.cwd())),
-            cluster=cluster, batch=batch, seq=seq, global_batch=global_batch,
-            tokens=tokens, objective=objective, max_techniques=max_techniques, only=_names(only),
-            without=_names(without), allow=_names(allow), headroom=headroom, top=top, verify=verify,
-            inputs=tuple(input_ or ()), args=tuple(arg or ()), optimizer=optimizer, seed=seed, timeout=timeout,
-            rates=rates,
-        )
-    )  # fmt: skip
+    asked = ask(Asked(
+        target=target, gpus=gpus, gpu=gpu or (None if cluster else own_gpu(Path.cwd())), cluster=cluster, batch=batch,
+        seq=seq, global_batch=global_batch, tokens=tokens, objective=objective, max_techniques=max_techniques,
+        only=_names(only), without=_names(without), allow=_names(allow), headroom=headroom, top=top, verify=verify,
+        inputs=tuple(input_ or ()), args=tuple(arg or ()), optimizer=optimizer, seed=seed, timeout=timeout, rates=rates,
+    ))  # fmt: skip
     report, kept = run(asked, os.environ, quiet=quiet, no_color=no_color)
-    written = _save_plans(report, save_plans)
-    _write(report, outputs, no_color=no_color)
-    sys.stdout.flush()
+    _write(report, outputs, save_plans, quiet=quiet, no_color=no_color)
     if not quiet:
-        tell_written(written, outputs)
         _tell_next(target, kept, verify=verify)
 
 
@@ -153,10 +145,12 @@ def _save_plans(report: Report, folder: Path | None) -> list[Path]:
     return written
 
 
-def _write(report: Report, outputs: tuple[Output, ...], *, no_color: bool) -> None:
+def _write(report: Report, outputs: tuple[Output, ...], plans: Path | None, *, quiet: bool, no_color: bool) -> None:
     """Files first, so that a closed pipe loses none."""
+    from dnnmem.cli.commands.deliver import tell_written
     from dnnmem.cli.export.files import write_atomic
 
+    written = _save_plans(report, plans)
     for output in sorted(outputs, key=lambda output: output.path is None):
         if output.form == "table":
             from dnnmem.cli.console import make_console
@@ -169,6 +163,9 @@ def _write(report: Report, outputs: tuple[Output, ...], *, no_color: bool) -> No
             sys.stdout.write(text)
         else:
             write_atomic(output.path, text)
+    sys.stdout.flush()
+    if not quiet:
+        tell_written(written, outputs)
 
 
 def _text(form: str, report: Report) -> str:

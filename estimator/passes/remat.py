@@ -205,32 +205,22 @@ def _recompute(
 ) -> None:
     """Enter one region. `later` gathers what must live longer than recorded, each with the op that frees it then.
 
-    With `cached` the outputs of all kept ops wait for the recomputation, also those that nothing reads there. The
-    model's forward pass `ends` with that op.
+    With `cached` kept ops' outputs all wait for the recomputation, read or not. The forward pass `ends` with that op.
     """
     ops = draft.trace.ops
     inside, backward = set(region.forward), set(region.backward)
     end = region.forward[-1]
     touched = (i for k in region.forward for i in (*ops[k].reads, *ops[k].writes, *(e.storage for e in ops[k].events)))
-    made = {i: None for i in touched if i >= 0 and i not in draft.trace.pinned and known[i].made in inside}
+    made = {  # and True where the forward pass itself frees it
+        i: ops[known[i].freed].phase is Phase.FORWARD
+        for i in touched
+        if i >= 0 and i not in draft.trace.pinned and known[i].made in inside
+    }
     kept = {i: None for i in made if known[i].made in region.kept}
     back = {i: back_uses(draft.trace.storages[i], known[i], backward) for i in made}
-    gone = {  # ordered, as all three: what dies with one op dies in the order in which it was made
-        i: None
-        for i in made
-        if i not in kept
-        and known[i].freed > end
-        and back[i]
-        and all(k in inside or k in backward for k in known[i].uses)
-    }
+    gone, both = _dropped([i for i in made if i not in kept], known, back, region)
     if not gone:
         return
-    both = [  # its own backward pass reads them, and others do
-        i
-        for i in made
-        if i not in kept and i not in gone and known[i].freed in backward and any(k in backward for k in known[i].uses)
-    ]
-    both = both if region.whole else []
     held = {i: k for k in region.forward for i in ops[k].releases}
     wanted = {i: None for i in made if i in gone or i in both}
     start = _node_start(ops, min(k for i in wanted for k in back[i]), backward)
@@ -253,6 +243,21 @@ def _recompute(
             i in kept and i in needed and _free_after_clone(draft, i, known, start)
         ):
             later[i] = max(later.get(i, -1), finish)
+
+
+def _dropped(
+    made: Sequence[int], known: dict[int, Life], back: Mapping[int, Sequence[int]], region: _Region
+) -> tuple[dict[int, None], list[int]]:
+    """What the region's backward pass alone reads, in the order in which it was made; and what others read as well."""
+    inside, backward, end = set(region.forward), set(region.backward), region.forward[-1]
+    gone = {
+        i: None
+        for i in made
+        if known[i].freed > end and back[i] and all(k in inside or k in backward for k in known[i].uses)
+    }
+    others = (i for i in made if i not in gone and known[i].freed in backward)
+    both = [i for i in others if any(k in backward for k in known[i].uses)] if region.whole else []
+    return gone, both
 
 
 def _node_start(ops: Sequence[Op], k: int, backward: Container[int]) -> int:
@@ -287,9 +292,13 @@ def _free_before_sum(draft: Draft, freed: int, storage: int) -> None:
 
 
 def _clone(
-    draft: Draft, again: Sequence[int], made: Container[int], gone: Container[int], start: int
+    draft: Draft, again: Sequence[int], made: Mapping[int, bool], gone: Container[int], start: int
 ) -> dict[int, int]:
-    """Put copies of ops in front of backward op `start`; the storages that they make are new, those in `gone` stay."""
+    """Put copies of ops in front of backward op `start`; the storages that they make are new, those in `gone` stay.
+
+    Of what was `made`, that is True which the forward pass itself frees: where the op that does so is not done again,
+    the program holds it until recomputation ends.
+    """
     new: dict[int, int] = {}
     clones: list[Op] = []
     alive: dict[int, int] = {}  # storage of the forward pass -> the last clone that touches its copy
@@ -308,9 +317,10 @@ def _clone(
         alive.update(dict.fromkeys((i for i in (*op.reads, *op.writes) if i in new and i not in freed), len(clones)))
         reads, writes = (tuple(new.get(i, i) for i in ids) for ids in (op.reads, op.writes))
         clones.append(op_like(op, phase=Phase.BACKWARD, reads=reads, writes=writes, events=tuple(events)))
-    for i, at in alive.items():
+    for i, last in alive.items():
         nbytes = draft.trace.storages[i].nbytes
         if i not in gone and nbytes:
+            at = len(clones) - 1 if made[i] else last
             clones[at] = op_like(clones[at], events=(*clones[at].events, Event(-nbytes, 0, new[i])))
     draft.before.setdefault(start, []).extend(clones)
     return new
