@@ -80,4 +80,4 @@ def rewrite_rank(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Tr
     """The second half: what follows the split of the model into stages."""
     for field in _AFTER_SPLIT:
         trace = PASSES[field](trace, plan, cluster)
-    return trace
+    return batch.with_first_steps(trace) if plan.batch.accumulation > 1 else trace

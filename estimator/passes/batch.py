@@ -12,19 +12,22 @@ Where ranks keep parts of gradients only (zero2, zero3), whole ones do not outli
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Draft, Life, lives
 from dnnmem.estimator.passes.fsdp_groups import LOSS
+from dnnmem.estimator.replay import FIRST_STEP
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.plan import Plan
+
+_ADD = "aten.add_.Tensor"
 
 
 def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
@@ -67,46 +70,66 @@ def _accumulated(trace: Trace, plan: Plan) -> Trace:
     for k, ids in kept.items():
         op = draft.ops[k]
         draft.ops[k] = op_like(op, events=tuple(e for e in op.events if e.storage not in ids or e.nbytes > 0))
-    found = draft.finish()
-    return found if parts else replace(found, setup=_set_up(trace, found))
+    return draft.finish()
 
 
-def _set_up(trace: Trace, found: Trace) -> tuple[Event, ...]:
-    """All until the second step's second micro-batch: gradients lie where its first one found room for them."""
-    storages = found.storages
-    kept = sorted(found.pinned - trace.pinned)
-    events = [e for e in found.setup if e.storage not in kept]
-    events += _micro_batch(trace, found, sorted(i for i in trace.pinned if storages[i].kind is Kind.TEMP))
-    states = [Event(storages[i].nbytes, 0, i) for i in sorted(trace.pinned) if storages[i].kind is Kind.OPTIMIZER]
-    for op in found.ops:
+def with_first_steps(trace: Trace) -> Trace:
+    """`trace` with a set-up that goes on until the second step's second micro-batch; unchanged if it adds to nothing.
+
+    Gradients lie where a step's first micro-batch found room for them. To be done when all passes are.
+    """
+    adds = (op for op in trace.ops if op.name == _ADD and op.phase is Phase.BACKWARD and len(op.reads) == 2)
+    terms = {op.reads[1]: op.reads[0] for op in adds}
+    grads = {grad for grad in terms.values() if grad in trace.pinned and trace.storages[grad].kind is Kind.GRAD}
+    if not grads:
+        return trace
+    terms = {term: grad for term, grad in terms.items() if grad in grads}
+    late = {kind: [i for i in sorted(trace.pinned) if trace.storages[i].kind is kind] for kind in FIRST_STEP}
+    first = {i for some in late.values() for i in some}
+    events = [e for e in trace.setup if e.storage not in grads | first]
+    only_first = {e.storage: e for e in events if e.nbytes > 0 and e.storage not in trace.pinned}
+    for e in events:
+        if e.nbytes < 0:
+            only_first.pop(e.storage, None)
+    events += _first_micro_batch(trace, terms, late[Kind.TEMP])
+    states = _made(trace, late[Kind.OPTIMIZER])
+    for op in trace.ops:
         if op.phase is Phase.STEP and states:
             events += states
             states = []
         events += op.events
-    events += [Event(-storages[i].nbytes, 0, i) for i in kept]
-    return (*events, *_micro_batch(trace, found, []))
+    events += [Event(-trace.storages[i].nbytes, 0, i) for i in sorted(grads)]
+    events += [Event(-e.nbytes, e.stream, e.storage) for e in only_first.values()]
+    events += _made(trace, late[Kind.COMM])
+    return replace(trace, setup=(*events, *_first_micro_batch(trace, terms, [])))
 
 
-def _micro_batch(trace: Trace, found: Trace, spaces: list[int]) -> list[Event]:
-    """The first one of a step, which makes the gradients; `spaces` are libraries' workspaces that do not live yet."""
+def _made(trace: Trace, ids: Iterable[int]) -> list[Event]:
+    return [Event(trace.storages[i].nbytes, 0, i) for i in ids if trace.storages[i].nbytes]
+
+
+def _first_micro_batch(trace: Trace, terms: Mapping[int, int], spaces: Sequence[int]) -> list[Event]:
+    """The one that makes the gradients; `spaces` are libraries' workspaces that do not live yet."""
     events: list[Event] = []
     live: dict[int, Event] = {}
-    begun: set[Phase] = set()
+    left, begun = [*spaces], set[Phase]()
     for op in trace.ops:
         if op.phase is Phase.STEP:
             continue
-        events += op.events
         for e in op.events:
-            if e.nbytes > 0:
-                live[e.storage] = e
-            else:
-                live.pop(e.storage, None)
-        if op.flops and spaces and op.phase not in begun:  # the first product of a pass
+            if e.storage not in terms:
+                events.append(e)
+                if e.nbytes > 0:
+                    live[e.storage] = e
+                else:
+                    live.pop(e.storage, None)
+            elif e.nbytes > 0:
+                events.append(e._replace(storage=terms[e.storage]))
+        if op.flops and left and op.phase not in begun:  # the first product of a pass
             begun.add(op.phase)
-            space = spaces.pop(0)
-            events.append(Event(trace.storages[space].nbytes, 0, space))
-    left = [e for i, e in live.items() if i not in found.pinned]
-    return [*events, *(Event(-e.nbytes, e.stream, e.storage) for e in left)]
+            events += _made(trace, [left.pop(0)])
+    events += _made(trace, left)
+    return [*events, *(Event(-e.nbytes, e.stream, e.storage) for i, e in live.items() if i not in trace.pinned)]
 
 
 def _share(draft: Draft, known: Mapping[int, Life]) -> None:
@@ -150,7 +173,7 @@ def _add(draft: Draft, grad: int, backward: list[int]) -> None:
         draft.ops[k] = renamed(draft.ops[k], {grad: term})
     last, nbytes = backward[-1], draft.trace.storages[grad].nbytes
     add = Op(
-        name="aten.add_.Tensor", module=draft.trace.ops[last].module, phase=Phase.BACKWARD, reads=(grad, term),
+        name=_ADD, module=draft.trace.ops[last].module, phase=Phase.BACKWARD, reads=(grad, term),
         writes=(grad,), events=(Event(-nbytes, 0, term),), moved_bytes=3 * nbytes,
     )  # fmt: skip
     draft.after.setdefault(last, []).append(add)
