@@ -63,6 +63,8 @@ class Asked:
     """`--top`."""
     verify: int = 0
     """`--verify`."""
+    executor: str = "process"
+    """`--executor`."""
     inputs: tuple[str, ...] = ()
     """`--input`."""
     args: tuple[str, ...] = ()
@@ -84,8 +86,10 @@ def ask(asked: Asked) -> Asked:
     from dnnmem.cli.commands.outputs import choose
     from dnnmem.estimator.devices import find_device
     from dnnmem.estimator.search import OBJECTIVES
+    from dnnmem.profilers.spread import EXECUTORS
 
     choose("--objective", asked.objective, OBJECTIVES)
+    choose("--executor", asked.executor, EXECUTORS)
     share(asked.headroom)
     if asked.top < 1 or asked.gpus < 1 or asked.verify < 0:
         raise UsageError(f"--top {asked.top}, --gpus {asked.gpus}, --verify {asked.verify}: counts, none below 1, 1, 0")
@@ -145,9 +149,10 @@ def run(asked: Asked, environ: Mapping[str, str], *, quiet: bool, no_color: bool
             on_price=lambda tally: say(progress(tally, time.perf_counter() - started)),
         )
         if asked.verify:
-            from dnnmem.cli.recommend_verify import verified
+            from dnnmem.cli.recommend_verify import runner_of, verified
 
-            report = verified(report, request, asked.verify, environ, say, top=asked.top)
+            runner = runner_of(cluster, environ, asked.executor)
+            report = verified(report, request, asked.verify, say, top=asked.top, runner=runner)
         if asked.guessed:
             report = replace(report, notes=(f"no --gpu was named: the GPU is {cluster.device.name}", *report.notes))
     return report, keep(Path.cwd(), report, recorded, asked)

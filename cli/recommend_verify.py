@@ -1,29 +1,38 @@
-"""The best plans really applied and run, one after the other: one that fails is marked, and the next takes its place.
+"""The best plans really applied and run, several at once: one that fails is marked, and the next takes its place.
 
 rank 1 ran 61.2 GiB (+0.1 %)   rank 2 out of memory -> last   rank 3 ran ...        until K have run
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.errors import DnnmemError, UnsupportedError
+from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.report import Candidate, Report, Verified
 
 if TYPE_CHECKING:
+    from dnnmem.estimator.cluster import Cluster
     from dnnmem.profilers.request import Request
+    from dnnmem.profilers.verify import Job
+
+Runner = Callable[[Sequence["Job"]], Iterator[tuple[int, Verified]]]
+"""Runs plans; the index of each job and what came of it, as they are done."""
+MOST_WORKERS = 4
+"""Plans that run at once on this machine: each is a process with torch, of 1 to 2 GiB."""
 
 
 def verified(
     report: Report,
     request: Request | None,
     count: int,
-    environ: Mapping[str, str],
     say: Callable[[str], None],
     *,
     top: int,
+    runner: Runner,
 ) -> Report:
     """`report` with its best plans run until `count` have, and `top` of them told; those that fail come last.
 
@@ -37,14 +46,41 @@ def verified(
     failed: list[Candidate] = []
     left = list(report.candidates)
     while left and len(ran) < count:
-        candidate = left.pop(0)
-        say(f"running plan {candidate.rank} on a virtual GPU ({len(ran)} of {count} have run)")
-        found = replace(candidate, verified=_run(request, candidate, report, environ))
-        good = found.verified is not None and found.verified.outcome == "ran"
-        (ran if good else failed).append(found)
-    order = [*[*ran, *left][:top], *failed]
+        now, left = left[: count - len(ran)], left[count - len(ran) :]
+        done = _run(now, request, say, runner, (len(ran), len(failed), count))
+        ran += [c for c in done if c.verified is not None and c.verified.outcome == "ran"]
+        failed += [c for c in done if c.verified is None or c.verified.outcome != "ran"]
+    return replace(report, candidates=_ranked_anew([*[*ran, *left][:top], *failed]))
+
+
+def _run(
+    candidates: Sequence[Candidate],
+    request: Request,
+    say: Callable[[str], None],
+    runner: Runner,
+    before: tuple[int, int, int],
+) -> list[Candidate]:
+    """`candidates` with what came of running them; `before` them so many ran and failed, of those that are to run."""
+    ran, failed, count = before
+    found = list(candidates)
+    jobs = [(_request(request, c), c.estimate.plan) for c in candidates]
+    ranks = ", ".join(str(c.rank) for c in candidates)
+    say(f"running plans {ranks}: {ran} of {count} have run, {failed} failed")
+    for index, came in runner(jobs):
+        found[index] = replace(candidates[index], verified=came)
+        ran, failed = (ran + 1, failed) if came.outcome == "ran" else (ran, failed + 1)
+        say(f"running plans {ranks}: {ran} of {count} have run, {failed} failed")
+    return found
+
+
+def _request(request: Request, candidate: Candidate) -> Request:
+    micro = candidate.estimate.plan.batch.micro_batch
+    return replace(request, batch_size=micro or request.batch_size, device="auto")
+
+
+def _ranked_anew(order: Sequence[Candidate]) -> tuple[Candidate, ...]:
     new = {candidate.rank: rank for rank, candidate in enumerate(order, 1)}
-    told = tuple(
+    return tuple(
         replace(
             candidate,
             rank=new[candidate.rank],
@@ -52,21 +88,47 @@ def verified(
         )
         for candidate in order
     )
-    return replace(report, candidates=told)
 
 
-def _run(request: Request, candidate: Candidate, report: Report, environ: Mapping[str, str]) -> Verified:
-    from dnnmem.cli.cache import cache_folder
-    from dnnmem.profilers.verify import verify
+def runner_of(cluster: Cluster, environ: Mapping[str, str], executor: str) -> Runner:
+    """Real GPUs where this machine has them, one plan after the other; else virtual ones, several plans at once."""
+    there = real_gpus(cluster.device.cuda_name)
+    return partial(
+        _on_gpus, there=there, virtual=partial(_virtually, cluster=cluster, environ=environ, executor=executor)
+    )
 
-    plan = candidate.estimate.plan
-    request = replace(request, batch_size=plan.batch.micro_batch or request.batch_size, device="auto")
+
+def real_gpus(cuda_name: str | None) -> int:
+    """How many of this machine's GPUs are of that name; 0 where the driver cannot be asked."""
     try:
-        return verify(
-            request, plan, report.cluster.device, ranks_per_node=report.cluster.gpus_per_node,
-            cache=cache_folder(environ),
-        )  # fmt: skip
-    except UnsupportedError:
-        raise
-    except DnnmemError as error:
-        return Verified(device="virtual", outcome="failed", message=error.message)
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = (pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount()))
+        return sum(pynvml.nvmlDeviceGetName(handle) == cuda_name for handle in handles)
+    except Exception:  # noqa: BLE001 - no NVML in whatever way: there is no GPU to run on
+        return 0
+
+
+def _on_gpus(jobs: Sequence[Job], *, there: int, virtual: Runner) -> Iterator[tuple[int, Verified]]:
+    """Plans that this machine's GPUs suffice for run there."""
+    from dnnmem.profilers.verify_cuda import verify_cuda
+
+    others = [index for index, (_, plan) in enumerate(jobs) if plan.mesh.world_size > there]
+    for index, (request, plan) in enumerate(jobs):
+        if index not in others:
+            yield index, verify_cuda(request, plan)
+    for place, came in virtual([jobs[index] for index in others]) if others else ():
+        yield others[place], came
+
+
+def _virtually(
+    jobs: Sequence[Job], *, cluster: Cluster, environ: Mapping[str, str], executor: str
+) -> Iterator[tuple[int, Verified]]:
+    from dnnmem.cli.cache import cache_folder
+    from dnnmem.profilers.verify import verify_many
+
+    return verify_many(
+        jobs, cluster.device, workers=min(os.cpu_count() or 1, MOST_WORKERS), executor=executor,
+        ranks_per_node=cluster.gpus_per_node, cache=cache_folder(environ),
+    )  # fmt: skip

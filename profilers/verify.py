@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from dnnmem.estimator.device import Device
+from dnnmem.estimator.errors import DnnmemError, UnsupportedError
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import to_json
 from dnnmem.estimator.report import Verified
@@ -90,8 +91,8 @@ def verify_many(
 ) -> Iterator[tuple[int, Verified]]:
     """Verify several plans at once; the index of each job and what came of it, in the order in which they are done.
 
-    Args: `executor` is one of `spread.EXECUTORS`. Stop reading and what has not begun never does. Raises what `verify`
-    and `spread` raise.
+    Args: `executor` is one of `spread.EXECUTORS`. Stop reading and what has not begun never does. Raises
+    `UnsupportedError` where there is no virtual GPU, and what `spread` raises; other errors are in the results.
     """
     one = partial(
         _verify_job, gpu=gpu, ranks_per_node=ranks_per_node, timeout_seconds=timeout_seconds, cache=cache
@@ -103,4 +104,9 @@ def _verify_job(
     job: Job, *, gpu: Device, ranks_per_node: int, timeout_seconds: float | None, cache: Path | None
 ) -> Verified:
     request, plan = job
-    return verify(request, plan, gpu, ranks_per_node=ranks_per_node, timeout_seconds=timeout_seconds, cache=cache)
+    try:
+        return verify(request, plan, gpu, ranks_per_node=ranks_per_node, timeout_seconds=timeout_seconds, cache=cache)
+    except UnsupportedError:  # there is no virtual GPU: the next one cannot run either
+        raise
+    except DnnmemError as error:
+        return Verified(device="virtual", outcome="failed", message=error.message)

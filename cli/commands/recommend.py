@@ -48,6 +48,10 @@ Top = Annotated[int, typer.Option("--top", metavar="N", help="Candidates that ar
 Verify = Annotated[
     int, typer.Option("--verify", metavar="K", help="Apply the K best for real, on a virtual GPU, and measure them.")
 ]
+Executor = Annotated[
+    str, typer.Option("--executor", metavar="NAME", help="What runs them: process, ray or dask (a cluster's machines).")
+]
+All = Annotated[bool, typer.Option("--all", help="A line for each plan, also for those that are alike.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the whole report as JSON.")]
 Plans = Annotated[
     Path | None, typer.Option("--save-plans", metavar="DIR", help="Write each plan as DIR/plan-RANK.json.")
@@ -75,6 +79,8 @@ def recommend(
     headroom: Headroom = "5%",
     top: Top = 10,
     verify: Verify = 0,
+    executor: Executor = "process",
+    all_: All = False,
     input_: o.Inputs = None,
     arg: o.Args = None,
     optimizer: o.Optimizer = None,
@@ -91,25 +97,31 @@ def recommend(
 
     --batch is what a GPU takes now. What changes the mathematics of training is left out unless --allow names it.
     """
-    from dnnmem.cli.commands.outputs import check_outputs, plan_outputs
     from dnnmem.cli.config import own_gpu
     from dnnmem.cli.recommend_run import Asked, ask, run
 
-    outputs = plan_outputs(form=None, default="table", json=json, csv=None, html=html)
-    check_outputs(outputs, None)
+    outputs = _outputs(json, html)
     asked = ask(Asked(
         target=target, gpus=gpus, gpu=gpu or (None if cluster else own_gpu(Path.cwd())), cluster=cluster, batch=batch,
         seq=seq, global_batch=global_batch, tokens=tokens, objective=objective, max_techniques=max_techniques,
         only=_names(only), without=_names(without), allow=_names(allow), headroom=headroom, top=top, verify=verify,
-        inputs=tuple(input_ or ()), args=tuple(arg or ()), optimizer=optimizer, seed=seed, timeout=timeout, rates=rates,
+        executor=executor, inputs=tuple(input_ or ()), args=tuple(arg or ()), optimizer=optimizer, seed=seed,
+        timeout=timeout, rates=rates,
     ))  # fmt: skip
     report, kept = run(asked, os.environ, quiet=quiet, no_color=no_color)
-    _write(report, outputs, save_plans, quiet=quiet, no_color=no_color)
-    if not quiet:
-        _tell_next(target, kept, verify=verify)
+    _write(report, outputs, save_plans, all_=all_, quiet=quiet, no_color=no_color)
+    _tell_next(target, kept, verify=verify, quiet=quiet)
 
 
-def _tell_next(target: str, kept: Path | None, *, verify: int) -> None:
+def _outputs(json: str | None, html: str | None) -> tuple[Output, ...]:
+    from dnnmem.cli.commands.outputs import check_outputs, plan_outputs
+
+    outputs = plan_outputs(form=None, default="table", json=json, csv=None, html=html)
+    check_outputs(outputs, None)
+    return outputs
+
+
+def _tell_next(target: str, kept: Path | None, *, verify: int, quiet: bool) -> None:
     from dnnmem.cli.commands.job import SAVED
     from dnnmem.cli.console import say_next
 
@@ -120,7 +132,7 @@ def _tell_next(target: str, kept: Path | None, *, verify: int) -> None:
         "dnnmem explain 1    plan 1 in full; --what-if FIELD=VALUE varies it",
         f"dnnmem export {model}--plan 1 --to fsdp2 -o train.py    or --to accelerate, ...",
         *(["the same with --verify 3    the best three really run on a virtual GPU"] if model and not verify else []),
-        quiet=False,
+        quiet=quiet,
     )
 
 
@@ -145,7 +157,9 @@ def _save_plans(report: Report, folder: Path | None) -> list[Path]:
     return written
 
 
-def _write(report: Report, outputs: tuple[Output, ...], plans: Path | None, *, quiet: bool, no_color: bool) -> None:
+def _write(
+    report: Report, outputs: tuple[Output, ...], plans: Path | None, *, all_: bool, quiet: bool, no_color: bool
+) -> None:
     """Files first, so that a closed pipe loses none."""
     from dnnmem.cli.commands.deliver import tell_written
     from dnnmem.cli.export.files import write_atomic
@@ -156,7 +170,7 @@ def _write(report: Report, outputs: tuple[Output, ...], plans: Path | None, *, q
             from dnnmem.cli.console import make_console
             from dnnmem.cli.render.recommend import print_report
 
-            print_report(report, make_console(sys.stdout, no_color=no_color))
+            print_report(report, make_console(sys.stdout, no_color=no_color), all_=all_)
             continue
         text = _text(output.form, report)
         if output.path is None:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -15,6 +15,7 @@ from rich.text import Text
 from dnnmem.cli.render.rich_text import plain
 from dnnmem.cli.render.stack import percent
 from dnnmem.estimator.estimate import Estimate
+from dnnmem.estimator.families import Family, families
 from dnnmem.estimator.reasons import memory_words, speed_words
 from dnnmem.estimator.report import Candidate, Report
 from dnnmem.estimator.units import format_bytes, format_seconds
@@ -23,16 +24,17 @@ _WIDE = 96
 """A narrower terminal has no room for MFU and price; --json and --html have them."""
 
 
-def print_report(report: Report, console: Console) -> None:
-    """Write the report to `console`."""
-    for section in _sections(report, wide=console.width >= _WIDE):
+def print_report(report: Report, console: Console, *, all_: bool = False) -> None:
+    """Write the report to `console`, plans that are alike in one line unless `all_`."""
+    lines = tuple(Family(first=c) for c in report.candidates) if all_ else families(report.candidates)
+    for section in _sections(report, lines, wide=console.width >= _WIDE):
         if console.no_color:
             console.print(plain(section, width=console.width), soft_wrap=True)
         else:
             console.print(section)
 
 
-def _sections(report: Report, *, wide: bool) -> Iterator[RenderableType]:
+def _sections(report: Report, lines: Sequence[Family], *, wide: bool) -> Iterator[RenderableType]:
     cluster = report.cluster
     yield Text(
         f"{report.target} on {cluster.gpus} x {cluster.device.name}: {report.global_batch} samples a step, "
@@ -48,10 +50,10 @@ def _sections(report: Report, *, wide: bool) -> Iterator[RenderableType]:
     if tie := tie_words(report):
         yield Text(tie)
     yield Text()
-    yield _table(report, wide=wide)
-    yield from _legend(report)
+    yield _table(report, lines, wide=wide)
+    yield from _legend(report, lines)
     yield Text()
-    yield _reasons(report)
+    yield _reasons(lines)
     if report.notes:
         yield Text()
     yield from (Text(f"note: {note}") for note in report.notes)
@@ -117,16 +119,21 @@ def sentence(candidate: Candidate) -> str:
     return f"{told} Run on {ran.device}: {format_bytes(ran.peak_reserved_bytes)} reserved{shown}."
 
 
-def _reasons(report: Report) -> Table:
+def alike_words(family: Family) -> str:
+    """Which plans a line stands for besides its own; empty for none."""
+    return f"also {_ranks(tuple(c.rank for c in family.alike))}" if family.alike else ""
+
+
+def _reasons(lines: Sequence[Family]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
     table.add_column(justify="right")
     table.add_column(overflow="fold")
-    for candidate in report.candidates:
-        table.add_row(str(candidate.rank), sentence(candidate))
+    for family in lines:
+        table.add_row(str(family.first.rank), sentence(family.first))
     return table
 
 
-def _table(report: Report, *, wide: bool) -> Table:
+def _table(report: Report, lines: Sequence[Family], *, wide: bool) -> Table:
     tokens = any(c.estimate.tokens for c in report.candidates)
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("#", justify="right")
@@ -134,12 +141,14 @@ def _table(report: Report, *, wide: bool) -> Table:
     price = "USD/Gtok" if tokens else "USD/M samples"
     for name in ("peak", "step", "tokens/s" if tokens else "samples/s", "waits for", *(("MFU", price) if wide else ())):
         table.add_column(name, justify="left" if name == "waits for" else "right", no_wrap=True)
-    rows = ([report.baseline] if report.baseline else []) + list(report.candidates)
+    rows = [*([Family(first=report.baseline)] if report.baseline else []), *lines]
     same = micro_words(report.baseline)
-    for candidate in rows:
+    for family in rows:
+        candidate = family.first
         style = "red" if candidate.estimate.fits is False else "dim" if not candidate.rank else ""
         told = [words for words in candidate.techniques if words != same or not candidate.rank]
         cells = _cells(candidate, told, tokens=tokens)
+        cells[1] += f"\n{alike_words(family)}" if family.alike else ""
         table.add_row(*cells[: len(table.columns)], style=style)
     return table
 
@@ -149,11 +158,13 @@ def micro_words(base: Candidate | None) -> str:
     return next((words for words in base.techniques if words.startswith("micro-batch")), "") if base else ""
 
 
-def _legend(report: Report) -> Iterator[Text]:
+def _legend(report: Report, lines: Sequence[Family]) -> Iterator[Text]:
     yield Text()
     yield Text("peak: with its share of what is usable; step: with where nine of ten lie", "dim")
     if any(candidate.pareto for candidate in report.candidates):
         yield Text("* no other plan is as good in memory, speed and price", "dim")
+    if any(family.alike for family in lines):
+        yield Text("also: plans as fast, of the same memory, with more techniques; --all tells them too", "dim")
 
 
 def _cells(candidate: Candidate, told: list[str], *, tokens: bool) -> list[str]:

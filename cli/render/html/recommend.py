@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from dnnmem.cli.render import estimate as sentences
@@ -18,10 +18,14 @@ from dnnmem.cli.render.html.page import render
 from dnnmem.cli.render.html.pareto import plot
 from dnnmem.cli.render.html.strip import Strip
 from dnnmem.cli.render.stack import percent
+from dnnmem.estimator.families import families
 from dnnmem.estimator.plan_text import settings, to_json
 from dnnmem.estimator.reasons import memory_words, speed_words
 from dnnmem.estimator.report import Candidate, Report, Verified
 from dnnmem.estimator.units import format_bytes
+
+FOLDED = "first"
+"""Tag of what stands for its family; its check box is set from the start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ class Entry:
 def recommend_page(report: Report) -> str:
     """The page."""
     candidates = [*([report.baseline] if report.baseline else []), *report.candidates]
+    lines = {family.first.rank for family in families(report.candidates)} | {0}
     tokens = any(c.estimate.tokens for c in candidates)
     usable = report.cluster.device.usable_bytes
     limit = int(usable * (1 - report.headroom))
@@ -72,8 +77,9 @@ def recommend_page(report: Report) -> str:
         tiles=estimate_tiles(best.estimate) if best else [],
         plot=plot(candidates, limit),
         table=Table(name="ranking", caption="Candidates, best first", columns=_columns(tokens=tokens), rows=()),
-        entries=[_entry(c, limit, tokens=tokens) for c in candidates],
-        filters=_filters(candidates),
+        entries=[_entry(c, limit, tags=_tags(c, lines), tokens=tokens) for c in candidates],
+        filters=_filters([_tags(c, lines) for c in candidates]),
+        folded=FOLDED,
         marks={
             "pareto": any(c.pareto for c in candidates),
             "tied": any(c.tied_with for c in candidates),
@@ -133,14 +139,14 @@ def _columns(*, tokens: bool) -> list[Column]:
     ]
 
 
-def _entry(c: Candidate, limit: int, *, tokens: bool) -> Entry:
+def _entry(c: Candidate, limit: int, *, tags: Sequence[str], tokens: bool) -> Entry:
     found = c.estimate
     plan = json.dumps(to_json(found.plan), indent=2)
     return Entry(
         candidate=c,
         name="your step" if c.rank == 0 else f"rank {c.rank}",
         cells=_cells(c, limit, tokens=tokens),
-        tags=_tags(c),
+        tags=" ".join(tags),
         ties=_ties(c),
         memory=sentences.memory_words(found),
         speed=sentences.speed_words(found),
@@ -207,25 +213,26 @@ def _apart(predicted: float | str | None, executed: float | str | None) -> str:
     return f"{percents:+.2f} %" if percents else "0.00 %"
 
 
-def _tags(c: Candidate) -> str:
+def _tags(c: Candidate, lines: Container[int]) -> list[str]:
     has = {
+        FOLDED: c.rank in lines,
         "fits": c.estimate.fits is True,
         "same": not c.alters_training,
         "pareto": c.pareto,
         "ran": c.verified is not None and c.verified.outcome == "ran",
     }
-    return " ".join(name for name, is_so in has.items() if is_so)
+    return [name for name, is_so in has.items() if is_so]
 
 
-def _filters(candidates: Sequence[Candidate]) -> list[tuple[str, str]]:
+def _filters(tags: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
     """Check boxes that would leave some out, and some over."""
     labels = {
+        FOLDED: "one of plans alike in speed and memory",
         "fits": "only what fits",
         "same": "only the same training mathematics",
         "pareto": "only what nothing beats (Pareto)",
         "ran": "only what was run",
     }
-    tags = [_tags(c).split() for c in candidates]
     return [(name, words) for name, words in labels.items() if 0 < sum(name in t for t in tags) < len(tags)]
 
 

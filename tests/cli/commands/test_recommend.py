@@ -126,6 +126,7 @@ def test_explain_without_a_recommendation_says_how_to_make_one():
     ("wrong", "words"),
     [
         ({"objective": "luck"}, "throughput"),
+        ({"executor": "luck"}, "ray"),
         ({"headroom": "lots"}, "5%"),
         ({"tokens": 4096}, "--seq"),
         ({"tokens": 4096, "seq": 1000}, "whole number"),
@@ -150,3 +151,18 @@ def test_python_has_the_same_answer(saved, capsys):
     told_by_command = json.loads(capsys.readouterr().out)["candidates"][0]
     report = dnnmem.recommend(gpt(3), cluster="h100:2", top=1)
     assert report.candidates[0].estimate.step_seconds == told_by_command["step_seconds"]
+
+
+def test_plans_that_are_alike_have_one_line_unless_all_are_asked_for(saved, project, capsys):
+    # GIVEN a recommendation with plans that nobody would choose between
+    arguments = ["recommend", saved, "--gpus", "8", "--gpu", "h100", "--no-color", "--json", "report.json"]
+    assert told([*arguments, "--all"])[0] == 0
+    all_ = capsys.readouterr().out
+    assert told(arguments)[0] == 0
+    few = capsys.readouterr().out
+    # THEN some are named in the line of another one, and --all has a line for each
+    assert "also" in few
+    assert "also" not in all_
+    assert len(few.splitlines()) < len(all_.splitlines())
+    # AND the file has them all
+    assert len(json.loads((project / "report.json").read_text())["candidates"]) == 10

@@ -147,7 +147,7 @@ def test_a_recommendation_ranks_says_why_and_gives_the_plan(make_report):
     page = Page(recommend_page(report))
     bodies = [a for a in page.all("tbody") if a.get("id", "").startswith("c")]
     assert [a["id"] for a in bodies] == ["c0", "c1", "c2"]
-    assert bodies[1]["data-tags"].split() == ["fits", "same", "pareto", "ran"]
+    assert bodies[1]["data-tags"].split() == ["first", "fits", "same", "pareto", "ran"]
     assert "same" not in bodies[2]["data-tags"]
     assert "--set mesh.dp_replicate=8 --set sharding.strategy=ddp" in page.texts
     files = [text for text in page.texts if text.startswith("{\n")]
