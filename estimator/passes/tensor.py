@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
+from dnnmem.estimator.passes.precision import AMP, recorded_in
 from dnnmem.estimator.passes.remat import PRODUCTS, is_attention
 from dnnmem.estimator.passes.tensor_layout import SPLIT, STREAM, Layout, find_layout
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
@@ -38,6 +39,11 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     tp = plan.mesh.tp
     if tp == 1:
         return trace
+    if recorded_in(trace) in AMP:
+        raise UnsupportedError(
+            f"tp is {tp}, but the step computes in {recorded_in(trace)}: copies of weights are not split yet",
+            hint="--set precision.compute=bfloat16 has no copies; with precision.param=float32 masters are updated",
+        )
     layout = find_layout(trace, gather_logits=not plan.tensor.loss_parallel)
     if not layout.row:
         raise UnsupportedError(

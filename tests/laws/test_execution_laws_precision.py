@@ -1,8 +1,9 @@
-"""Prediction = execution: a float32 step rewritten in other types against the model really run in them."""
+"""Prediction = execution: a step rewritten in other types, or recorded in them, against the model that runs in them."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,10 +13,12 @@ from dnnmem.cli.cache import cache_folder
 from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Plan, Precision
+from dnnmem.estimator.plan_text import change
 from dnnmem.estimator.replay import replay_on
 from dnnmem.estimator.trace import Origin
 from dnnmem.profilers.fake import profile_fake
 from dnnmem.profilers.request import Request
+from dnnmem.profilers.run import run
 from dnnmem.profilers.target import resolve
 from dnnmem.profilers.verify import verify
 from dnnmem.profilers.virtual_gpu.launch import unavailable
@@ -29,6 +32,28 @@ REQUESTS = {
     "gpt": Request(target=str(SAMPLES / "gpt.py"), batch_size=4, seq_len=256, args=SIZES),
     "vit": Request(target=str(SAMPLES / "vit.py"), batch_size=16, args={"precision": "float32", "layers": "4"}),
 }
+
+LLAMA = {
+    "hidden_size": "512", "num_hidden_layers": "3", "num_attention_heads": "8", "num_key_value_heads": "4",
+    "intermediate_size": "1536", "vocab_size": "16000", "max_position_embeddings": "512",
+}  # fmt: skip
+RECORDED = {
+    "llama": Request(target="hf:llama", batch_size=4, seq_len=256, args=LLAMA),
+    "unet": Request(target=str(SAMPLES / "unet.py"), batch_size=4),
+    "mlp": Request(target=str(SAMPLES / "mlp.py"), batch_size=64),
+}
+"""The first casts its logits to float32 in its own code, the second's convolutions have other workspaces."""
+MIXED = (
+    "precision.compute=bfloat16", "precision.param=float32", "precision.reduce=float32", "sharding.strategy=zero3",
+    "mesh.dp_shard=8",
+)  # fmt: skip
+WAYS = [
+    ("llama", ("precision.compute=bf16_amp",)),
+    ("llama", ("precision.compute=bfloat16",)),
+    ("llama", MIXED),
+    ("unet", ("precision.compute=bf16_amp",)),
+    ("mlp", ("precision.compute=fp16_amp",)),
+]
 
 
 @cache
@@ -51,3 +76,19 @@ def test_a_step_in_other_types_needs_what_the_pass_says(name, compute):
     assert ran.outcome == "ran", ran.message
     assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.02)
     assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "settings"), WAYS, ids=lambda it: it if isinstance(it, str) else " ".join(it))
+def test_a_step_recorded_in_other_types_needs_what_it_says(name, settings):
+    # GIVEN a model whose step is recorded in the types of a plan  WHEN the plan is done to the model
+    plan, device, kept = change(Plan(), settings), find_device(GPU), cache_folder(os.environ)
+    if "hf:" in RECORDED[name].target:
+        pytest.importorskip("transformers")
+    asked = replace(RECORDED[name], device="fake", gpu=GPU, compute=plan.precision.compute)
+    [found] = rewrite(run(asked, gpu=device, cache=kept)[0], plan)
+    held = replay_on(found, device)
+    ran = verify(RECORDED[name], plan, device, cache=kept)
+    # THEN the peaks agree
+    assert ran.outcome == "ran", ran.message
+    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.005)
+    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.01)
