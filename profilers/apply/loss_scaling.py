@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class LossScaling:
         """`device_type`: where the parameters are."""
         self.scaler = torch.amp.GradScaler(device_type)
         """Holds the scale, and how it grows."""
-        self._optimizer: Optimizer | None = None
+        self._optimizer: Callable[[], Optimizer | None] = lambda: None  # weak: it may hold the model
         self._in_backward = False
 
     @staticmethod
@@ -53,7 +53,7 @@ class LossScaling:
 
     def attach(self, optimizer: Optimizer) -> None:
         """Let `optimizer.step` be left out where gradients are not finite."""
-        self._optimizer = optimizer
+        self._optimizer = ref(optimizer)
         step: Callable[..., Any] = optimizer.step
 
         def scaled_step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
@@ -71,15 +71,17 @@ class LossScaling:
     @torch.no_grad()
     def _unscale(self) -> None:
         self._in_backward = False
-        if self._optimizer is not None:
-            self.scaler.unscale_(self._optimizer)
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            self.scaler.unscale_(optimizer)
 
     @torch.no_grad()
     def _again(self) -> None:
         """Another pass adds to gradients that have been unscaled: scale them again."""
-        if self._optimizer is None or self.scaler._per_optimizer_states.pop(id(self._optimizer), None) is None:
+        optimizer = self._optimizer()
+        if optimizer is None or self.scaler._per_optimizer_states.pop(id(optimizer), None) is None:
             return
-        gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, self.scaler.get_scale())
 
