@@ -100,9 +100,9 @@ def _move_through(model: nn.Module, flat: Tensor, device: torch.device) -> None:
     def leave(t: Tensor) -> Tensor:
         return t.to(device, copy=True) if t.untyped_storage().data_ptr() == place else t
 
-    model._apply(enter)  # type: ignore[no-untyped-call]
+    model._apply(enter)
     torch.cuda.empty_cache()
-    model._apply(leave)  # type: ignore[no-untyped-call]
+    model._apply(leave)
 
 
 def _is_dense(tensor: Tensor) -> bool:
