@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 from dnnmem.estimator.block_list import main_list
 from dnnmem.estimator.cluster import Cluster
+from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.nothing_fits import nearest_words
 from dnnmem.estimator.offers import precision_words
@@ -50,6 +51,7 @@ class Wanted:
     """Files of techniques that change training, and may."""
 
 
+@collector_paused()
 def recommend(
     recorded: Recorded,
     wanted: Wanted,

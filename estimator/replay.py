@@ -107,8 +107,15 @@ def replay_on(trace: Trace, device: Device, settings: AllocatorSettings | None =
 
     Where the step does not fit even so, what it would hold on a larger GPU. Raises `TraceError` as `replay` does.
     """
-    held = replay_trace(trace, settings, capacity_bytes=device.usable_bytes - (device.context_bytes or 0))
-    return replay_trace(trace, settings) if held.out_of_memory else held
+    capacity = device.usable_bytes - (device.context_bytes or 0)
+    if settings is not None:
+        held = replay_trace(trace, settings, capacity_bytes=capacity)
+        return replay_trace(trace, settings) if held.out_of_memory else held
+    free = replay_trace(trace)
+    if free.peak_reserved_bytes <= capacity or free.peak_allocated_bytes > capacity:  # nothing is given back, or enough
+        return free
+    held = replay_trace(trace, capacity_bytes=capacity)
+    return free if held.out_of_memory else held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -142,7 +142,8 @@ class Search:
                 cost = self._plain(entry)
             elif level is Level.BOUND:
                 entry.choice = self._planned(entry.choice)
-                cost = self.costs.bound(entry.choice.plan)
+                bound = self.costs.bound(entry.choice.plan)
+                cost = replace(bound, seconds=max(bound.seconds, entry.cost.seconds))
             elif level is Level.RUNS:
                 self.tally.priced += 1
                 self.on_price()

@@ -101,6 +101,8 @@ class Costs:
     """What `by_runs` found."""
     runs: Runs = field(default_factory=Runs)
     """Costs of runs."""
+    wholes: dict[int, Trace] = field(default_factory=dict)
+    """Recorded steps with all their blocks, by the identity of the record."""
 
     def guess(self, plan: Plan, budget_bytes: float = math.inf) -> Cost:
         """A bound without a core of its own: the plan that keeps everything, and what must be computed again.
@@ -108,14 +110,18 @@ class Costs:
         Args: `budget_bytes` is what a rematerialization is to be planned for; infinite = the plan says which.
         """
         plain = replace(plan, remat=Remat())
-        kept = self.bound(plain)
-        again, each = 0, 0.0
-        if self.recorded.layers is not None:  # blocks are alike
-            each = _CERTAIN * self._seconds_again(plain) / self.recorded.layers
-            again = blocks_again(plan.remat, self.recorded.layers)
-            if kept.peak_bytes > budget_bytes:
-                again = math.ceil((kept.peak_bytes - budget_bytes) / self._most_saved(plain))
-        return Cost(seconds=kept.seconds + again * each * plan.batch.accumulation, peak_bytes=self.resting_bytes(plain))
+        kept, resting = self.bound(plain), self.resting_bytes(plain)
+        if self.recorded.layers is None:  # blocks may differ
+            return replace(kept, peak_bytes=resting)
+        saved = self._most_saved(plain)
+        again = blocks_again(plan.remat, self.recorded.layers)
+        if kept.peak_bytes > budget_bytes:
+            again = math.ceil((kept.peak_bytes - budget_bytes) / saved)
+        each = _CERTAIN * self._seconds_again(plain) / self.recorded.layers
+        return Cost(
+            seconds=kept.seconds + again * each * plan.batch.accumulation,
+            peak_bytes=int(max(resting, kept.peak_bytes - again * saved if again else 0)),
+        )
 
     def _seconds_again(self, plain: Plan) -> float:
         """What computing every block again takes."""
@@ -131,7 +137,7 @@ class Costs:
             stages = self.chain(plain).stages
         except UnsupportedError:
             return math.inf
-        return max(stage.saved_bytes for stage in stages) / _CERTAIN or math.inf
+        return max((stage.saved_bytes for stage in stages if stage.block is not None), default=0) / _CERTAIN or math.inf
 
     def chain(self, plan: Plan) -> Chain:
         """The plan's core in stages. Raises `UnsupportedError` for a model that is no chain of blocks."""
@@ -145,6 +151,8 @@ class Costs:
 
     def bound(self, plan: Plan) -> Cost:
         """No less than this."""
+        if plan.remat.policy in WHOLE and self.recorded.layers is not None:  # a core of its own costs much
+            return self.guess(plan)
         core, parts = self.core(plan), self._parts(plan)
         update = self._host_seconds(core) if plan.offload.optimizer else core.update_seconds
         others = 0 if plan.offload.activations != "none" else core.others_bytes
@@ -254,9 +262,17 @@ class Costs:
             with suppress(UnsupportedError):
                 few = rewrite_model(recorded, plan, self.cluster)
                 return self._core(few, self.recorded.layers, repeat(self._runs(few), self.recorded.layers))
-        whole = recorded if self.recorded.layers is None else repeat(recorded, self.recorded.layers)
-        whole = rewrite_model(whole, plan, self.cluster)
+        whole = rewrite_model(self._whole(recorded), plan, self.cluster)
         return self._core(whole, None, self._runs(whole))
+
+    def _whole(self, recorded: Trace) -> Trace:
+        """With all blocks."""
+        if self.recorded.layers is None:
+            return recorded
+        known = self.wholes.get(id(recorded))
+        if known is None:
+            known = self.wholes[id(recorded)] = repeat(recorded, self.recorded.layers)
+        return known
 
     def _runs(self, trace: Trace) -> Trace:
         work = work_of(trace)

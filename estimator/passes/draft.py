@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from dnnmem.estimator.replay import FIRST_STEP
 from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
@@ -31,8 +32,32 @@ class Life:
     """Ops that read or write it, in order."""
 
 
-def lives(ops: Iterable[Op]) -> dict[int, Life]:
-    """The life of each storage that the ops touch."""
+class _Same:
+    """Ops that are known by being the same object: comparing them would cost more than is saved."""
+
+    __slots__ = ("ops",)
+
+    def __init__(self, ops: tuple[Op, ...]) -> None:
+        self.ops = ops
+
+    def __hash__(self) -> int:
+        return id(self.ops)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.ops is other.ops
+
+
+def lives(ops: Sequence[Op]) -> dict[int, Life]:
+    """The life of each storage that the ops touch; not to be changed, as several passes share it."""
+    return _known_lives(_Same(ops)) if isinstance(ops, tuple) else _lives(ops)
+
+
+@lru_cache(maxsize=4)
+def _known_lives(same: _Same) -> dict[int, Life]:
+    return _lives(same.ops)
+
+
+def _lives(ops: Sequence[Op]) -> dict[int, Life]:
     found: dict[int, Life] = {}
     for k, op in enumerate(ops):
         for i in (*op.reads, *op.writes):

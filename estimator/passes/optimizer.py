@@ -206,11 +206,12 @@ def _replaced(trace: Trace, known: Mapping[int, Life], found: Recorded, rule: Ru
     first, last = found.ops[0], found.ops[-1]
     kept = {k: tuple(e for e in trace.ops[k].events if e.storage >= 0 and e.storage not in gone) for k in found.ops}
     early = tuple(e for k in found.ops[:-1] for e in kept[k])
+    masters = {t: p for t, p in found.owners.items() if t != p}
     ops: list[Op] = []
     for k, op in enumerate(trace.ops):
         if k == first:
             ops += _with_events(update.ops, early, kept[last])
-        if k not in inside and not (kernel == "fused" and _casts(op, found.owners)):
+        if k not in inside and not (kernel == "fused" and _casts(op, masters)):
             ops.append(op if gone.isdisjoint(e.storage for e in op.events) else _without(op, gone))
     draft.ops = ops
     draft.pinned -= gone
@@ -219,9 +220,8 @@ def _replaced(trace: Trace, known: Mapping[int, Life], found: Recorded, rule: Ru
     return draft.finish()
 
 
-def _casts(op: Op, owners: Mapping[int, int]) -> bool:
+def _casts(op: Op, masters: Mapping[int, int]) -> bool:
     """Whether an op writes master weights back, and does no more: a fused kernel does that itself."""
-    masters = {t: p for t, p in owners.items() if t != p}
     return op.phase is Phase.STEP and bool(op.reads) and [masters.get(i) for i in op.reads] == list(op.writes)
 
 
