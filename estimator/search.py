@@ -20,7 +20,7 @@ from enum import IntEnum
 
 from dnnmem.estimator.errors import InfeasibleError, UnsupportedError, UsageError
 from dnnmem.estimator.estimate import Estimate
-from dnnmem.estimator.plan import Plan, Remat
+from dnnmem.estimator.plan import Remat
 from dnnmem.estimator.search_cost import WHOLE, Cost, Costs
 from dnnmem.estimator.techniques import Choice
 
@@ -31,6 +31,8 @@ MEMORY_SLOWDOWN = 2.0
 """How much slower than the fastest plan one may be that is taken for its memory."""
 _NO_BUDGET = float(1 << 60)
 _ANOTHER = "another plan of the space is the same"
+_AGAIN, _LESS = 1, 0.97
+"""How often a rematerialization is planned anew, and for how much less than if fragments stayed as they are."""
 _ROUNDING = 1 - 1e-9
 """Sums of floats in another order: bounds are this much lower."""
 
@@ -100,7 +102,6 @@ class Search:
         self.costs, self.objective, self.budget, self.limit = costs, objective, budget_bytes, limit_seconds
         self.tally = tally or Tally()
         self.on_price = on_price
-        self.seen: set[Plan] = set()
         self.queue: list[tuple[float, int, int, int, _Entry]] = []
         self.tally.considered = max(self.tally.considered, len(choices))
         for order, choice in enumerate(choices):
@@ -151,7 +152,8 @@ class Search:
             else:
                 self.tally.exact += 1
                 self.on_price()
-                estimate = self.costs.exact(entry.choice.plan)
+                priced = priced_exactly(self.costs, entry.choice, self.budget)
+                entry.choice, estimate = priced.choice, priced.estimate
                 cost = _cost_of(estimate)
         except InfeasibleError:
             return
@@ -167,18 +169,18 @@ class Search:
         plan = entry.choice.plan
         if plan.remat.policy not in WHOLE and not entry.choice.planned_share:
             return entry.cost
-        plain = self.costs.by_runs(replace(plan, remat=Remat()))
-        return replace(entry.cost, seconds=max(entry.cost.seconds, plain.seconds))
+        plan = replace(plan, remat=Remat())
+        plain = self.costs.by_runs(plan)
+        return Cost(
+            seconds=max(entry.cost.seconds, plain.seconds),
+            peak_bytes=max(entry.cost.peak_bytes, self.costs.lasting.get(plan, 0)),
+        )
 
     def _planned(self, choice: Choice) -> Choice:
         """With its rematerialization, where that depends on what is left of the budget."""
         if not choice.planned_share:
             return choice
-        plan = self.costs.planned(choice.plan, self._planned_bytes(choice))
-        if plan.remat.policy != "segments" or plan in self.seen:
-            raise UnsupportedError(_ANOTHER)
-        self.seen.add(plan)
-        return replace(choice, plan=plan)
+        return _planned_for(self.costs, choice, self._planned_bytes(choice))
 
     def _enter(self, order: int, entry: _Entry) -> None:
         if entry.level is Level.GUESS:
@@ -201,6 +203,30 @@ class Search:
     def _planned_bytes(self, choice: Choice) -> float:
         """What its rematerialization is planned for; infinite if none is."""
         return choice.planned_share * min(self.budget, _NO_BUDGET) if choice.planned_share else math.inf
+
+
+def priced_exactly(costs: Costs, choice: Choice, budget_bytes: float) -> Priced:
+    """Op by op. What is planned for a budget, and does not fit for the allocator's fragments, is planned for less.
+
+    Raises what passes and planners raise.
+    """
+    share, estimate = choice.planned_share, costs.exact(choice.plan)
+    for _ in range(_AGAIN if share else 0):
+        reserved = estimate.peak_reserved_bytes or 0
+        if reserved <= budget_bytes:
+            break
+        share *= _LESS * budget_bytes / reserved
+        choice = _planned_for(costs, choice, share * budget_bytes)
+        estimate = costs.exact(choice.plan)
+    return Priced(choice=choice, estimate=estimate)
+
+
+def _planned_for(costs: Costs, choice: Choice, budget_bytes: float) -> Choice:
+    """With the rematerialization for so many bytes. Raises `UnsupportedError` if that is a plan of another choice."""
+    plan = costs.planned(replace(choice.plan, remat=Remat()), budget_bytes)
+    if plan.remat.policy != "segments":
+        raise UnsupportedError(_ANOTHER)
+    return replace(choice, plan=plan)
 
 
 def key_of(objective: str, choice: Choice, cost: Cost) -> float:

@@ -25,7 +25,7 @@ from dnnmem.estimator.local_step import LocalStep, step_of
 from dnnmem.estimator.passes import rewrite_model, rewrite_rank
 from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S
 from dnnmem.estimator.plan import Plan, Remat
-from dnnmem.estimator.planners.chain import Chain, chain_of
+from dnnmem.estimator.planners.chain import Chain, chain_of, leaving_parts
 from dnnmem.estimator.planners.remat import plan_remat
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.repeat import repeat, repeated_flops
@@ -38,6 +38,7 @@ from dnnmem.estimator.work import work_of
 
 _STATES = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER})
 _OTHERS = frozenset(Kind) - _STATES - {Kind.COMM}
+_LASTING = _STATES | {Kind.COMM}
 _OPTIMIZER = frozenset({Kind.OPTIMIZER})
 _ALL_PARTS = ("zero2", "zero3")
 """Strategies that may split all that rests between steps."""
@@ -99,6 +100,8 @@ class Costs:
     """What `planned` found; None = nothing fits."""
     priced: dict[Plan, Cost] = field(default_factory=dict)
     """What `by_runs` found."""
+    lasting: dict[Plan, int] = field(default_factory=dict)
+    """Its peak without what blocks save for their backward passes."""
     runs: Runs = field(default_factory=Runs)
     """Costs of runs."""
     wholes: dict[int, Trace] = field(default_factory=dict)
@@ -151,7 +154,7 @@ class Costs:
 
     def bound(self, plan: Plan) -> Cost:
         """No less than this."""
-        if plan.remat.policy in WHOLE and self.recorded.layers is not None:  # a core of its own costs much
+        if self._is_apart(plan):
             return self.guess(plan)
         core, parts = self.core(plan), self._parts(plan)
         update = self._host_seconds(core) if plan.offload.optimizer else core.update_seconds
@@ -160,6 +163,10 @@ class Costs:
             core.micro_seconds * plan.batch.accumulation + update / max(parts.values()) + self.model.iteration_seconds
         )
         return Cost(seconds=seconds, peak_bytes=self.resting_bytes(plan) + others)
+
+    def _is_apart(self, plan: Plan) -> bool:
+        """Whether blocks that are alike are not all treated alike: its core would be as long as the model."""
+        return plan.remat.policy in WHOLE and self.recorded.layers is not None
 
     def _host_seconds(self, core: Core) -> float:
         """Of an update on the host, which reads and writes all states."""
@@ -186,11 +193,15 @@ class Costs:
         return found
 
     def _by_runs(self, plan: Plan) -> Cost:
-        core = self.core(plan)
         if plan.offload.activations != "none":  # copied as ops make them, within runs; no step is faster for copies
-            without = self.by_runs(replace(plan, offload=replace(plan.offload, activations="none")))
-            return replace(self.bound(plan), seconds=without.seconds)
+            without = replace(plan, offload=replace(plan.offload, activations="none"))
+            return Cost(seconds=self.by_runs(without).seconds, peak_bytes=self.lasting[without])
+        if self._is_apart(plan):
+            bound = self.bound(plan)
+            return replace(bound, seconds=max(bound.seconds, self.by_runs(replace(plan, remat=Remat())).seconds))
+        core = self.core(plan)
         local = rewrite_rank(core.runs, plan, self.cluster)
+        self.lasting[plan] = int(live_peak(local, _LASTING) * RUNS_MARGIN)
         step = _with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
         return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=int(live_peak(local) * RUNS_MARGIN))
 
@@ -201,16 +212,24 @@ class Costs:
 
     def step(self, plan: Plan) -> LocalStep:
         """The planned step, op by op."""
-        core = self.core(plan)
-        if core.whole is None:
-            core.whole = core.trace if core.layers is None else repeat(core.trace, core.layers)
         recorded = self.recorded.trace(self.micro_batch(plan), plan.precision.compute)
         flops = (
             repeated_flops(recorded, self.recorded.layers)
             if self.recorded.layers
             else sum(op.flops for op in recorded.ops)
         )
-        return step_of([rewrite_rank(core.whole, plan, self.cluster)], recorded, plan, self.cluster, flops)
+        return step_of(
+            [rewrite_rank(self._ops(plan, recorded), plan, self.cluster)], recorded, plan, self.cluster, flops
+        )
+
+    def _ops(self, plan: Plan, recorded: Trace) -> Trace:
+        """Of the plan's core, whole."""
+        if self._is_apart(plan):
+            return rewrite_model(self._whole(recorded), plan, self.cluster)
+        core = self.core(plan)
+        if core.whole is None:
+            core.whole = core.trace if core.layers is None else repeat(core.trace, core.layers)
+        return core.whole
 
     @collector_paused()
     def planned(self, plan: Plan, budget_bytes: float) -> Plan:
@@ -218,7 +237,7 @@ class Costs:
 
         Raises `InfeasibleError` where none fits, `UnsupportedError` for a model that is no chain of blocks.
         """
-        key = (replace(plan, optimizer=replace(plan.optimizer, kernel=None)), budget_bytes)
+        key = (plan, budget_bytes)
         if key not in self.plans:
             self.plans[key] = self._plan_remat(plan, budget_bytes)
         found = self.plans[key]
@@ -231,9 +250,12 @@ class Costs:
         # The chain counts whole states: what sharding takes off them goes on top of the budget.
         shift = live_peak(runs) - live_peak(rewrite_rank(runs, plan, self.cluster))
         longest = 1 if plan.sharding.strategy == "zero3" else None
+        if longest == 1 and self.bound(replace(plan, remat=Remat(policy="full"))).peak_bytes > budget_bytes:
+            return None
+        parts = self._parts(plan)[Kind.GRAD]
         try:
             return plan_remat(
-                runs, round(budget_bytes) + shift, lambda: self.chain(plan), longest=longest,
+                runs, round(budget_bytes) + shift, lambda: leaving_parts(self.chain(plan), parts), longest=longest,
                 peak=lambda trace: live_peak(rewrite_rank(trace, plan, self.cluster)) + shift,
             )  # fmt: skip
         except InfeasibleError:
@@ -258,7 +280,7 @@ class Costs:
     @collector_paused()
     def _make_core(self, plan: Plan) -> Core:
         recorded = self.recorded.trace(self.micro_batch(plan), plan.precision.compute)
-        if self.recorded.layers is not None and plan.remat.policy not in WHOLE:
+        if self.recorded.layers is not None:
             with suppress(UnsupportedError):
                 few = rewrite_model(recorded, plan, self.cluster)
                 return self._core(few, self.recorded.layers, repeat(self._runs(few), self.recorded.layers))

@@ -10,7 +10,7 @@ input of its first alone consists of blocks that follow each other with nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dnnmem.estimator.block_list import block_lists, blocks_of_ops
 from dnnmem.estimator.errors import UnsupportedError
@@ -91,6 +91,14 @@ def chain_of(trace: Trace, seconds: Sequence[float]) -> Chain:
         for s in range(count)
     )  # fmt: skip
     return Chain(stages=stages, base_bytes=base)
+
+
+def leaving_parts(chain: Chain, parts: int) -> Chain:
+    """The same where ranks keep one of `parts` of what a backward pass leaves: its gradients."""
+    if parts == 1:
+        return chain
+    stages = tuple(replace(stage, left_bytes=stage.left_bytes // parts) for stage in chain.stages)
+    return replace(chain, stages=stages)
 
 
 def _stages(trace: Trace) -> tuple[list[int], list[int | None], list[bool]]:

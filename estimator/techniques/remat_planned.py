@@ -9,19 +9,18 @@ ORDER = 65
 GROUP = "remat"
 NAMES = ("remat-planned",)
 
-_SHARES = (0.98, 0.9)
-"""Of the memory that is left: what the allocator loses to fragments is not known before."""
+_SHARE = 0.93
+"""Of the memory that is left: what the allocator loses to fragments, mostly less than the rest, is known only then."""
 
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
-    """What the files before have chosen; or what Rotor finds, by two budgets."""
+    """What the files before have chosen; or what Rotor finds."""
     rows = [Technique(name="")]
-    if scope.blocks < 2 or plan.remat.policy != "none" or plan.offload.activations != "none":
-        return rows
-    return rows + [
-        Technique(
-            name="remat-planned", words="recompute some blocks, planned by Rotor", planned_share=share,
-            why="computes again only what must be for the memory that is left, planned by Rotor",
-        )
-        for share in _SHARES
-    ]  # fmt: skip
+    if scope.blocks > 1 and plan.remat.policy == "none" and plan.offload.activations == "none":
+        rows.append(
+            Technique(
+                name="remat-planned", words="recompute some blocks, planned by Rotor", planned_share=_SHARE,
+                why="computes again only what must be for the memory that is left, planned by Rotor",
+            )
+        )  # fmt: skip
+    return rows

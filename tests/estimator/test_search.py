@@ -13,7 +13,7 @@ from dnnmem.estimator.errors import DnnmemError, UsageError
 from dnnmem.estimator.ranking import ranked
 from dnnmem.estimator.recommend import Wanted, budget_of, find, recommend, scope_of
 from dnnmem.estimator.recorded import Recorded
-from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Priced, Tally, key_of
+from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Tally, key_of, priced_exactly
 from dnnmem.estimator.search_cost import Cost, Costs
 from dnnmem.estimator.techniques import choices, tables
 from dnnmem.estimator.time_model import load
@@ -44,11 +44,13 @@ def exhaustive(costs, space, wanted):
             choice = each
             if each.planned_share:
                 choice = replace(each, plan=costs.planned(each.plan, each.planned_share * budget))
-            estimate = costs.exact(choice.plan)
+                if choice.plan.remat.policy != "segments":
+                    continue
+            priced = priced_exactly(costs, choice, budget)
         except DnnmemError:
             continue
-        if estimate.peak_reserved_bytes <= budget_of(wanted.cluster, wanted.headroom):
-            found.append(Priced(choice=choice, estimate=estimate))
+        if priced.estimate.peak_reserved_bytes <= budget:
+            found.append(priced)
     if wanted.objective == "memory" and found:
         least = min(p.estimate.step_seconds for p in found)
         found = [p for p in found if p.estimate.step_seconds <= MEMORY_SLOWDOWN * least]
