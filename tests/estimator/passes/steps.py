@@ -66,11 +66,12 @@ def passes_peak(trace) -> int:
 
 
 def plain(trace):
-    """All that a trace says, with ids in the order of their first use."""
+    """All that a trace says, with ids, those of temporaries too, in the order of their first use."""
     ids: dict[int, int] = {}
+    temporaries: dict[int, int] = {}
 
     def name(i):
-        return i if i < 0 else ids.setdefault(i, len(ids))
+        return -1 - temporaries.setdefault(i, len(temporaries)) if i < 0 else ids.setdefault(i, len(ids))
 
     setup = [(e.nbytes, e.stream, name(e.storage)) for e in trace.setup]
     ops = [
