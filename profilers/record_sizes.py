@@ -1,4 +1,4 @@
-"""The traces that a search needs: a step at several micro-batches, few of its blocks, made by one child process.
+"""The traces that a search needs: a step at several micro-batches, few of its blocks, made by one child process, or two.
 
     recorded   M, M / 2 and 1, three blocks of each           torch is imported once
     refit      the other divisors of M, from M and M / 2      exact, since sizes are lines in the batch
@@ -22,9 +22,12 @@ from dnnmem.estimator.trace import Trace
 from dnnmem.estimator.trace_file import load_trace
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.run_many import run_many
+from dnnmem.profilers.spread import spread
 
 FEW = 3
 """Blocks that are recorded of many."""
+_OF_A_CHILD = 3
+"""Steps that one process records: another one would take as long to import torch."""
 _MOST_SIZES = 8
 """Micro-batches, at most."""
 _ONE = 1 << 40
@@ -115,11 +118,18 @@ def _by_size(answers: Sequence[Trace | DnnmemError]) -> dict[int, Trace]:
 
 
 def _run(requests: Sequence[Request], cache: Path | None, say: Callable[[str], None]) -> list[Trace | DnnmemError]:
-    """The answers in the order of the requests."""
+    """The answers in the order of the requests; where these are many, two children share them."""
     found: dict[int, Trace | DnnmemError] = {}
-    with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
-        for i, answer in run_many(requests, Path(name), cache=cache, on_output=say):
-            found[i] = answer if isinstance(answer, DnnmemError) else load_trace(answer)[0]
+    children = 2 if len(requests) > _OF_A_CHILD else 1
+
+    def share(first: int) -> None:
+        mine = range(first, len(requests), children)
+        with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
+            for i, answer in run_many([requests[n] for n in mine], Path(name), cache=cache, on_output=say):
+                found[mine[i]] = answer if isinstance(answer, DnnmemError) else load_trace(answer)[0]
+
+    for _ in spread(share, range(children), workers=children):
+        pass
     return [found[i] for i in range(len(requests))]
 
 
