@@ -1,26 +1,29 @@
 """From the words of `dnnmem batch` to its answer: two sizes are recorded, all others follow from them.
 
-BatchAsked --child--> traces at 8 and 16 --refit, replay--> the largest that fits --virtual GPU--> Batches
+BatchAsked --child--> traces at 8 and 16 --refit, replay--> the largest that fits --recorded, run--> Batches
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dnnmem.cli.recommend_run import saying, share
 from dnnmem.estimator.batch_size import Point, knee, largest, point
 from dnnmem.estimator.errors import DnnmemError, UsageError
+from dnnmem.estimator.scale import refit
+from dnnmem.profilers.record_sizes import FEW, of_saved
 
 if TYPE_CHECKING:
     from dnnmem.estimator.device import Device
     from dnnmem.estimator.trace import Trace
     from dnnmem.profilers.request import Request
 
+_LOOKS = 3
+"""Largest batches that are recorded, at most."""
 SIZES = (8, 16)
 """What is recorded: small sizes have kernels of their own."""
 
@@ -75,7 +78,6 @@ def run(asked: BatchAsked, environ: Mapping[str, str], *, quiet: bool, no_color:
     """Record, fit, confirm."""
     from dnnmem.cli.commands.job import prepare
     from dnnmem.estimator.cluster import find_cluster
-    from dnnmem.estimator.scale import refit
     from dnnmem.estimator.time_model import load
 
     if asked.step < 1:
@@ -93,15 +95,12 @@ def run(asked: BatchAsked, environ: Mapping[str, str], *, quiet: bool, no_color:
     limit = int(device.usable_bytes * (1 - share(asked.headroom))) - (device.context_bytes or 0)
     with saying(quiet=quiet, no_color=no_color) as say:
         say("recording the step")
-        traces, layers = _record(job.request, environ)
 
-        @cache
-        def at(size: int) -> Point:
-            say(f"pricing batch {size}")
-            trace = traces.get(size) or refit(list(traces.values()), size)[0]
+        def price(trace: Trace, layers: int | None) -> Point:
+            say(f"pricing batch {trace.batch['batch_size']}")
             return point(trace, layers, cluster, model)
 
-        found = largest(lambda size: at(size).reserved_bytes <= limit, asked.step)
+        found, at = _largest(job.request, asked.step, limit, price, environ)
         sizes = [n for n in (2**k for k in range(20)) if n < found] + ([found] if found else [])
         points = [at(n) for n in sizes]
         best = knee(points)
@@ -115,15 +114,55 @@ def run(asked: BatchAsked, environ: Mapping[str, str], *, quiet: bool, no_color:
     )  # fmt: skip
 
 
-def _record(request: Request, environ: Mapping[str, str]) -> tuple[dict[int, Trace], int | None]:
+def _largest(
+    request: Request,
+    step: int,
+    limit: int,
+    price: Callable[[Trace, int | None], Point],
+    environ: Mapping[str, str],
+) -> tuple[int, Callable[[int], Point]]:
+    """The largest batch within `limit` bytes, and what any batch needs and gives.
+
+    What is found is recorded itself, and if it does not fit then, all is refit with it: where memory is nearly full,
+    a kernel that small sizes do not have decides.
+    """
+    traces, layers = _record(request, SIZES, environ)
+    known: dict[int, Point] = {}
+
+    def at(size: int) -> Point:
+        if size not in known:
+            known[size] = price(traces.get(size) or _refit(traces, size), layers)
+        return known[size]
+
+    found = largest(lambda size: at(size).reserved_bytes <= limit, step)
+    for _ in range(_LOOKS):
+        if not found or found in traces:
+            break
+        traces |= _record(request, (found,), environ, blocks=FEW if layers else None)[0]
+        known.clear()
+        found = largest(lambda size: at(size).reserved_bytes <= limit, step)
+    return found, at
+
+
+def _refit(traces: Mapping[int, Trace], size: int) -> Trace:
+    """From the two sizes nearest to it, or from small ones where large ones have other kernels."""
+    near = sorted(traces, key=lambda n: abs(n - size))[:2]
+    try:
+        return refit([traces[n] for n in near], size)[0]
+    except DnnmemError:
+        return refit([traces[n] for n in SIZES], size)[0]
+
+
+def _record(
+    request: Request, sizes: Sequence[int], environ: Mapping[str, str], blocks: int | None = FEW
+) -> tuple[dict[int, Trace], int | None]:
     from dnnmem.cli.cache import cache_folder
     from dnnmem.estimator.trace_file import load_trace
-    from dnnmem.profilers.record_sizes import FEW, of_saved
     from dnnmem.profilers.run_many import run_many
 
-    for blocks in (FEW, None):
+    for count in dict.fromkeys((blocks, None)):
         with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
-            wanted = [replace(request, batch_size=size, blocks=blocks) for size in SIZES]
+            wanted = [replace(request, batch_size=size, blocks=count) for size in sizes]
             answers = [answer for _, answer in run_many(wanted, Path(name), cache=cache_folder(environ))]
             wrong = next((answer for answer in answers if isinstance(answer, DnnmemError)), None)
             try:
@@ -131,7 +170,7 @@ def _record(request: Request, environ: Mapping[str, str]) -> tuple[dict[int, Tra
                     raise wrong
                 found = of_saved([load_trace(answer)[0] for answer in answers if isinstance(answer, Path)])
             except DnnmemError:
-                if blocks is None:
+                if count is None:
                     raise
                 continue
             return dict(sorted(found.traces.items())), found.layers

@@ -166,3 +166,35 @@ def test_plans_that_are_alike_have_one_line_unless_all_are_asked_for(saved, proj
     assert len(few.splitlines()) < len(all_.splitlines())
     # AND the file has them all
     assert len(json.loads((project / "report.json").read_text())["candidates"]) == 10
+
+
+def test_what_if_may_change_several_choices_and_leaves_the_ranked_plan_alone(saved, project, capsys):
+    # GIVEN a recommendation
+    assert told(["recommend", saved, "--gpus", "2", "--gpu", "h100", "-q"])[0] == 0
+    capsys.readouterr()
+    # WHEN two choices are changed, and the plan is written
+    two = ["--what-if", "remat.policy=full", "--what-if", "optimizer.kernel=fused"]
+    assert told(["explain", "0", *two, "--plan-out", "other.json", "--json", "-", "-q"])[0] == 0
+    other = json.loads(capsys.readouterr().out)
+    # THEN the price and the file are those of the changed plan, with more flops of recomputation and less memory
+    assert told(["explain", "0", "--json", "-", "-q"])[0] == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert other["peak_allocated_bytes"] < plain["peak_allocated_bytes"]
+    written = json.loads((project / "other.json").read_text())
+    assert written["remat"]["policy"] == "full"
+    assert written["optimizer"]["kernel"] == "fused"
+    # AND the price is that which `estimate` gives the same plan
+    assert told(["estimate", saved, "--plan", "other.json", "--cluster", "h100:2", "--json", "-", "-q"])[0] == 0
+    assert json.loads(capsys.readouterr().out)["step_seconds"] == other["step_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"), [("remat.policy=always", "always"), ("luck=1", "luck"), ("batch.micro_batch=3", "recorded at")]
+)
+@pytest.mark.usefixtures("project")
+def test_what_if_refuses_what_is_no_choice(wrong, words, saved, capsys):
+    assert told(["recommend", saved, "--gpus", "2", "--gpu", "h100", "-q"])[0] == 0
+    capsys.readouterr()
+    code, error = told(["explain", "1", "--what-if", wrong])
+    assert code == 2
+    assert words in error
