@@ -1,4 +1,4 @@
-"""The traces that a search needs: a step at several micro-batches, few of its blocks, made by one child process, or two.
+"""The traces that a search needs: a step at several micro-batches, few of its blocks, made by one child, or two.
 
     recorded   M, M / 2 and 1, three blocks of each           torch is imported once
     refit      the other divisors of M, from M and M / 2      exact, since sizes are lines in the batch
