@@ -17,7 +17,7 @@ from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Tally, key_of, 
 from dnnmem.estimator.search_cost import Cost, Costs
 from dnnmem.estimator.techniques import choices, tables
 from dnnmem.estimator.time_model import load
-from tests.estimator.passes.steps import gpt
+from tests.estimator.passes.steps import LLAMA, gpt
 
 
 def recorded() -> Recorded:
@@ -87,6 +87,25 @@ def test_the_first_candidate_is_that_of_exhaustive_search(objective, gpus, free_
     # THEN both have the same plan first, or none
     assert [p.choice.plan for p in found[:1]] == [p.choice.plan for p in all_[:1]]
     assert tally.considered == len(space)
+
+
+@pytest.mark.parametrize("objective", ["throughput", "memory"])
+@pytest.mark.parametrize(("gpus", "free_mib"), [(1, 72), (1, 80), (2, 80), (2, 110)])
+@pytest.mark.parametrize("host", [0.001, 1.0])
+def test_so_it_is_where_three_blocks_stand_for_nine(objective, gpus, free_mib, host):
+    # GIVEN a step of which three blocks were recorded, so that plans of some blocks are bounded without their ops
+    cluster = machine(gpus, free_mib, 64.0)
+    model = load(cluster.device)
+    model = replace(model, host_seconds=model.host_seconds * host)
+    few = Recorded(traces={n: gpt(3, batch=n, **LLAMA) for n in (4, 2)}, layers=9, own_batch=4)
+    wanted = Wanted(cluster=cluster, objective=objective, top=1, max_techniques=2, headroom=0.0)
+    space = choices(scope_of(few, wanted))
+    costs = Costs(recorded=few, cluster=cluster, model=model)
+    # WHEN it is searched, and every plan of it is priced
+    found, all_ = find(costs, space, wanted, Tally()), exhaustive(costs, space, wanted)
+    # THEN both have the same plan first
+    assert all_
+    assert found[0].choice.plan == all_[0].choice.plan
 
 
 def test_a_search_leaves_out_what_a_bound_rules_out():
