@@ -5,17 +5,17 @@ BatchAsked --child--> traces at 8 and 16 --refit, replay--> the largest that fit
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dnnmem.cli.recommend_run import saying, share
+from dnnmem.cli.cache import cache_folder
+from dnnmem.cli.recommend_run import headroom, saying
 from dnnmem.estimator.batch_size import Point, knee, largest, point
 from dnnmem.estimator.errors import DnnmemError, UsageError
 from dnnmem.estimator.scale import refit
-from dnnmem.profilers.record_sizes import FEW, of_saved
+from dnnmem.profilers.record_sizes import record_batches
 
 if TYPE_CHECKING:
     from dnnmem.estimator.device import Device
@@ -92,7 +92,7 @@ def run(asked: BatchAsked, environ: Mapping[str, str], *, quiet: bool, no_color:
         raise UsageError("a saved trace has one batch; name the model itself")
     model = load(cluster.device)
     device = cluster.device
-    limit = int(device.usable_bytes * (1 - share(asked.headroom))) - (device.context_bytes or 0)
+    limit = int(device.usable_bytes * (1 - headroom(asked.headroom))) - (device.context_bytes or 0)
     with saying(quiet=quiet, no_color=no_color) as say:
         say("recording the step")
 
@@ -126,7 +126,9 @@ def _largest(
     What is found is recorded itself, and if it does not fit then, all is refit with it: where memory is nearly full,
     a kernel that small sizes do not have decides.
     """
-    traces, layers = _record(request, SIZES, environ)
+    cache = cache_folder(environ)
+    first = record_batches(request, SIZES, cache=cache)
+    traces, layers = dict(first.traces), first.layers
     known: dict[int, Point] = {}
 
     def at(size: int) -> Point:
@@ -138,7 +140,10 @@ def _largest(
     for _ in range(_LOOKS):
         if not found or found in traces:
             break
-        traces |= _record(request, (found,), environ, blocks=FEW if layers else None)[0]
+        again = record_batches(request, (found,), few=layers is not None, cache=cache)
+        if again.layers != layers:
+            break  # the whole model, where the others have few of its blocks: they do not go together
+        traces |= again.traces
         known.clear()
         found = largest(lambda size: at(size).reserved_bytes <= limit, step)
     return found, at
@@ -153,32 +158,7 @@ def _refit(traces: Mapping[int, Trace], size: int) -> Trace:
         return refit([traces[n] for n in SIZES], size)[0]
 
 
-def _record(
-    request: Request, sizes: Sequence[int], environ: Mapping[str, str], blocks: int | None = FEW
-) -> tuple[dict[int, Trace], int | None]:
-    from dnnmem.cli.cache import cache_folder
-    from dnnmem.estimator.trace_file import load_trace
-    from dnnmem.profilers.run_many import run_many
-
-    for count in dict.fromkeys((blocks, None)):
-        with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
-            wanted = [replace(request, batch_size=size, blocks=count) for size in sizes]
-            answers = [answer for _, answer in run_many(wanted, Path(name), cache=cache_folder(environ))]
-            wrong = next((answer for answer in answers if isinstance(answer, DnnmemError)), None)
-            try:
-                if wrong is not None:
-                    raise wrong
-                found = of_saved([load_trace(answer)[0] for answer in answers if isinstance(answer, Path)])
-            except DnnmemError:
-                if count is None:
-                    raise
-                continue
-            return dict(sorted(found.traces.items())), found.layers
-    raise UsageError("nothing was recorded")
-
-
 def _confirmed(request: Request, size: int, step: int, gpu: Device, environ: Mapping[str, str]) -> str:
-    from dnnmem.cli.cache import cache_folder
     from dnnmem.estimator.plan import Plan
     from dnnmem.estimator.units import format_bytes
     from dnnmem.profilers.verify import verify

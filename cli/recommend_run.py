@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UsageError
+from dnnmem.estimator.units import parse_share
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -90,7 +91,7 @@ def ask(asked: Asked) -> Asked:
 
     choose("--objective", asked.objective, OBJECTIVES)
     choose("--executor", asked.executor, EXECUTORS)
-    share(asked.headroom)
+    headroom(asked.headroom)
     if asked.top < 1 or asked.gpus < 1 or asked.verify < 0:
         raise UsageError(f"--top {asked.top}, --gpus {asked.gpus}, --verify {asked.verify}: counts, none below 1, 1, 0")
     if asked.cluster is not None and asked.gpu is not None:
@@ -110,18 +111,15 @@ def ask(asked: Asked) -> Asked:
     return replace(asked, cluster=name, guessed=asked.cluster is None and asked.gpu is None)
 
 
-def share(text: str) -> float:
-    """A share as people write it.
+def headroom(text: str) -> float:
+    """`--headroom`, less than all of the memory. Raises `UsageError`.
 
-    >>> share("5%"), share("0.05")
+    >>> headroom("5%"), headroom("0.05")
     (0.05, 0.05)
     """
-    try:
-        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise UsageError(f"--headroom is {text!r}; it is a share such as 5% or 0.05")
+    value = parse_share("--headroom", text)
+    if value >= 1:
+        raise UsageError(f"--headroom is {text!r}, which leaves no memory to a plan", hint="--headroom 5%")
     return value
 
 
@@ -163,7 +161,7 @@ def wanted_of(asked: Asked, cluster: Cluster) -> Wanted:
     from dnnmem.estimator.recommend import Wanted
 
     return Wanted(
-        cluster=cluster, objective=asked.objective, global_batch=asked.global_batch, headroom=share(asked.headroom),
+        cluster=cluster, objective=asked.objective, global_batch=asked.global_batch, headroom=headroom(asked.headroom),
         top=asked.top + asked.verify, max_techniques=asked.max_techniques, only=asked.only, without=asked.without,
         allow=asked.allow,
     )  # fmt: skip
@@ -209,15 +207,10 @@ def _gpu_name(asked: Asked, cluster: Cluster) -> str:
 def _own_gpu() -> str:
     """The GPU of this machine, if it is a known one."""
     from dnnmem.estimator.devices import load_devices
+    from dnnmem.profilers.monitor import gpu_names
 
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
-    except Exception:  # noqa: BLE001 - no NVML in whatever way: there is no GPU to name
-        return DEFAULT_GPU
-    return next((device.name for device in load_devices().values() if device.cuda_name == name), DEFAULT_GPU)
+    first = next(iter(gpu_names()), None)
+    return next((device.name for device in load_devices().values() if first and device.cuda_name == first), DEFAULT_GPU)
 
 
 def progress(tally: Tally, seconds: float) -> str:

@@ -92,22 +92,12 @@ def _ranked_anew(order: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 def runner_of(cluster: Cluster, environ: Mapping[str, str], executor: str) -> Runner:
     """Real GPUs where this machine has them, one plan after the other; else virtual ones, several plans at once."""
-    there = real_gpus(cluster.device.cuda_name)
+    from dnnmem.profilers.monitor import gpu_names
+
+    there = gpu_names().count(cluster.device.cuda_name) if cluster.device.cuda_name else 0
     return partial(
         _on_gpus, there=there, virtual=partial(_virtually, cluster=cluster, environ=environ, executor=executor)
     )
-
-
-def real_gpus(cuda_name: str | None) -> int:
-    """How many of this machine's GPUs are of that name; 0 where the driver cannot be asked."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        handles = (pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount()))
-        return sum(pynvml.nvmlDeviceGetName(handle) == cuda_name for handle in handles)
-    except Exception:  # noqa: BLE001 - no NVML in whatever way: there is no GPU to run on
-        return 0
 
 
 def _on_gpus(jobs: Sequence[Job], *, there: int, virtual: Runner) -> Iterator[tuple[int, Verified]]:

@@ -31,6 +31,23 @@ def parse_bytes(text: str) -> int:
     return round(Fraction(match[1]) * _FACTORS[match[2].lower()])
 
 
+def parse_share(option: str, text: object) -> float:
+    """A share such as `5%` or `0.05`; raises `UsageError`, naming `option`, for what is none.
+
+    A bare 2 may mean 2 % or twice as much, so it is none.
+
+    >>> parse_share("--headroom", "2.5 %"), parse_share("--headroom", "0")
+    (0.025, 0.0)
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(%?)\s*", str(text))
+    if match is None:
+        raise UsageError(f"{option} is {text!r}; it is a share such as 5% or 0.05", hint=f"{option} 5%")
+    number = float(match[1])
+    if not match[2] and number >= 1:
+        raise UsageError(f"{option} is {text!r}, which is {number:.0%}", hint=f"write {option} {match[1]}%")
+    return number / 100 if match[2] else number
+
+
 def format_bytes(nbytes: int | None) -> str:
     """A size for people, in binary units; `-` for None."""
     if nbytes is None:

@@ -65,6 +65,23 @@ def read(index: int = 0) -> Reading:
         pynvml.nvmlShutdown()
 
 
+def gpu_names() -> tuple[str, ...]:
+    """What this machine's GPUs call themselves; empty where NVML does not say."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # noqa: BLE001 - no NVML in whatever way: it says nothing
+        return ()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def _processes(pynvml: object, handle: object) -> tuple[int | None, int | None]:
     found = getattr(pynvml, "nvmlDeviceGetComputeRunningProcesses")  # noqa: B009 - untyped module
     try:

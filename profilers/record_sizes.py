@@ -51,6 +51,20 @@ def record_sizes(
         return _record(request, computes, cache, on_output)
 
 
+def record_batches(request: Request, sizes: Sequence[int], *, few: bool = True, cache: Path | None = None) -> Recorded:
+    """The step of `request` at `sizes`, each recorded; with few of the model's blocks where they can stand for all.
+
+    Raises what recording raises.
+    """
+    wanted = [replace(request, batch_size=size, blocks=FEW if few else None) for size in sizes]
+    try:
+        return _recorded(_by_size(_run(wanted, cache, lambda _: None)))
+    except DnnmemError:
+        if not few:
+            raise
+        return record_batches(request, sizes, few=False, cache=cache)
+
+
 def of_saved(traces: Sequence[Trace]) -> Recorded:
     """The same from saved traces of one step, at one micro-batch or more."""
     found = {_size(trace): trace for trace in traces}

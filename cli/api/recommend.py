@@ -1,15 +1,26 @@
-"""`dnnmem.recommend`: the best plans for a target on a cluster, from Python."""
+"""`dnnmem.recommend`: the best plans for a target on a cluster, from Python.
+
+report = dnnmem.recommend("model.py", cluster="h100:8", batch=8)
+model, optimizer = dnnmem.apply(model, optimizer, report.candidates[0].estimate.plan)
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from dnnmem.cli.api.shown import ShownProfile, ShownReport, shown
 from dnnmem.cli.cache import cache_folder
+from dnnmem.estimator.cluster import Cluster, find_cluster
 from dnnmem.estimator.errors import UsageError
+from dnnmem.estimator.recommend import Wanted
+from dnnmem.estimator.recommend import recommend as search
+from dnnmem.estimator.techniques.precision import to_record
+from dnnmem.estimator.time_model import load
 from dnnmem.estimator.trace import Trace
-from dnnmem.profilers.recommend import recommend as find
+from dnnmem.profilers.record_sizes import of_saved, record_sizes
+from dnnmem.profilers.request import Request
 
 
 def recommend(
@@ -38,9 +49,28 @@ def recommend(
         if target.trace is None:
             raise UsageError("this profile has no trace, and plans need the step", hint="profile the target again")
         target = target.trace
-    report = find(
-        target, cluster=cluster, batch=batch, seq=seq, args=args, optimizer=optimizer, global_batch=global_batch,
-        objective=objective, headroom=headroom, top=top, max_techniques=max_techniques, only=only, without=without,
-        allow=allow, cache=cache_folder(os.environ),
+    where = find_cluster(cluster)
+    if isinstance(target, str):
+        request = Request(
+            target=target, args=dict(args or {}), batch_size=_of_each(batch, global_batch, where), seq_len=seq,
+            optimizer=optimizer, device="fake", gpu=None if where.device.vendor == "cpu" else where.device.name,
+        )  # fmt: skip
+        recorded = record_sizes(request, to_record(allow, only, without), cache=cache_folder(os.environ))
+    else:
+        recorded = of_saved([target] if isinstance(target, Trace) else target)
+    wanted = Wanted(
+        cluster=where, objective=objective, global_batch=global_batch, headroom=headroom, top=top,
+        max_techniques=max_techniques, only=frozenset(only), without=frozenset(without), allow=frozenset(allow),
     )  # fmt: skip
-    return shown(ShownReport, report)
+    own = min(batch or recorded.own_batch, recorded.own_batch)
+    return shown(ShownReport, search(replace(recorded, own_batch=own), wanted, load(where.device)))
+
+
+def _of_each(batch: int | None, global_batch: int | None, cluster: Cluster) -> int | None:
+    """What a GPU takes at most."""
+    if global_batch is None:
+        return batch
+    each, rest = divmod(global_batch, cluster.gpus)
+    if rest or not each:
+        raise UsageError(f"a global batch of {global_batch} is not shared evenly by {cluster.gpus} GPUs")
+    return each

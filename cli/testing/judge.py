@@ -8,13 +8,12 @@ from dataclasses import replace
 import pytest
 
 from dnnmem.cli.baseline_store import load_baseline, update_baseline
-from dnnmem.cli.check_limits import read_share
 from dnnmem.cli.pytest_plugin import baseline_path
 from dnnmem.cli.render.check import label_of, signed, why_of
 from dnnmem.cli.testing.child import ROLE, run_child
 from dnnmem.estimator.baseline import Entry, Limits, Verdict, blame, judge
 from dnnmem.estimator.errors import DnnmemError, UsageError
-from dnnmem.estimator.units import format_bytes
+from dnnmem.estimator.units import format_bytes, parse_share
 
 TOP = 10
 """Layers that are named."""
@@ -28,7 +27,7 @@ def allowed_increase(config: pytest.Config) -> float | None:
     if text is None:
         return None
     try:
-        share = read_share("--dnnmem-fail-on-increase", text)
+        share = parse_share("--dnnmem-fail-on-increase", text)
         load_baseline(baseline_path(config))
     except UsageError as error:
         raise pytest.UsageError(f"{error.message}\n{error.hint}".rstrip()) from None

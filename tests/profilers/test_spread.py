@@ -11,19 +11,19 @@ from dnnmem.estimator.errors import UsageError
 from dnnmem.profilers.spread import spread
 
 
-def test_results_come_as_they_are_done():
-    # GIVEN a first job that waits for the second one's end
-    second = threading.Event()
+def test_a_result_comes_while_another_job_still_runs():
+    # GIVEN a first job that ends only after the second one's result was read
+    read = threading.Event()
 
     def work(job):
-        if job == 0:
-            second.wait(10)
-        else:
-            second.set()
+        assert job == 1 or read.wait(60)
         return job * 10
 
-    # THEN the second one's result comes first, under its index
-    assert list(spread(work, [0, 1], workers=2)) == [(1, 10), (0, 0)]
+    # THEN the second one's result comes first, each under its index
+    results = spread(work, [0, 1], workers=2)
+    assert next(results) == (1, 10)
+    read.set()
+    assert list(results) == [(0, 0)]
 
 
 def test_whoever_stops_reading_stops_the_work():
