@@ -1,0 +1,121 @@
+"""One door to all planners: which of them is asked, and what it answers for a step and a budget.
+
+    solve(trace, budget_bytes, "rotor")      a planner by its name
+    solve(trace, budget_bytes)               `auto`: the first of the registry whose structure the step has, and why
+
+A planner is a file of this folder that holds `PLANNER`; `_MODULES` lists them in the order in which `auto` asks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from dnnmem.estimator.errors import InfeasibleError, UnsupportedError, UsageError
+from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.planners.problem import Cost, Found, Problem, problem_of
+from dnnmem.estimator.trace import Trace
+
+AUTO = "auto"
+"""The planner that picks one."""
+_MODULES = ("rotor_planner",)
+"""Files of this folder, in the order in which `auto` asks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """One way to plan."""
+
+    name: str
+    """What `--planner` calls it."""
+    words: str
+    """What it does and whose it is, in a line."""
+    needs: str
+    """Structure of a step that it needs, for people: `a chain of blocks`, `any graph`."""
+    find: Callable[[Problem], Found]
+    """Its answer. Raises `InfeasibleError` where none fits, `UnsupportedError` for another structure."""
+    suits: Callable[[Problem], str] = lambda _: ""
+    """Why `auto` takes it for this step, in a clause; empty = it does not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """A planner's answer, priced."""
+
+    planner: str
+    """Who found it."""
+    why: str
+    """Why `auto` asked it; empty if it was named."""
+    found: Found
+    """The answer."""
+    plan: Plan | None
+    """What to apply; None where no plan expresses the schedule: it is predicted only."""
+    cost: Cost
+    """Of the planned step."""
+    plain: Cost
+    """Of the step that keeps everything."""
+    solve_seconds: float
+    """What planning took, pricing included."""
+
+    @property
+    def extra_seconds(self) -> float:
+        """Of the planned step above the plain one."""
+        return self.cost.seconds - self.plain.seconds
+
+
+@cache
+def planners() -> Mapping[str, Planner]:
+    """All planners by name, in the order in which `auto` asks them."""
+    found = [importlib.import_module(f"dnnmem.estimator.planners.{module}").PLANNER for module in _MODULES]
+    return {planner.name: planner for planner in found}
+
+
+def solve(trace: Trace, budget_bytes: int, planner: str = AUTO, **about: Any) -> Solution:  # noqa: ANN401
+    """The cheapest way that `planner` finds to run `trace` within `budget_bytes` of reserved memory.
+
+    Args: `about` as for `problem_of`: `cluster`, `model`, `base`, `time_limit_seconds`.
+    Raises `InfeasibleError` where nothing fits, `UnsupportedError` for a structure that the planner does not know,
+    `UsageError` for an unknown name.
+    """
+    return solve_problem(problem_of(trace, budget_bytes, **about), planner)
+
+
+def solve_problem(problem: Problem, planner: str = AUTO) -> Solution:
+    """The same for a problem that several planners are asked."""
+    begin = time.perf_counter()
+    if planner != AUTO and planner not in planners():
+        raise UsageError(f"--planner {planner} is not known; it is one of {', '.join((AUTO, *planners()))}")
+    plain = problem.plain()
+    why = ""
+    if plain.peak_bytes <= problem.budget_bytes:
+        found, why = Found(optimal=True), "everything fits"
+    elif planner == AUTO:
+        planner, why, found = _picked(problem)
+    else:
+        found = planners()[planner].find(problem)
+    return Solution(
+        planner=planner, why=why, found=found, plan=problem.plan(found) if found.cost is None else None,
+        cost=problem.cost(found), plain=plain, solve_seconds=time.perf_counter() - begin,
+    )  # fmt: skip
+
+
+def _picked(problem: Problem) -> tuple[str, str, Found]:
+    """The first planner that suits and finds a plan: its name, why it was asked, and what it found."""
+    least: InfeasibleError | None = None
+    for name, planner in planners().items():
+        why = planner.suits(problem)
+        if not why:
+            continue
+        try:
+            return name, why, planner.find(problem)
+        except InfeasibleError as error:
+            least = error if least is None or error.needed_bytes < least.needed_bytes else least
+        except UnsupportedError:
+            continue
+    raise least or UnsupportedError(
+        f"{problem.recorded.origin.target or 'the step'} is neither a chain of blocks nor a graph that a planner knows"
+    )
