@@ -129,6 +129,7 @@ def run(asked: Asked, environ: Mapping[str, str], *, quiet: bool, no_color: bool
     from dnnmem.cli.recommend_store import keep
     from dnnmem.estimator.cluster import find_cluster
     from dnnmem.estimator.recommend import recommend
+    from dnnmem.estimator.search_ahead import ahead_of
     from dnnmem.estimator.time_model import load
 
     name = asked.cluster or ""
@@ -140,12 +141,15 @@ def run(asked: Asked, environ: Mapping[str, str], *, quiet: bool, no_color: bool
         say("searching")
         started = time.perf_counter()
         own = min(asked.batch or recorded.own_batch, recorded.own_batch)
-        report = recommend(
-            replace(recorded, own_batch=own),
-            wanted_of(asked, cluster),
-            model,
-            on_price=lambda tally: say(progress(tally, time.perf_counter() - started)),
-        )
+        recorded = replace(recorded, own_batch=own)
+        with ahead_of(recorded, cluster, model) as ahead:
+            report = recommend(
+                recorded,
+                wanted_of(asked, cluster),
+                model,
+                on_price=lambda tally: say(progress(tally, time.perf_counter() - started)),
+                ahead=ahead,
+            )
         if asked.verify:
             from dnnmem.cli.recommend_verify import runner_of, verified
 

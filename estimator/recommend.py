@@ -22,6 +22,7 @@ from dnnmem.estimator.reasons import why
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.report import Candidate, Report
 from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Priced, Search, Tally, key_of
+from dnnmem.estimator.search_ahead import Ahead
 from dnnmem.estimator.search_cost import Cost, Costs
 from dnnmem.estimator.techniques import Choice, Scope, choices
 from dnnmem.estimator.time_model import TimeModel, load
@@ -58,8 +59,9 @@ def recommend(
     model: TimeModel,
     *,
     on_price: Callable[[Tally], None] = lambda _: None,
+    ahead: Ahead | None = None,
 ) -> Report:
-    """The best plans for a recorded step; `on_price` hears of each that is looked at closer.
+    """The best plans for a recorded step; `on_price` hears of each that is looked at closer; `ahead` prices beside it.
 
     Raises `UsageError` for an objective or a technique that is none, and a batch that no plan can have.
     """
@@ -76,7 +78,7 @@ def recommend(
         )
     costs = Costs(recorded=recorded, cluster=wanted.cluster, model=model)
     tally = Tally()
-    found = find(costs, space, wanted, tally, lambda: on_price(tally))
+    found = find(costs, space, wanted, tally, lambda: on_price(tally), ahead)
     fits = bool(found)
     if not fits:
         found = smallest(costs, space, tally, lambda: on_price(tally))[: wanted.top]
@@ -126,20 +128,27 @@ def scope_of(recorded: Recorded, wanted: Wanted) -> Scope:
 
 
 def find(
-    costs: Costs, space: Sequence[Choice], wanted: Wanted, tally: Tally, on_price: Callable[[], None] = lambda: None
+    costs: Costs,
+    space: Sequence[Choice],
+    wanted: Wanted,
+    tally: Tally,
+    on_price: Callable[[], None] = lambda: None,
+    ahead: Ahead | None = None,
 ) -> list[Priced]:
     """The best `wanted.top` plans that fit, in order, and what is tied with the first; empty if none fits."""
     budget = budget_of(wanted.cluster, wanted.headroom)
     limit = float("inf")
     if wanted.objective == "memory":
-        fastest = Search(costs, space, objective="throughput", budget_bytes=budget, tally=tally, on_price=on_price)
+        fastest = Search(
+            costs, space, objective="throughput", budget_bytes=budget, tally=tally, on_price=on_price, ahead=ahead
+        )
         first = next(fastest.best(), None)
         if first is None:
             return []
         limit = first.estimate.step_seconds * MEMORY_SLOWDOWN
     search = Search(
         costs, space, objective=wanted.objective, budget_bytes=budget, limit_seconds=limit, tally=tally,
-        on_price=on_price,
+        on_price=on_price, ahead=ahead,
     )  # fmt: skip
     found: list[Priced] = []
     for priced in search.best():

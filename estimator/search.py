@@ -20,7 +20,8 @@ from enum import IntEnum
 
 from dnnmem.estimator.errors import InfeasibleError, UnsupportedError, UsageError
 from dnnmem.estimator.estimate import Estimate
-from dnnmem.estimator.plan import Remat
+from dnnmem.estimator.plan import Plan, Remat
+from dnnmem.estimator.search_ahead import Ahead
 from dnnmem.estimator.search_cost import WHOLE, Cost, Costs
 from dnnmem.estimator.techniques import Choice
 
@@ -85,7 +86,7 @@ class _Entry:
 
 
 class Search:
-    """A queue over one space. `limit_seconds` and `budget_bytes` drop what takes more."""
+    """A queue over one space. `limit_seconds` and `budget_bytes` drop what takes more; `ahead` prices beside it."""
 
     def __init__(
         self,
@@ -97,11 +98,12 @@ class Search:
         limit_seconds: float = float("inf"),
         tally: Tally | None = None,
         on_price: Callable[[], None] = lambda: None,
+        ahead: Ahead | None = None,
     ) -> None:
         """Nothing is priced yet."""
         self.costs, self.objective, self.budget, self.limit = costs, objective, budget_bytes, limit_seconds
         self.tally = tally or Tally()
-        self.on_price = on_price
+        self.on_price, self.ahead = on_price, ahead
         self.queue: list[tuple[float, int, int, int, _Entry]] = []
         self.tally.considered = max(self.tally.considered, len(choices))
         for order, choice in enumerate(choices):
@@ -123,7 +125,7 @@ class Search:
         heapq.heapify(self.queue)
         inner = Search(
             self.costs, (), objective=self.objective, budget_bytes=self.budget, limit_seconds=self.limit,
-            tally=self.tally, on_price=self.on_price,
+            tally=self.tally, on_price=self.on_price, ahead=self.ahead,
         )  # fmt: skip
         inner.queue = near
         for priced in inner.best():
@@ -148,11 +150,11 @@ class Search:
             elif level is Level.RUNS:
                 self.tally.priced += 1
                 self.on_price()
-                cost = self.costs.by_runs(entry.choice.plan)
+                cost = self._by_runs(entry.choice.plan)
             else:
                 self.tally.exact += 1
                 self.on_price()
-                priced = priced_exactly(self.costs, entry.choice, self.budget)
+                priced = self._exactly(entry.choice)
                 entry.choice, estimate = priced.choice, priced.estimate
                 cost = _cost_of(estimate)
         except InfeasibleError:
@@ -163,6 +165,31 @@ class Search:
             self.tally.unsupported[error.message] = self.tally.unsupported.get(error.message, 0) + 1
             return
         self._enter(order, _Entry(choice=entry.choice, level=level, cost=cost, estimate=estimate))
+
+    def _by_runs(self, plan: Plan) -> Cost:
+        self._look_ahead()
+        found = self.ahead.runs(plan) if self.ahead else None
+        if found is None:
+            return self.costs.by_runs(plan)
+        self.costs.priced[plan], lasting = found
+        if lasting is not None:
+            self.costs.lasting[plan] = lasting
+        return self.costs.priced[plan]
+
+    def _exactly(self, choice: Choice) -> Priced:
+        self._look_ahead()
+        found = self.ahead.exact(choice, self.budget) if self.ahead else None
+        return found or priced_exactly(self.costs, choice, self.budget)
+
+    def _look_ahead(self) -> None:
+        """Have what is next in the queue priced elsewhere."""
+        if self.ahead is None:
+            return
+        for item in heapq.nsmallest(self.ahead.places, self.queue):
+            if item[4].level is Level.BOUND:
+                self.ahead.begin_runs(item[4].choice.plan)
+            elif item[4].level is Level.RUNS:
+                self.ahead.begin_exact(item[4].choice, self.budget)
 
     def _plain(self, entry: _Entry) -> Cost:
         """The guess, and not below the price of keeping everything; that is asked for where a core costs much."""

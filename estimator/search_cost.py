@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from dnnmem.estimator.block_list import main_list
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.coarsen import NAME, Runs, coarsen, live_peak, rounded
 from dnnmem.estimator.collector import collector_paused
@@ -46,6 +47,8 @@ RUNS_MARGIN = 0.998
 """By runs, what lives and dies within one counts as if it did so just where the passes cut in: up to 0.1 % too much."""
 _CERTAIN = 0.98
 """Blocks that are alike differ by less: the first and the last one have other neighbours."""
+_DRAWN = 0.99
+"""Paths through a step repeat after two blocks, or the first ones differ: less than that in all that was tried."""
 WHOLE = ("every", "segments")
 """Policies that count blocks over the model, which has to be whole then."""
 
@@ -82,6 +85,8 @@ class Core:
     """Op by op and whole, once it was needed."""
     chain: Chain | None = None
     """In stages, once it was needed."""
+    few: tuple[tuple[int, Trace], tuple[int, Trace]] | None = None
+    """With as many blocks as `trace` has, and one more, once they were needed."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -195,15 +200,58 @@ class Costs:
     def _by_runs(self, plan: Plan) -> Cost:
         if plan.offload.activations != "none":  # copied as ops make them, within runs; no step is faster for copies
             without = replace(plan, offload=replace(plan.offload, activations="none"))
-            return Cost(seconds=self.by_runs(without).seconds, peak_bytes=self.lasting[without])
+            least, drawn = self.by_runs(without).seconds, self._drawn_out(plan)
+            return Cost(
+                seconds=max(least, drawn.seconds), peak_bytes=max(self.lasting[without], drawn.peak_bytes)
+            )
         if self._is_apart(plan):
+            plain = replace(plan, remat=Remat())
             bound = self.bound(plan)
-            return replace(bound, seconds=max(bound.seconds, self.by_runs(replace(plan, remat=Remat())).seconds))
+            return Cost(
+                seconds=max(bound.seconds, self.by_runs(plain).seconds),
+                peak_bytes=max(bound.peak_bytes, self._peak_again(plan, plain)),
+            )
         core = self.core(plan)
         local = rewrite_rank(core.runs, plan, self.cluster)
         self.lasting[plan] = int(live_peak(local, _LASTING) * RUNS_MARGIN)
         step = _with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
         return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=int(live_peak(local) * RUNS_MARGIN))
+
+    def _drawn_out(self, plan: Plan) -> Cost:
+        """From as many blocks as the record has and from one more, op by op, to all of them.
+
+        Both are maxima over moments, and over paths through the step, each of which grows evenly with the blocks: such
+        a maximum grows ever faster, so that a line through two of its points is not above it beyond them.
+        """
+        core = None if self._is_apart(plan) else self.core(plan)
+        if core is None or core.layers is None:
+            return Cost(seconds=0.0, peak_bytes=0)
+        if core.few is None:
+            blocks = main_list(core.trace)
+            count = blocks.count if blocks else core.layers
+            core.few = ((count, core.trace), (count + 1, repeat(core.trace, count + 1)))
+        (some, few), (_, more) = core.few
+        (first, low), (second, high) = self._priced_few(few, plan), self._priced_few(more, plan)
+        left = core.layers - some
+        return Cost(
+            seconds=(first + left * (second - first)) * _DRAWN,
+            peak_bytes=int((low + left * (high - low)) * RUNS_MARGIN),
+        )
+
+    def _priced_few(self, trace: Trace, plan: Plan) -> tuple[float, int]:
+        local = rewrite_rank(trace, plan, self.cluster)
+        step = step_of([local], trace, plan, self.cluster, 0)
+        return time_step(step, self.model).seconds, live_peak(local)
+
+    def _peak_again(self, plan: Plan, plain: Plan) -> int:
+        """The peak by runs that are computed again whole: at most their output too high."""
+        runs = self.core(plain).runs
+        try:
+            again = rewrite_rank(rewrite_model(runs, Plan(remat=plan.remat)), plain, self.cluster)
+            made = max((stage.input_bytes for stage in self.chain(plain).stages), default=0)
+        except UnsupportedError:  # op by op it may do
+            return 0
+        return int(live_peak(again) * RUNS_MARGIN) - made
 
     @collector_paused()
     def exact(self, plan: Plan) -> Estimate:
@@ -307,15 +355,20 @@ class Costs:
         update = float(np.nan_to_num(seconds, nan=0.0).sum())
         micro = sum(self.runs.costs[op.name].seconds for op in runs.ops if op.name in self.runs.costs)
         passes = tuple(op for op in runs.ops if op.phase is not Phase.STEP)  # what an update makes is split with it
-        states = dict.fromkeys(_STATES, 0)
-        for i in runs.pinned:
-            kind = runs.storages[i].kind
-            if kind in states:
-                states[kind] += rounded(runs.storages[i].nbytes)
         return Core(
-            trace=trace, layers=layers, runs=runs, micro_seconds=micro, update_seconds=update, states=states,
+            trace=trace, layers=layers, runs=runs, micro_seconds=micro, update_seconds=update, states=_resting(runs),
             others_bytes=live_peak(replace(runs, ops=passes), _OTHERS),
         )  # fmt: skip
+
+
+def _resting(trace: Trace) -> dict[Kind, int]:
+    """Bytes that live between steps, by kind."""
+    states = dict.fromkeys(_STATES, 0)
+    for i in trace.pinned:
+        storage = trace.storages[i]
+        if storage.kind in states:
+            states[storage.kind] += rounded(storage.nbytes)
+    return states
 
 
 def _with_costs(step: LocalStep, runs: Runs, model: TimeModel) -> LocalStep:

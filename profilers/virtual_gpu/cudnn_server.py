@@ -4,8 +4,8 @@
     {"summary": true}            ->  {"version": 92400, "asked": 161, "unknown": {}, ...}
     anything else                ->  {"error": "..."}
 
-It runs without the stub libraries, next to the process that has them, loads cuDNN, and ends when its standard input
-does: with the process that started it, however that ends.
+It runs without the stub libraries, next to the process that has them, loads cuDNN for the first question that it has no
+answer to, and ends when its standard input does: with the process that started it, however that ends.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.profilers.virtual_gpu.build import build
 from dnnmem.profilers.virtual_gpu.cudnn_cache import Answers, keep, key_of, open_answers
 from dnnmem.profilers.virtual_gpu.cudnn_query import Cudnn, Engine, QuestionError, ask, load_cudnn
 
@@ -37,6 +39,10 @@ class Task:
     """Path of libcudnn."""
     before: tuple[str, ...]
     """Paths of libraries that are loaded first."""
+    driver: str | None
+    """Path of the stub of libcuda, which is loaded before them; None = it is built for the first question."""
+    version: int
+    """Of the cuDNN in `library`."""
     device: str
     """The GPU (`device_text`)."""
     capability: str
@@ -68,8 +74,8 @@ class _Desk:
     """Where questions are answered, one at a time."""
 
     task: Task
-    cudnn: Cudnn
     answers: Answers
+    cudnn: Cudnn | None = None
     asked: dict[str, list[Engine] | str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -104,11 +110,27 @@ def _find_out(desk: _Desk, key: str, question: Any) -> list[Engine] | str:
     engines = desk.answers.known.get(key)
     if engines is None:
         try:
-            engines = ask(desk.cudnn, question, desk.task.device)
+            engines = ask(_cudnn(desk), question, desk.task.device)
         except QuestionError as error:
             return error.message
         keep(desk.answers, key, engines)
     return engines if _usable(engines) else "cuDNN offers no engine that works"
+
+
+def _cudnn(desk: _Desk) -> Cudnn:
+    """Loaded for the first question whose answer is not kept: most models have none."""
+    if desk.cudnn is None:
+        task = desk.task
+        try:
+            driver = Path(task.driver) if task.driver else build(_cache(task))[0] / "libcuda.so.1"
+            desk.cudnn = load_cudnn(Path(task.library), [driver, *map(Path, task.before)])
+        except UnsupportedError:
+            os._exit(1)  # those who ask are refused, and say so
+    return desk.cudnn
+
+
+def _cache(task: Task) -> Path | None:
+    return Path(task.cache) if task.cache else None
 
 
 def _usable(engines: Sequence[Engine]) -> list[Engine]:
@@ -129,7 +151,7 @@ def _summary(desk: _Desk) -> Summary:
         answered = [_usable(found) for found in desk.asked.values() if not isinstance(found, str)]
         reasons = [found for found in desk.asked.values() if isinstance(found, str)]
         return Summary(
-            version=desk.cudnn.version,
+            version=desk.task.version,
             asked=len(desk.asked),
             unknown={reason: reasons.count(reason) for reason in reasons},
             first_bytes=max((engines[0].workspace_bytes for engines in answered if engines), default=0),
@@ -157,9 +179,7 @@ def main(arguments: Sequence[str]) -> None:
     """Serve until standard input ends. Arguments: a `Task` as JSON, the number of the listening socket."""
     task = Task(**json.loads(arguments[0]))
     listening = socket.socket(fileno=int(arguments[1]))
-    cudnn = load_cudnn(Path(task.library), [Path(path) for path in task.before])
-    cache = Path(task.cache) if task.cache else None
-    desk = _Desk(task=task, cudnn=cudnn, answers=open_answers(cache, cudnn.version, task.capability))
+    desk = _Desk(task=task, answers=open_answers(_cache(task), task.version, task.capability))
     server = _Server(listening, desk)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.buffer.read()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.profilers.virtual_gpu.build import build, default_cache
+from dnnmem.profilers.virtual_gpu.build import default_cache, find_compiler
 from dnnmem.profilers.virtual_gpu.cudnn_query import OLDEST, device_text
 from dnnmem.profilers.virtual_gpu.cudnn_server import FIRST, Summary, Task
 from dnnmem.profilers.virtual_gpu.installed import Torch, find_torch
@@ -101,19 +101,21 @@ def spelled(version: int) -> str:
     return f"{version // 10000}.{version // 100 % 100}" if version else "(none)"
 
 
-def start(asked: Asked, device: Device, *, driver: Path, cache: Path | None = None, choose: str = FIRST) -> Service:
+def start(asked: Asked, device: Device, *, driver: Path | None, cache: Path | None = None, choose: str = FIRST) -> Service:
     """A server that answers for `device`, until `stop` or this process ends.
 
-    Args: `driver`, the stub of libcuda; `cache`, where answers are kept; `choose`, which engines it offers first: those
+    Args: `driver`, the stub of libcuda (None: it is built when it is needed); `cache`, where answers are kept; `choose`, which engines it offers first: those
     that cuDNN likes best (`first`), or of the best eight the ones with the largest workspaces (`largest`).
     """
     return _start(_task(asked, device, driver=driver, cache=cache, choose=choose))
 
 
-def _task(asked: Asked, device: Device, *, driver: Path, cache: Path | None, choose: str) -> Task:
+def _task(asked: Asked, device: Device, *, driver: Path | None, cache: Path | None, choose: str) -> Task:
     return Task(
         library=str(asked.library),
-        before=tuple(map(str, (driver, *asked.before))),
+        before=tuple(map(str, asked.before)),
+        driver=str(driver) if driver else None,
+        version=asked.version,
         device=device_text(device),
         capability=device.compute_capability,
         cache=str(cache) if cache else None,
@@ -152,7 +154,7 @@ def stop(service: Service) -> None:
 _running: dict[Task, Service] = {}
 
 
-def running(asked: Asked, device: Device, *, driver: Path, cache: Path | None) -> Service:
+def running(asked: Asked, device: Device, *, driver: Path | None, cache: Path | None) -> Service:
     """A server as `start` gives it, one for all who want the same; it lasts as long as this process."""
     task = _task(asked, device, driver=driver, cache=cache, choose=FIRST)
     if task in _running and _running[task].process.poll() is not None:
@@ -173,8 +175,8 @@ def address_for(device: Device, cache: Path | None = None) -> str:
     torch = find_torch()
     device_text(device)  # first: it is quick to say no
     asked = find_cudnn(torch, cache or default_cache())
-    driver = build(cache)[0] / "libcuda.so.1"
-    return running(asked, device, driver=driver, cache=cache or default_cache()).address
+    find_compiler()
+    return running(asked, device, driver=None, cache=cache or default_cache()).address
 
 
 def summary(service: Service) -> Summary | None:
