@@ -20,6 +20,10 @@ PLANS = {
     "attention": Remat(policy="attention"),
     "segments": Remat(policy="segments", segments="0-1,3"),
     "segments in segments": Remat(policy="segments", segments="0-3(1-2(2),3)"),
+    "ops: nothing": Remat(policy="ops", keep="input"),
+    "ops: products": Remat(policy="ops", keep="addmm.0.2,attention"),
+    "ops: a dropout": Remat(policy="ops", keep="native_dropout.0,gelu"),
+    "ops: by block": Remat(policy="ops", keep="0:all/1-2:native_layer_norm,add.1/3:input"),
     "the whole of each": Remat(policy="segments", segments="0-3(1-2)", early_stop=False),
 }
 
