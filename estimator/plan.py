@@ -168,7 +168,10 @@ class Offload:
 
     activations: str = "none"
     """`none`; `all`: what blocks save for the backward pass is copied to pinned memory as it is made, and back before
-    it is needed; `every`: so for each `every`-th block."""
+    it is needed; `every`: so for each `every`-th block; `blocks`: for those that `blocks` names; `conv`: the inputs of
+    convolutions alone."""
+    blocks: str = ""
+    """For `blocks`: numbers over the model, from 0: `0-3,7`. The last block of a model keeps what it saves."""
     every: int = 1
     """For `every`: 2 = each second block."""
     min_bytes: int = 1 << 20
@@ -247,7 +250,7 @@ _CHOICES = {
     ("optimizer", "kernel"): ("for_loop", "foreach", "fused", None),
     ("remat", "policy"): ("none", "full", "every", "selective", "attention", "segments", "ops"),
     ("sharding", "strategy"): ("none", "ddp", "zero1", "zero2", "zero3"),
-    ("offload", "activations"): ("none", "all", "every"),
+    ("offload", "activations"): ("none", "all", "every", "blocks", "conv"),
     ("pipeline", "schedule"): ("1f1b", "gpipe", "interleaved"),
     ("kernels", "fusion"): ("none", "hand", "blocks", "pointwise"),
 }
@@ -287,7 +290,17 @@ def check(plan: Plan) -> None:
         )
     if plan.remat.keep:
         parse_keep(plan.remat.keep)
+    _check_offload(plan.offload)
     _check_degrees(plan)
+
+
+def _check_offload(offload: Offload) -> None:
+    if (offload.activations == "blocks") != bool(offload.blocks):
+        raise UsageError(
+            f"offload.blocks is {offload.blocks!r} under activations {offload.activations}; blocks go with activations "
+            "blocks, and with no other",
+            hint="--set offload.activations=blocks --set offload.blocks=0-3,7",
+        )
 
 
 def _check_degrees(plan: Plan) -> None:
