@@ -6,8 +6,8 @@ model, optimizer = apply_plan(model, optimizer)
 
 from __future__ import annotations
 
-import pprint
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,8 @@ from dnnmem.estimator.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from dnnmem.cli.plan_run import Planned
+    from dnnmem.estimator.planners.problem import Cost
     from dnnmem.estimator.planners.solve import Solution
-
-_WIDTH = 100
 
 
 def script(found: Planned, chosen: Solution, plan: Plan, *, module: str, command: Sequence[str]) -> str:
@@ -36,16 +35,18 @@ def script(found: Planned, chosen: Solution, plan: Plan, *, module: str, command
         f"    from {module} import apply_plan",
         "    model, optimizer = apply_plan(model, optimizer)",
         "",
-        f"Written by dnnmem {__version__}: {_safe(' '.join(command))}",
-        f"Planner: {chosen.planner}. Predicted on {found.gpu}, for a budget of {format_bytes(found.budget_bytes)}:",
-        f"{format_bytes(chosen.cost.peak_bytes)} reserved ({format_bytes(found.plain.peak_bytes)} without the plan),",
-        f"{format_seconds(chosen.cost.seconds)} a step ({format_seconds(found.plain.seconds)} without).",
+        f"Written by dnnmem {__version__}; planner: {chosen.planner}; made by",
+        "",
+        f"    {_safe(' '.join(command))}",
+        "",
+        f"Predicted on {found.gpu} for a budget of {format_bytes(found.budget_bytes)}:",
+        f"{_cost(chosen.cost)}; without the plan {_cost(found.plain)}.",
         *_blocks(found),
         '"""',
         "",
         "import dnnmem",
         "",
-        f"PLAN = {pprint.pformat(data(plan), width=_WIDTH, sort_dicts=False)}",
+        *_literal(data(plan)),
         "",
         "",
         "def apply_plan(model, optimizer):",
@@ -68,6 +69,23 @@ def data(plan: Plan) -> dict[str, object]:
         for part, table in now.items()
     }
     return {"schema": SCHEMA, **{part: table for part, table in parts.items() if table}}
+
+
+def _cost(cost: Cost) -> str:
+    return f"{format_bytes(cost.peak_bytes)} reserved, {format_seconds(cost.seconds)} a step"
+
+
+def _literal(plan: Mapping[str, object]) -> list[str]:
+    """The assignment, a line a field."""
+    lines = ["PLAN = {"]
+    for part, value in plan.items():
+        table = isinstance(value, Mapping) and ", ".join(f'"{name}": {_value(v)}' for name, v in value.items())
+        lines.append(f'    "{part}": {{{table}}},' if table else f'    "{part}": {_value(value)},')
+    return [*lines, "}"]
+
+
+def _value(value: object) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _blocks(found: Planned) -> list[str]:

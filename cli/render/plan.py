@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from dnnmem.cli.plan_run import Answer, Planned
     from dnnmem.estimator.planners.solve import Solution
 
+_PLANNED = ("remat.", "offload.")
+"""What planners decide, of a plan's settings."""
 _TOLD = {"does_not_fit": "does not fit", "does_not_apply": "does not apply", "failed": "failed"}
 
 
@@ -94,8 +96,11 @@ def plan_words(solution: Solution) -> str:
     """The plan as `--set` has it, the policy left out where its segments say it."""
     if solution.plan is None:
         return "predicted only: no plan expresses its schedule"
-    told = [s for s in settings(solution.plan) if s != "remat.policy=segments" or not solution.plan.remat.segments]
-    return " ".join(s.removeprefix("remat.").replace("offload.activations", "offload") for s in told) or "as it is"
+    named = solution.plan.remat.segments
+    told = [
+        s for s in settings(solution.plan) if s.startswith(_PLANNED) and not (named and s.startswith("remat.policy"))
+    ]
+    return " ".join(told).replace("remat.", "") or "as it is"
 
 
 def _about(found: Planned, chosen: Solution) -> Iterator[str]:
@@ -128,9 +133,10 @@ def _table(found: Planned) -> Table:
     table.add_column("plan", overflow="fold", min_width=20)
     for answer in found.answers:
         mine = found.chosen is not None and answer.planner.name == found.chosen.planner
-        table.add_row(
-            ">" if mine else "", answer.planner.name, *_cells(answer), style="bold" if mine else _style(answer)
-        )
+        *cells, words = _cells(answer)
+        told = Text(words, overflow="ellipsis", no_wrap=True) if answer.solution is not None else Text(words)
+        style = "bold" if mine else "" if answer.solution is not None else "dim"
+        table.add_row(">" if mine else "", answer.planner.name, *cells, told, style=style)
     return table
 
 
@@ -150,7 +156,3 @@ def _why(answer: Answer) -> str:
     if answer.error is None:
         return ""
     return f": {printable(answer.error.message.splitlines()[0])}"
-
-
-def _style(answer: Answer) -> str:
-    return "" if answer.solution is not None else "dim"

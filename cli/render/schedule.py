@@ -1,11 +1,11 @@
 """A planned step drawn as text: when each block runs, forward, again and backward, and what it holds between.
 
-                    forward         backward
-before              F                                 B
-h.0-3   again        FFFFF░░░░░░░░░░░░░░░░░░RRRRBBBBBB       R  computed again
-h.4-7   kept              FFFFF██████████BBBB                █  all that it saves is on the GPU, ░ some of it
+                    |forward       |backward
+before              F                              B
+h.0-3     again      FFFFF░░░░░░░░░░░░░░░░RRRRBBBBB        R  computed again
+h.4-7     kept            FFFFF██████████BBBB              █  all that it saves is on the GPU, ░ some of it
 other                          FFBBBB
-memory  3.10 GiB    ▁▂▂▂▃▄▆▇██▇▅▄▃▃▃▃▄▅▅▄▃▂▂▁
+allocated 3.10 GiB  ▁▂▂▂▃▄▆▇██▇▅▄▃▃▃▃▄▅▅▄▃▂▂▁▁
 
 Columns are seconds. All is read off the rewritten step and the times of its ops, not off the plan.
 """
@@ -36,7 +36,7 @@ _PHASES = {Phase.FORWARD: "forward", Phase.BACKWARD: "backward", Phase.STEP: "up
 
 def picture(step: Step, *, width: int, unicode: bool) -> list[str]:
     """The lines of the picture in `width` columns, legend last."""
-    label = min(max(6, *(len(group.path) for group in step.groups)), _LABEL) if step.groups else 6
+    label = min(max(9, *(len(group.path) for group in step.groups)), _LABEL) if step.groups else 9
     found = grid(step, max(width - label - _FATE - 2, 20))
     words = ["", *(fate_words(group) for group in step.groups), "", ""]
     lines = [_line("", "", _phases(found), label)]
@@ -46,7 +46,7 @@ def picture(step: Step, *, width: int, unicode: bool) -> list[str]:
         if cells.strip():
             used.update(cells)
             lines.append(_line(shorten_left(name, label), words[row], cells, label))
-    lines.append(_line("memory", format_bytes(int(found.memory.max())), _bars(found, unicode=unicode), label))
+    lines.append(_line("allocated", format_bytes(int(found.memory.max())), _bars(found, unicode=unicode), label))
     return [*lines, *_legend(used, width, unicode=unicode)]
 
 
