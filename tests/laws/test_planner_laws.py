@@ -50,6 +50,8 @@ def _play(stages, s, t, runs, live):
         else:
             peak = max(peak, live + stages[k].backward_bytes)
             seconds += stages[k].backward_seconds
+            if k == t < len(stages) - 1:  # a run that is computed again ends with what its last stage needs
+                seconds -= stages[k].spared_seconds
             live += stages[k].left_bytes
     return seconds, peak
 
@@ -76,12 +78,13 @@ def chains(draw, *, most=6, breaks=True):
     count = draw(st.integers(1, most))
     stages = []
     for k in range(count + 1):
-        saved = draw(st.integers(1, 8))
+        saved, forward = draw(st.integers(1, 8)), draw(st.integers(1, 5))
         stages.append(
             Stage(
                 block=k if k < count else None,
                 follows=0 < k < count and (draw(st.integers(0, 4)) > 0 or not breaks),
-                forward_seconds=float(draw(st.integers(1, 5))),
+                forward_seconds=float(forward),
+                spared_seconds=float(draw(st.integers(0, forward))),
                 backward_seconds=float(draw(st.integers(1, 5))),
                 input_bytes=draw(SMALL) if k else 0,
                 saved_bytes=saved,
