@@ -68,8 +68,8 @@ def sent_runs(plan: Plan, count: int) -> list[tuple[int, int, bool]]:
     found = [(first, last, first in chosen and last < count - 1) for first, last in runs]
     if not any(sent for _, _, sent in found):
         raise UnsupportedError(
-            f"offload.activations {offload.activations} sends nothing of a model with {count} blocks in lists: the last "
-            "one keeps what it saves, and one before it is to be chosen",
+            f"offload.activations {offload.activations} sends nothing of a model with {count} blocks in lists: the "
+            "last one keeps what it saves, and one before it is to be chosen",
             hint="--set offload.activations=none",
         )
     return found

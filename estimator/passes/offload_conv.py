@@ -39,7 +39,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     begin = next(k for k in backward if trace.ops[k].module != ("<loss>",))
     held = {i: k for k, op in enumerate(trace.ops) for i in op.releases}
     order = list(sent.items())
-    for n, (i, k) in enumerate(order):
+    for n, (i, _) in enumerate(order):
         behind = order[n + 1][1] if n + 1 < len(order) else ends
         forward = [use for use in known[i].uses if use not in later]
         leave(draft, i, known[i], max(behind, *forward, held.get(i, -1)))

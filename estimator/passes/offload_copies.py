@@ -34,7 +34,14 @@ def travel(
     for i, last in ids.items():
         storage = draft.trace.storages[i]
         nbytes, module = storage.nbytes, draft.trace.ops[last].module
-        out = Op(name=OUT, module=module, phase=Phase.FORWARD, lane=Lane.TO_HOST, reads=(i,), moved_bytes=nbytes)
+        free: tuple[Event, ...] = ()
+        if any(e.storage == i and e.nbytes < 0 for e in draft.ops[last].events):  # that goes with the copy
+            draft.unfree(last, i)
+            free = (Event(-nbytes, 0, i),)
+        out = Op(
+            name=OUT, module=module, phase=Phase.FORWARD, lane=Lane.TO_HOST, reads=(i,), events=free,
+            moved_bytes=nbytes,
+        )  # fmt: skip
         draft.after.setdefault(last, []).append(out)
         new[i] = draft.add(storage_like(storage, kind=Kind.ACTIVATION))
         back = Op(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
@@ -41,7 +42,7 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
             hint="--set offload.activations=all",
         )
     travel = _Travel(min_bytes=plan.offload.min_bytes)
-    model.forward = partial(travel.run, model.forward)  # type: ignore[method-assign]
+    model.forward = wraps(model.forward)(partial(travel.run, model.forward))  # type: ignore[method-assign]
     for conv in convs:
         conv.forward = partial(travel.convolve, conv.forward)  # type: ignore[method-assign]
     return model
@@ -53,8 +54,8 @@ class _Travel:
 
     min_bytes: int
     copies: Copies = field(default_factory=Copies)
-    known: dict[int, weakref.ref[Kept]] = field(default_factory=dict)
-    """What is saved, by the address of its storage."""
+    known: dict[int, tuple[StorageWeakRef, weakref.ref[Kept]]] = field(default_factory=dict)
+    """What is saved, by its storage, which is no other one's while it is referred to."""
     given: set[int] = field(default_factory=set)
     """Addresses of what the model was called with: it stays."""
     before: list[weakref.ref[Kept]] = field(default_factory=list)
@@ -109,19 +110,17 @@ class _Travel:
         return output
 
     def _find(self, tensor: Tensor) -> Kept | None:
-        """What is known of its storage; an address may be another's once its memory was given back."""
-        ref = self.known.get(tensor.untyped_storage().data_ptr())
-        kept = ref() if ref is not None else None
-        return kept if kept is not None and kept.device is not None else None
+        known = self.known.get(tensor.untyped_storage()._cdata)
+        return known[1]() if known is not None else None
 
     def _pack(self, tensor: Tensor) -> Tensor | View:
-        place = tensor.untyped_storage().data_ptr()
-        if place in self.given or not is_movable(tensor, self.min_bytes):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in self.given or not is_movable(tensor, self.min_bytes):
             return tensor
         kept = self._find(tensor)
         if kept is None:
             kept = keep(tensor, [])
-            self.known[place] = weakref.ref(kept)
+            self.known[storage._cdata] = StorageWeakRef(storage), weakref.ref(kept)
             if tensor.shape == self.wanted:
                 self.wanted, self.sent = None, kept.unit
                 self.copies.send(kept)
