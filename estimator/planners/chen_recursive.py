@@ -2,8 +2,8 @@
 
     2 parts      0-5(0-2(0-1(0)),3-4(3)),6-11(6-8(6-7(6)),9-10(9))
 
-k parts a level: least memory g(n) = k + g(n / (k + 1)), O(log n), for O(n log n) blocks computed again. The last part of
-a run is not one of its own: its backward pass comes next.
+k parts a level: least memory g(n) = k + g(n / (k + 1)), O(log n), for O(n log n) blocks computed again. The last part
+of a run is not one of its own: its backward pass comes next.
 """
 
 from __future__ import annotations

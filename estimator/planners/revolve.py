@@ -8,20 +8,20 @@ only run forward, the one in front of each backward step left out:
 
 A schedule is runs within runs: steps 0..k-1 are one, computed again from its input when what lies behind is done.
 
+>>> from dnnmem.estimator.segments import segments_text
 >>> advances(10, 3), segments_text(schedule(10, 3))
 (15, '0-3(0,1,2),4-6(4,5),7-8(7)')
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import comb
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.planners.problem import Found, Problem, cheapest
 from dnnmem.estimator.planners.remat import named
 from dnnmem.estimator.planners.solve import Planner
-from dnnmem.estimator.segments import Run, segments_text
+from dnnmem.estimator.segments import Run
 
 
 def repetitions(n: int, c: int) -> int:

@@ -55,9 +55,14 @@ class Table:
     scratch: _Rows
     """Where sums are made."""
 
+    @property
+    def rows(self) -> int:
+        """Budgets, 0 among them."""
+        return self.seconds[0].shape[1]
+
     def seconds_at(self, budget_bytes: float) -> float:
         """Of the step within `budget_bytes` above what lives when it begins; infinite if it does not fit."""
-        m = self._slot(budget_bytes)
+        m = self.slot(budget_bytes)
         return float(self.seconds[0][-1][m]) if m >= 0 else float("inf")
 
     def least_bytes(self) -> float:
@@ -67,11 +72,11 @@ class Table:
 
     def runs(self, budget_bytes: float) -> tuple[Run, ...]:
         """What the fastest step that fits computes again; to be asked where `seconds_at` is finite."""
-        return self.runs_of(0, len(self.chain.stages) - 1, self._slot(budget_bytes))
+        return self.runs_of(0, len(self.chain.stages) - 1, self.slot(budget_bytes))
 
-    def _slot(self, budget_bytes: float) -> int:
-        rows = self.seconds[0].shape[1]
-        return min(int(budget_bytes / self.slot_bytes), rows - 1) if budget_bytes >= 0 else -1
+    def slot(self, budget_bytes: float) -> int:
+        """The budget in slots, rounded down; -1 for one below nothing."""
+        return min(int(budget_bytes / self.slot_bytes), self.rows - 1) if budget_bytes >= 0 else -1
 
     def runs_of(self, s: int, t: int, m: int) -> tuple[Run, ...]:
         """Of the stages `s` to `t` within `m` slots, where that is possible."""
@@ -186,7 +191,7 @@ def _kept(table: Table, s: int, t: int) -> _Row:
     stages, costs = table.chain.stages, table.costs
     stage = stages[s]
     own = stage.forward_seconds + stage.backward_seconds
-    found = np.full(table.seconds[0].shape[1], np.inf)
+    found = np.full(table.rows, np.inf)
     least = max(
         costs.slots(stages[t].gradient_bytes + stage.forward_bytes),
         costs.left(s + 1, t + 1) + costs.slots(stage.backward_bytes),
@@ -200,7 +205,7 @@ def _kept(table: Table, s: int, t: int) -> _Row:
 
 def _again(table: Table, s: int, t: int) -> _Rows:
     """The same for each run that may begin with `s`: s alone, s and s + 1, ...; until it is asked again."""
-    costs, rows = table.costs, table.seconds[0].shape[1]
+    costs, rows = table.costs, table.rows
     count = min(t - s, table.longest, len(costs.light[s]))
     found = np.subtract(table.ahead[t][s + 1 : s + 1 + count], costs.before[s], out=table.scratch[:count])
     lefts = [costs.left(u, t + 1) for u in range(s + 1, s + 1 + count)]
