@@ -53,6 +53,8 @@ class PlanAsked:
     """`--time-limit`."""
     verify: bool = False
     """`--verify`."""
+    everything: bool = False
+    """`--all`."""
     inputs: tuple[str, ...] = ()
     """`--input`."""
     args: tuple[str, ...] = ()
@@ -247,7 +249,7 @@ def _ask(asked: PlanAsked, problem: Problem, say: Callable[[str], None]) -> Plan
         target=problem.recorded.origin.target, batch=problem.recorded.batch, gpu=problem.cluster.device.name,
         budget_bytes=problem.budget_bytes, plain=plain, chosen=chosen, answers=answers,
         error=error if chosen is None else None, notes=_better(chosen, best),
-        step=None if chosen is None or chosen.plan is None else _step(problem, chosen.plan),
+        step=None if chosen is None or chosen.plan is None else _step(problem, chosen.plan, fold=not asked.everything),
     )  # fmt: skip
 
 
@@ -283,7 +285,7 @@ def _better(chosen: Solution | None, best: Solution | None) -> tuple[str, ...]:
     return (f"{best.planner} finds a step that is {saved:.1f} % faster: --planner {best.planner}",)
 
 
-def _step(problem: Problem, plan: Plan) -> Step:
+def _step(problem: Problem, plan: Plan, *, fold: bool) -> Step:
     """The planned step in blocks, and when its ops run."""
     from dnnmem.cli.render.schedule_grid import Step
     from dnnmem.estimator.block_fates import fates, groups
@@ -293,7 +295,7 @@ def _step(problem: Problem, plan: Plan) -> Step:
     step = local_step(problem.recorded, plan, problem.cluster)
     _, timing = time_ops(step, problem.model)
     seconds = (timing.end - timing.start).tolist()
-    found = groups(fates(problem.trace, step.local, seconds), plan.remat.segments)
+    found = groups(fates(problem.trace, step.local, seconds), plan.remat.segments, fold=fold)
     return Step(plain=problem.trace, planned=step.local, timing=timing, groups=found)
 
 

@@ -17,8 +17,10 @@ from dnnmem.estimator.passes.draft import lives
 from dnnmem.estimator.segments import parse_segments
 from dnnmem.estimator.trace import Lane, Op, Phase, Trace
 
-_STEPS = 20
-"""Blocks of a group agree in their shares to one part in so many."""
+_NEAR = 0.1
+"""Blocks of a group agree in their shares to this."""
+_MANY, _LONGEST = 20, 6
+"""With more groups than this, patterns of up to so many groups are looked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,10 @@ class Fate:
     """Of its forward pass."""
     again_seconds: float
     """Of what is computed again, over all its repetitions."""
+
+
+Unit = list[Fate]
+"""A run that is computed again as one, or one block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,33 +130,57 @@ def fates(plain: Trace, planned: Trace, seconds: Sequence[float]) -> tuple[Fate,
 def groups(found: Sequence[Fate], segments: str = "", *, fold: bool = True) -> tuple[Group, ...]:
     """Blocks in groups: those of a run of `segments` (as `Remat.segments`), and neighbours that are treated alike.
 
-    Without `fold` each run, and each block in none, is a group of its own.
+    Where that leaves many groups, patterns that repeat are one. Without `fold` each run, and each block in none, is a
+    group of its own.
     """
     named = parse_segments(segments) if segments else ()
     runs = {k: run for run in named for k in range(run.first, run.last + 1)}
-    units: list[list[Fate]] = []
+    units: list[Unit] = []
     for fate in found:
         run = runs.get(fate.block)
-        together = run is not None and run.first < fate.block and bool(units)
-        units[-1].append(fate) if together else units.append([fate])
-    folded: list[list[list[Fate]]] = []
-    for unit in units:
-        if fold and folded and _alike(folded[-1][-1], unit):
-            folded[-1].append(unit)
+        if run is not None and run.first < fate.block and units:
+            units[-1].append(fate)
         else:
-            folded.append([unit])
-    return tuple(Group(fates=tuple(fate for unit in some for fate in unit), run=len(some[0])) for some in folded)
+            units.append([fate])
+    folded = [[unit] for unit in units]
+    for period in range(1, _LONGEST + 1):
+        if fold and (period == 1 or len(folded) > _MANY):
+            folded = _folded(folded, period)
+    return tuple(
+        Group(fates=tuple(fate for unit in some for fate in unit), run=max(len(unit) for unit in some))
+        for some in folded
+    )
 
 
-def _alike(one: Sequence[Fate], other: Sequence[Fate]) -> bool:
-    same_list = one[-1].path[:-1] == other[0].path[:-1]
-    return same_list and [_signature(fate) for fate in one] == [_signature(fate) for fate in other]
+def _folded(some: list[list[Unit]], period: int) -> list[list[Unit]]:
+    """Neighbours that repeat with this period become one."""
+    found: list[list[Unit]] = []
+    k = 0
+    while k < len(some):
+        end = k + period
+        while end + period <= len(some) and all(map(_alike, some[end - period : end], some[end : end + period])):
+            end += period
+        if end > k + period:
+            found.append([unit for group in some[k:end] for unit in group])
+            k = end
+        else:
+            found.append(some[k])
+            k += 1
+    return found
 
 
-def _signature(fate: Fate) -> tuple[int, ...]:
+def _alike(one: Sequence[Unit], other: Sequence[Unit]) -> bool:
+    """Whether the last unit of the one and the first of the other are of one list and treated alike."""
+    a, b = one[-1], other[0]
+    same = a[0].path[:-1] == b[0].path[:-1] and len(a) == len(b)
+    return same and all(
+        abs(x - y) < _NEAR for m, n in zip(a, b, strict=True) for x, y in zip(_shares(m), _shares(n), strict=True)
+    )
+
+
+def _shares(fate: Fate) -> tuple[float, ...]:
     saved, forward = fate.saved_bytes or 1, fate.forward_seconds or 1.0
-    shares = (fate.kept_bytes / saved, fate.host_bytes / saved, fate.again_seconds / forward)
-    return tuple(round(share * _STEPS) for share in shares)
+    return fate.kept_bytes / saved, fate.host_bytes / saved, fate.again_seconds / forward
 
 
 def _waiting(trace: Trace, count: int) -> list[int]:

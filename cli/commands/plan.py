@@ -43,6 +43,7 @@ TimeLimit = Annotated[
     float, typer.Option("--time-limit", metavar="SECONDS", help="For each planner that searches; then its best counts.")
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Apply the plan for real, on a virtual GPU, and measure it.")]
+All = Annotated[bool, typer.Option("--all", help="A line for each block, also for those that are treated alike.")]
 Apply = Annotated[
     Path | None,
     typer.Option(
@@ -73,6 +74,7 @@ def plan(
     compare: Compare = True,
     time_limit: TimeLimit = 20.0,
     verify: Verify = False,
+    all_: All = False,
     input_: o.Inputs = None,
     arg: o.Args = None,
     optimizer: o.Optimizer = None,
@@ -97,8 +99,8 @@ def plan(
     _check_new(apply, save_plan)
     asked = PlanAsked(
         target=target, budget=budget, planner=planner, gpu=gpu, batch=batch, seq=seq, settings=tuple(set_ or ()),
-        compare=compare, time_limit=time_limit, verify=verify, inputs=tuple(input_ or ()), args=tuple(arg or ()),
-        optimizer=optimizer, seed=seed, timeout=timeout, rates=rates,
+        compare=compare, time_limit=time_limit, verify=verify, everything=all_, inputs=tuple(input_ or ()),
+        args=tuple(arg or ()), optimizer=optimizer, seed=seed, timeout=timeout, rates=rates,
     )  # fmt: skip
     found = run(asked, os.environ, quiet=quiet, no_color=no_color)
     written = _write_files(found, apply, save_plan)
