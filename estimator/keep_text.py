@@ -61,8 +61,8 @@ def is_attention(name: str) -> bool:
     return ("_attention" in name and "scaled_dot_product" in name) or "flash_attn" in name
 
 
-def parse_keep(text: str) -> tuple[Rule, ...]:
-    """The rules that `text` holds. Raises `UsageError` for what is none, and for a block with two of them."""
+def parse_keep(text: str, count: int | None = None) -> tuple[Rule, ...]:
+    """The rules that `text` holds. Raises `UsageError` for others: two for a block, or one for none of `count`."""
     rules = tuple(_rule(part.strip(), text) for part in text.split("/"))
     runs = sorted(run for rule in rules for run in rule.blocks)
     if len(rules) > 1 and not all(rule.blocks for rule in rules):
@@ -70,6 +70,8 @@ def parse_keep(text: str) -> tuple[Rule, ...]:
     for (_, last), (first, _) in pairwise(runs):
         if first <= last:
             raise _wrong(text, f"block {first} has two rules")
+    if count is not None and runs and max(last for _, last in runs) >= count:
+        raise _wrong(text, f"the model has {count} blocks, 0 to {count - 1}")
     return rules
 
 
@@ -79,13 +81,6 @@ def rule_of(rules: Sequence[Rule], block: int) -> Rule | None:
         if not rule.blocks or any(first <= block <= last for first, last in rule.blocks):
             return rule
     return None
-
-
-def check_blocks(rules: Sequence[Rule], count: int) -> None:
-    """Raise `UsageError` if a rule names a block that a model with `count` of them lacks."""
-    last = max((last for rule in rules for _, last in rule.blocks), default=-1)
-    if last >= count:
-        raise _wrong(keep_text(rules), f"the model has {count} blocks, 0 to {count - 1}")
 
 
 def keep_text(rules: Sequence[Rule]) -> str:

@@ -4,18 +4,21 @@
     U[t, k]  bytes after work k made its own  F[t, k, v]  value v goes after work k
 
 Stage t ends with the t-th work that is done for the first time. Unlike the paper a work may make several values, and
-two works may make the same one: a block is run to keep all, or its output alone. Where time runs out, the best
-schedule by then counts, rounded from the linear relaxation if there is none; the gap says how much better one could be.
+two works may make the same one: a block is run to keep all, or its output alone. The search begins with the better of
+a rounded solution of the linear relaxation and DTR's run. Where time runs out, the best schedule by then counts; the
+gap says how much better one could be.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from dnnmem.estimator.errors import InfeasibleError
+from dnnmem.estimator.planners.dtr import HEURISTICS, play
 from dnnmem.estimator.planners.graph_schedule import (
     Schedule,
     Stage,
@@ -31,7 +34,7 @@ from dnnmem.estimator.units import format_bytes
 
 _THRESHOLDS = (0.5, 0.3, 0.7, 0.1, 0.9)
 """Shares from which on a relaxed S counts as 1; the paper takes 0.5."""
-_TIGHTER = (1.0, 0.95, 0.9, 0.8, 0.7)
+_TIGHTER = (1.0, 0.97, 0.94, 0.9, 0.8, 0.7)
 """Shares of the budget that the relaxation is given: rounding goes above it."""
 
 
@@ -70,7 +73,10 @@ def schedule(graph: Graph, budget_bytes: float, time_limit_seconds: float = 60.0
         raise _infeasible(budget_bytes, least, "one of its ops alone needs that")
     end = time.monotonic() + time_limit_seconds
     model = _Model(graph, budget_bytes)
-    rounded = _rounded(model, end)
+    rounded = min(
+        (s for s in (_evicted(graph, budget_bytes), _rounded(model, end)) if s is not None),
+        key=lambda s: seconds_of(graph, s), default=None,
+    )  # fmt: skip
     start = None if rounded is None else model.values_of(rounded)
     solved = solve(model.program, max(end - time.monotonic(), 0.1), start=start)
     found = [s for s in (model.read(solved), rounded) if s is not None and peak_of(graph, s) <= budget_bytes]
@@ -90,6 +96,19 @@ def _infeasible(budget_bytes: float, least: int, why: str) -> InfeasibleError:
         needed_bytes=max(int(least), int(budget_bytes) + 1),
         hint="a larger budget, or --time-limit",
     )
+
+
+def _evicted(graph: Graph, budget_bytes: float) -> Schedule | None:
+    """The fastest of DTR's runs that fits as a schedule."""
+    found = []
+    for heuristic in HEURISTICS:
+        for share in _TIGHTER:
+            with suppress(InfeasibleError):
+                run = play(graph, share * budget_bytes, heuristic).schedule
+                if peak_of(graph, run) <= budget_bytes:
+                    found.append(run)
+                    break
+    return min(found, key=lambda s: seconds_of(graph, s), default=None)
 
 
 def _rounded(model: _Model, end: float) -> Schedule | None:

@@ -101,6 +101,16 @@ def _done(
     return tuple(sorted(done))
 
 
+def trimmed(graph: Graph, schedule: Schedule) -> Schedule:
+    """The same where nothing is at hand that is neither read in its stage nor kept for the next one."""
+    after: frozenset[int] = graph.stays
+    stages: list[Stage] = []
+    for stage in reversed(schedule):
+        after = stage.held & (after | _read_before_made(graph, stage.done) | graph.stays)
+        stages.append(Stage(held=after, done=stage.done))
+    return tuple(reversed(stages))
+
+
 def drawn(graph: Graph, schedule: Schedule) -> str:
     """A line for each stage: what it does, what is done again in brackets."""
     seen: set[int] = set()

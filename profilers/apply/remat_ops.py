@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from dnnmem.estimator.errors import UsageError
-from dnnmem.estimator.keep_text import Rule, absent, absent_error, base_name, check_blocks, parse_keep, rule_of
+from dnnmem.estimator.keep_text import Rule, absent, absent_error, base_name, parse_keep, rule_of
 from dnnmem.estimator.plan import Remat
 from dnnmem.estimator.segments import Run
 from dnnmem.profilers.apply.regions import compute_again
@@ -39,8 +39,7 @@ _SAVE = (CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE)
 
 def keep_ops(blocks: Sequence[tuple[str, nn.Module]], remat: Remat) -> None:
     """Let each of `blocks` compute again what its rule does not keep. Raises `UsageError` for blocks that are not."""
-    rules = parse_keep(remat.keep)
-    check_blocks(rules, len(blocks))
+    rules = parse_keep(remat.keep, len(blocks))
     for n in range(len(blocks)):
         rule = rule_of(rules, n)
         if rule is not None and not rule.whole:
