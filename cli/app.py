@@ -39,6 +39,7 @@ from dnnmem.cli.commands.estimate import estimate
 from dnnmem.cli.commands.explain import explain
 from dnnmem.cli.commands.export import export
 from dnnmem.cli.commands.init import init
+from dnnmem.cli.commands.plan import plan
 from dnnmem.cli.commands.profile import profile
 from dnnmem.cli.commands.recommend import recommend
 from dnnmem.cli.commands.run import run as run_command
@@ -79,6 +80,7 @@ _COMMANDS = (
     (init, "Write a commented model.py to start from."),
     (profile, "Where every byte and second of one training step goes."),
     (recommend, "The best ways to run the step on some GPUs, ranked."),
+    (plan, "What to recompute, or to offload, so that the step fits a budget."),
     (explain, "One of the recommended plans in full; what-if."),
     (export, "A plan as a script, or a framework's configuration."),
     (run_command, "Run an unchanged training script on GPUs that need not be here."),

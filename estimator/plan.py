@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from dnnmem.estimator.errors import UsageError
+from dnnmem.estimator.keep_text import parse_keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,17 @@ class Precision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """How a cross entropy over many classes is taken: logits and log-probabilities are often a step's largest."""
+
+    chunks: int = 1
+    """Pieces of its rows; log-probabilities exist of one piece at a time."""
+    fused: bool = False
+    """The product with the vocabulary's matrix goes piece by piece too, and its gradients are made with the loss: the
+    logits never exist whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
     """Tensor parallelism's options."""
 
@@ -93,9 +105,14 @@ class Optimizer:
     """Who updates the parameters. Another algorithm changes the mathematics of training; a kernel does not."""
 
     name: str | None = None
-    """`sgd` (no momentum), `adamw`, `adafactor` (torch's), `adamw8bit` (torchao's); None = as recorded."""
+    """`sgd` (no momentum), `momentum`, `adamw`, `adafactor` (torch's), `adamw8bit` (torchao's); dnnmem's own `lion`,
+    `lamb`, `lars`, `muon`, `shampoo`, `soap` and `galore`; None = as recorded."""
     kernel: str | None = None
     """`for_loop`, `foreach` (lists of tensors) or `fused` (one kernel, no temporaries); None = as recorded."""
+    state: str | None = None
+    """Type that moments rest in between updates, `bfloat16` or `float16`; None = theirs."""
+    in_backward: bool = False
+    """Each parameter is updated as soon as its gradient is there, which then goes: gradients never live together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +123,13 @@ class Remat:
     """`none`; `full`: each block keeps its input only; `every`: each `every`-th block does; `selective`: blocks keep
     matrix products and attention, every second product computed again (torchtitan's `op` policy); `attention`: scores
     and what follows them up to the product with the values (Megatron's selective recompute); `segments`: runs of
-    blocks, as `segments` says."""
+    blocks, as `segments` says; `ops`: blocks keep what `keep` names."""
     segments: str = ""
     """For `segments`: blocks, counted from 0 over the model, whose first input alone is kept; nested runs are kept so
     while the outer one is computed again: `0-3(2-3),6` (Rotor's persistent schedules are of this form)."""
+    keep: str = ""
+    """For `ops`: the ops of a block whose outputs are kept, by name and number, `addmm.0.2,attention`; by block,
+    `0-5:all/6-11:addmm.0` (see `keep_text`)."""
     every: int = 1
     """For `every`: 2 = each second block."""
     keep_attention: bool = True
@@ -148,7 +168,10 @@ class Offload:
 
     activations: str = "none"
     """`none`; `all`: what blocks save for the backward pass is copied to pinned memory as it is made, and back before
-    it is needed; `every`: so for each `every`-th block."""
+    it is needed; `every`: so for each `every`-th block; `blocks`: for those that `blocks` names; `conv`: the inputs of
+    convolutions alone."""
+    blocks: str = ""
+    """For `blocks`: numbers over the model, from 0: `0-3,7`. The last block of a model keeps what it saves."""
     every: int = 1
     """For `every`: 2 = each second block."""
     min_bytes: int = 1 << 20
@@ -191,6 +214,8 @@ class Plan:
     """Micro-batch and accumulation."""
     precision: Precision = field(default_factory=Precision)
     """Types at rest."""
+    loss: Loss = field(default_factory=Loss)
+    """The cross entropy."""
     tensor: Tensor = field(default_factory=Tensor)
     """Tensor parallelism."""
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -214,13 +239,18 @@ class Plan:
         return splits and self.mesh.data_ranks > 1
 
 
+OPTIMIZERS = (
+    "sgd", "momentum", "adamw", "adafactor", "adamw8bit", "lion", "lamb", "lars", "muon", "shampoo", "soap", "galore",
+)  # fmt: skip
+"""Names of `Optimizer.name`."""
 _CHOICES = {
     ("precision", "compute"): ("float32", "tf32", "bf16_amp", "fp16_amp", "bfloat16", None),
-    ("optimizer", "name"): ("sgd", "adamw", "adafactor", "adamw8bit", None),
+    ("optimizer", "name"): (*OPTIMIZERS, None),
+    ("optimizer", "state"): ("bfloat16", "float16", None),
     ("optimizer", "kernel"): ("for_loop", "foreach", "fused", None),
-    ("remat", "policy"): ("none", "full", "every", "selective", "attention", "segments"),
+    ("remat", "policy"): ("none", "full", "every", "selective", "attention", "segments", "ops"),
     ("sharding", "strategy"): ("none", "ddp", "zero1", "zero2", "zero3"),
-    ("offload", "activations"): ("none", "all", "every"),
+    ("offload", "activations"): ("none", "all", "every", "blocks", "conv"),
     ("pipeline", "schedule"): ("1f1b", "gpipe", "interleaved"),
     ("kernels", "fusion"): ("none", "hand", "blocks", "pointwise"),
 }
@@ -240,7 +270,7 @@ def check(plan: Plan) -> None:
                 f"precision.{name} is {getattr(plan.precision, name)!r}; it is float32, float16 or bfloat16"
             )
     counts = [("mesh", f.name) for f in fields(Mesh)] + [
-        ("batch", "micro_batch"), ("batch", "accumulation"), ("remat", "every"),
+        ("batch", "micro_batch"), ("batch", "accumulation"), ("loss", "chunks"), ("remat", "every"),
         ("sharding", "bucket_mib"), ("offload", "every"), ("pipeline", "chunks"),
     ]  # fmt: skip
     for part, name in counts:
@@ -252,7 +282,25 @@ def check(plan: Plan) -> None:
             f"remat.segments is {plan.remat.segments!r} under policy {plan.remat.policy}; "
             "segments go with policy segments, and with no other"
         )
+    if (plan.remat.policy == "ops") != bool(plan.remat.keep):
+        raise UsageError(
+            f"remat.keep is {plan.remat.keep!r} under policy {plan.remat.policy}; it goes with policy ops, and with no "
+            "other",
+            hint="--set remat.policy=ops --set remat.keep=attention",
+        )
+    if plan.remat.keep:
+        parse_keep(plan.remat.keep)
+    _check_offload(plan.offload)
     _check_degrees(plan)
+
+
+def _check_offload(offload: Offload) -> None:
+    if (offload.activations == "blocks") != bool(offload.blocks):
+        raise UsageError(
+            f"offload.blocks is {offload.blocks!r} under activations {offload.activations}; blocks go with activations "
+            "blocks, and with no other",
+            hint="--set offload.activations=blocks --set offload.blocks=0-3,7",
+        )
 
 
 def _check_degrees(plan: Plan) -> None:

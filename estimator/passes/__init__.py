@@ -11,6 +11,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import (
     batch,
     kernels,
+    loss,
     offload,
     offload_optimizer,
     optimizer,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
     "batch": batch.apply,
     "precision": precision.apply,
+    "loss": loss.apply,
     "tensor": tensor.apply,
     "optimizer": optimizer.apply,
     "remat": remat.apply,
@@ -41,7 +43,7 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
 }
 """By field of a plan, in the order of its fields. Each leaves a trace equal where the plan has its default."""
 
-_BEFORE_SPLIT = ("precision", "tensor", "optimizer", "remat")
+_BEFORE_SPLIT = ("precision", "loss", "tensor", "optimizer", "remat")
 _AFTER_SPLIT = ("batch", "sharding", "offload", "offload_optimizer", "kernels")
 
 
@@ -53,7 +55,7 @@ def rewrite(trace: Trace, plan: Plan, cluster: Cluster | None = None, layers: in
     record, and then repeated; chunks that do the same are one trace. A chunk's gradients stay, and are sent, within
     it, so that batch and sharding come after the split. Raises what the passes and `repeat` raise.
     """
-    if layers is not None and plan.remat.policy not in ("every", "segments"):
+    if layers is not None and plan.remat.policy not in ("every", "segments", "ops"):
         with suppress(UnsupportedError):  # blocks may differ where they are rewritten, and not where they were recorded
             return _rewritten(trace, plan, cluster, layers)
     if layers is not None:

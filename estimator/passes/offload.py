@@ -1,121 +1,107 @@
 """Activation offload: what blocks save rests in the host's memory between their forward and their backward pass.
 
     forward    [0]  to host: a b   [1]  free a b; to host: c d     [2]  free c d      each is copied after its last use
-    backward   to device: c d   [1]   to device: a b               [0]               a block ahead of where it is read
+    backward   to device: c d   [2]   to device: a b   [1]         [0]                a block ahead of where it is read
 
-The last chosen block keeps what it saves, since it is needed next (Rhu et al. 2016 call this vDNN; here nothing waits
-at the end of a layer: copies run on lanes of their own). Only what is at least `min_bytes` large travels.
+The model's last block keeps what it saves, since it is needed next (Rhu et al. 2016 call this vDNN; here nothing waits
+at the end of a layer: copies run on lanes of their own). Only what is at least `min_bytes` large travels. Blocks that
+are computed again as one save the input of the first. `conv` is `offload_conv`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.block_list import block_lists
-from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.passes import offload_conv
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
-from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Trace
-from dnnmem.estimator.trace_copy import renamed, storage_like
+from dnnmem.estimator.passes.offload_copies import leave, travel
+from dnnmem.estimator.sent_blocks import sent_runs
+from dnnmem.estimator.trace import Phase, Trace
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.plan import Plan
 
-OUT, IN = "dnnmem.copy_to_host.offload", "dnnmem.copy_to_device.offload"
-"""Names of the copies."""
-_Block = tuple[list[int], list[int]]
-"""Forward and backward ops."""
+_OPS_ARE_KEPT = ("selective", "ops")
+"""Policies under which blocks keep outputs of ops where no hook sees them: only what enters a block travels."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A block, or several that are computed again as one."""
+
+    forward: list[int]
+    backward: list[int]
+    sends: bool
 
 
 def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
-    """`trace` with its blocks' activations on the host. Raises `UnsupportedError` for fewer than two blocks."""
-    del cluster
+    """`trace` with activations on the host. Raises `UnsupportedError` where nothing would travel."""
     if plan.offload.activations == "none":
         return trace
-    every = plan.offload.every if plan.offload.activations == "every" else 1
-    blocks = _blocks(trace)[every - 1 :: every]
-    if len(blocks) < 2:
-        raise UnsupportedError(
-            f"offload.activations {plan.offload.activations} finds {len(blocks)} blocks in "
-            f"{trace.origin.target or 'this step'}: it needs two, of which the last one keeps what it saves",
-            hint="--set offload.activations=none",
-        )
+    if plan.offload.activations == "conv":
+        return offload_conv.apply(trace, plan, cluster)
+    units = _units(trace, plan)
     draft, known = Draft(trace), lives(trace.ops)
-    saved = [_saved(trace, known, block, plan.offload.min_bytes) for block in blocks[:-1]]
-    reads = {k: n for n, (_, backward) in enumerate(blocks[:-1]) for k in backward}
+    made_inside = plan.remat.policy not in _OPS_ARE_KEPT
+    saved = [
+        _saved(trace, known, unit, plan.offload.min_bytes, made_inside=made_inside)
+        if unit.sends and n + 1 < len(units)
+        else {}
+        for n, unit in enumerate(units)
+    ]
+    reads = {k: n for n, unit in enumerate(units) for k in unit.backward}
     gone: dict[int, int] = {}
     for n, ids in enumerate(saved):
         for i in ids:
-            gone[i] = max(gone.get(i, -1), blocks[n + 1][0][-1])
+            gone[i] = max(gone.get(i, -1), units[n + 1].forward[-1])
     for i, k in gone.items():
-        others = [use for use in known[i].uses if use not in reads or i not in saved[reads[use]]]
-        _leave(draft, i, known[i], max(k, *others))
-    for n in (n for n in reversed(range(len(saved))) if saved[n]):
-        ahead = n + 1 if n + 1 < len(saved) and saved[n + 1] else n
-        start = _first_read(trace, known, blocks[ahead][1], saved[ahead])
-        _travel(draft, known, blocks[n], saved[n], start)
+        leave(draft, i, known[i], max(k, *_other_uses(known[i], i, reads, saved)))
+    for n in (n for n in reversed(range(len(units))) if saved[n]):
+        start = min(units[n + 1].backward[0], *_reads(trace, known, units[n].backward, saved[n]))
+        travel(draft, known, saved[n], units[n].backward, start)
     return draft.finish()
 
 
-def _blocks(trace: Trace) -> list[_Block]:
-    found: list[_Block] = []
+def _units(trace: Trace, plan: Plan) -> list[_Unit]:
+    """In the order in which they run; those that do not are left out."""
+    inside: list[tuple[list[int], list[int]]] = []
     for some in block_lists(trace):
-        inside: list[_Block] = [([], []) for _ in range(some.count)]
+        base = len(inside)
+        inside += [([], []) for _ in range(some.count)]
         for k, owner in enumerate(some.numbers(trace.ops)):
             if owner is not None and trace.ops[k].phase is not Phase.STEP:
-                inside[owner][trace.ops[k].phase is Phase.BACKWARD].append(k)
-        found += [block for block in inside if block[0] and block[1]]
-    return found
+                inside[base + owner][trace.ops[k].phase is Phase.BACKWARD].append(k)
+    found: list[_Unit] = []
+    for first, last, sends in sent_runs(plan, len(inside)):
+        forward, backward = (sorted(k for block in inside[first : last + 1] for k in block[way]) for way in (0, 1))
+        if forward and backward:
+            found.append(_Unit(forward, backward, sends))
+    return sorted(found, key=lambda unit: unit.forward[0])
 
 
-def _saved(trace: Trace, known: dict[int, Life], block: _Block, least: int) -> list[int]:
-    """What a block's backward pass reads of the forward pass, in the order of its last use there."""
-    forward, backward = block
-    inside, later = set(forward), set(backward)
+def _saved(trace: Trace, known: dict[int, Life], unit: _Unit, least: int, *, made_inside: bool) -> dict[int, int]:
+    """What a unit's backward pass reads of the forward pass, in the order of its last use there, which is the value."""
+    inside, later = set(unit.forward), set(unit.backward)
     found: dict[int, int] = {}
-    for i in {i for k in backward for i in (*trace.ops[k].reads, *trace.ops[k].frees)}:
+    for i in {i for k in unit.backward for i in (*trace.ops[k].reads, *trace.ops[k].frees)}:
         life, storage = known[i], trace.storages[i]
-        if i in trace.pinned or storage.nbytes < least or not storage.saved or not 0 <= life.made <= forward[-1]:
+        if i in trace.pinned or storage.nbytes < least or not storage.saved or not 0 <= life.made <= unit.forward[-1]:
             continue
-        if not back_uses(storage, life, later):
+        if not back_uses(storage, life, later) or not (made_inside or life.made not in inside):
             continue
-        found[i] = max((k for k in life.uses if k in inside), default=forward[0])
-    return sorted(found, key=lambda i: (found[i], i))
+        found[i] = max((k for k in life.uses if k in inside), default=unit.forward[0])
+    return {i: found[i] for i in sorted(found, key=lambda i: (found[i], i))}
 
 
-def _first_read(trace: Trace, known: dict[int, Life], backward: Sequence[int], ids: Sequence[int]) -> int:
+def _other_uses(life: Life, i: int, reads: dict[int, int], saved: Sequence[Container[int]]) -> Iterable[int]:
+    """Ops that use the storage itself, and no copy that came back."""
+    return [-1, *(use for use in life.uses if use not in reads or i not in saved[reads[use]])]
+
+
+def _reads(trace: Trace, known: dict[int, Life], backward: Sequence[int], ids: Iterable[int]) -> list[int]:
     later = set(backward)
-    return min(k for i in ids for k in back_uses(trace.storages[i], known[i], later))
-
-
-def _leave(draft: Draft, i: int, life: Life, k: int) -> None:
-    """Free a storage at op `k` instead of where it was; its copies are freed there."""
-    if k < life.freed:
-        draft.unfree(life.freed, i)
-        draft.free(k, i)
-
-
-def _travel(draft: Draft, known: dict[int, Life], block: _Block, ids: Sequence[int], start: int) -> None:
-    """Copy out after the last use in the block, and in before op `start`."""
-    forward, backward = block
-    inside, reading = set(forward), set(backward)
-    new: dict[int, int] = {}
-    for i in ids:
-        storage = draft.trace.storages[i]
-        nbytes = storage.nbytes
-        last = max((k for k in known[i].uses if k in inside), default=forward[0])
-        module = draft.trace.ops[last].module
-        out = Op(name=OUT, module=module, phase=Phase.FORWARD, lane=Lane.TO_HOST, reads=(i,), moved_bytes=nbytes)
-        draft.after.setdefault(last, []).append(out)
-        new[i] = draft.add(storage_like(storage, kind=Kind.ACTIVATION))
-        back = Op(
-            name=IN, module=module, phase=Phase.BACKWARD, lane=Lane.TO_DEVICE, writes=(new[i],),
-            events=(Event(nbytes, 0, new[i]),), moved_bytes=nbytes,
-        )  # fmt: skip
-        draft.before.setdefault(start, []).append(back)
-        uses = back_uses(storage, known[i], reading)
-        end = known[i].freed if known[i].freed in reading else max(uses)
-        for k in uses:
-            draft.ops[k] = renamed(draft.ops[k], {i: new[i]})
-        draft.free(end, new[i])
+    return [k for i in ids for k in back_uses(trace.storages[i], known[i], later)]

@@ -4,9 +4,6 @@
 
 `full` and `every` (Chen et al. 2016) do it with whole blocks, `segments` with runs of them, also within each other
 (Beaumont et al. 2019). `selective` keeps attention and every second matrix
-product (torchtitan's policy for ops); `attention` repeats from the scores to the product with the values only
-(Korthikanti et al. 2022). As torch does, recomputation begins at the first backward op that needs a tensor of the
-region, and ends with the last tensor that is needed (`early_stop`). Random numbers are drawn again from a kept state.
 """
 
 from __future__ import annotations
@@ -18,14 +15,17 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.block_list import block_lists
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.keep_text import Rule, is_attention, parse_keep, rule_of
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
+from dnnmem.estimator.passes.remat_ops import kept_ops
+from dnnmem.estimator.plan import Remat
 from dnnmem.estimator.segments import Run, parse_segments
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
-    from dnnmem.estimator.plan import Plan, Remat
+    from dnnmem.estimator.plan import Plan
 
 PRODUCTS = frozenset({"aten.mm.default", "aten.addmm.default", "aten.linear.default"})
 """Matrix products of two matrices, those of linear layers."""
@@ -41,6 +41,10 @@ class _Region:
     """Ops, in order."""
     backward: list[int]
     """Ops of the block's backward pass, in order."""
+    block: int = -1
+    """Its number over the model."""
+    rule: Rule | None = None
+    """Names those of `kept`."""
     kept: set[int] = field(default_factory=set)
     """Those of `forward` whose outputs stay."""
     whole: bool = True
@@ -59,16 +63,25 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     if plan.remat.policy == "segments":
         return _segments(trace, plan)
     regions = _regions(trace, plan.remat)
-    if not regions:
+    if not regions and plan.remat.policy != "ops":
         raise UnsupportedError(
             f"remat.policy {plan.remat.policy} finds nothing to compute again in {trace.origin.target or 'this step'}: "
             "it needs blocks in a list (ModuleList, Sequential)"
             + (" with attention" if plan.remat.policy == "attention" else ""),
             hint="--set remat.policy=none",
         )
-    if plan.remat.policy == "selective" and plan.kernels.fusion == "none":
+    if plan.remat.policy in ("selective", "ops") and plan.kernels.fusion == "none":
         trace = _watched(trace, regions)
+    for region in regions:
+        if region.rule is not None:
+            region.kept = kept_ops(trace, region.forward, region.rule, region.block)
     return _entered(trace, regions, plan).finish()
+
+
+def watched_blocks(trace: Trace) -> tuple[Trace, list[tuple[int, list[int], list[int]]]]:
+    """A step as it is under a policy for ops, and of each block its number, forward and backward ops."""
+    regions = _regions(trace, Remat(policy="full"))
+    return _watched(trace, regions), [(region.block, region.forward, region.backward) for region in regions]
 
 
 def _watched(trace: Trace, regions: Sequence[_Region]) -> Trace:
@@ -147,7 +160,7 @@ def _region(ops: Sequence[Op], owners: Sequence[int | None], run: Run) -> _Regio
 
 def _regions(trace: Trace, remat: Remat) -> list[_Region]:
     owners, count = _owners(trace)
-    blocks = [_Region(forward=[], backward=[]) for _ in range(count)]
+    blocks = [_Region(forward=[], backward=[], block=n) for n in range(count)]
     for k, owner in enumerate(owners):
         if owner is not None and trace.ops[k].phase is not Phase.STEP:
             region = blocks[owner]
@@ -155,6 +168,10 @@ def _regions(trace: Trace, remat: Remat) -> list[_Region]:
     if remat.policy == "every":
         blocks = blocks[remat.every - 1 :: remat.every]
     blocks = [region for region in blocks if region.forward and region.backward]
+    if remat.policy == "ops":
+        rules = parse_keep(remat.keep, count)
+        ruled = (replace(region, rule=rule_of(rules, region.block)) for region in blocks)
+        return [region for region in ruled if region.rule is not None and not region.rule.whole]
     if remat.policy == "selective":
         kept = (_kept(trace.ops, region.forward, attention=remat.keep_attention) for region in blocks)
         return [replace(region, kept=mine) for region, mine in zip(blocks, kept, strict=True)]
@@ -165,11 +182,6 @@ def _regions(trace: Trace, remat: Remat) -> list[_Region]:
             for forward in _attentions(trace.ops, region.forward)
         ]
     return blocks
-
-
-def is_attention(name: str) -> bool:
-    """True for the name of a fused attention's op."""
-    return ("_attention" in name and "scaled_dot_product" in name) or "flash_attn" in name
 
 
 def _kept(ops: Sequence[Op], forward: Sequence[int], *, attention: bool) -> set[int]:

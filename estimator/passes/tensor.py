@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.precision import AMP, recorded_in
-from dnnmem.estimator.passes.remat import PRODUCTS, is_attention
+from dnnmem.estimator.passes.remat import PRODUCTS
 from dnnmem.estimator.passes.tensor_layout import SPLIT, STREAM, Layout, find_layout
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 from dnnmem.estimator.block_list import block_lists, blocks_of_ops
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.passes.draft import Life, lives
+from dnnmem.estimator.passes.draft import Life, back_uses, lives
+from dnnmem.estimator.plan import Offload
 from dnnmem.estimator.trace import Phase, Trace
 
 
@@ -44,6 +45,17 @@ class Stage:
     """The same if it keeps everything."""
     backward_bytes: int
     """Peak of its backward pass: what it saved, its gradients and temporaries."""
+    spared_seconds: float = 0.0
+    """Of its forward pass, behind the last tensor that its backward pass needs: where a run that is computed again ends
+    with it, that is not."""
+    sent_bytes: int = 0
+    """What would travel if what it saves rested on the host: read by its backward pass, made by it or before."""
+    sent_own_bytes: int = 0
+    """Of it: made by it, and read by its backward pass alone."""
+    sent_input_bytes: int = 0
+    """Of it: made before, and read by its backward pass alone."""
+    sent_shared_bytes: int = 0
+    """Of it: made by the stage before, and read by the backward passes of both alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +93,16 @@ def chain_of(trace: Trace, seconds: Sequence[float]) -> Chain:
             forward[s] = max(forward[s], live[k] - base - saved[s] - life_of.entering[s])
         elif op.phase is Phase.BACKWARD:
             peaks[s] = max(peaks[s], live[k] - base - saved[s] - lefts[s])
+    sends = _Sends(trace, owners, known)
     stages = tuple(
         Stage(
             block=blocks[s], follows=follows[s], forward_seconds=f[s], backward_seconds=b[s],
             input_bytes=life_of.input[s], saved_bytes=life_of.saved[s], gradient_bytes=life_of.gradient[s],
             left_bytes=life_of.left[s], light_bytes=_light(trace, owners, known, s),
             forward_bytes=max(forward[s], life_of.saved[s]), backward_bytes=peaks[s],
+            spared_seconds=f[s] - sum(seconds[k] for k in sends.needed(s)) if sends.needed(s) else 0.0,
+            sent_bytes=sends.all[s], sent_own_bytes=sends.own[s], sent_input_bytes=sends.input[s],
+            sent_shared_bytes=sends.shared[s],
         )
         for s in range(count)
     )  # fmt: skip
@@ -196,6 +212,44 @@ class _Lives:
             self.entering[s + 1] += nbytes
         if any(self._owners[k] == s + 1 and self._phases[k] is Phase.FORWARD for k in life.uses):
             self.input[s + 1] += nbytes
+
+
+class _Sends:
+    """What backward passes need of the forward pass, by stage."""
+
+    def __init__(self, trace: Trace, owners: Sequence[int], known: dict[int, Life]) -> None:
+        count = max(owners, default=0) + 1
+        self.all, self.own, self.input, self.shared = ([0] * count for _ in range(4))
+        self._last = [-1] * count
+        self._forward: list[list[int]] = [[] for _ in range(count)]
+        backward: set[int] = set()
+        for k, op in enumerate(trace.ops):
+            if op.phase is Phase.FORWARD:
+                self._forward[owners[k]].append(k)
+            elif op.phase is Phase.BACKWARD:
+                backward.add(k)
+        for i, life in known.items():
+            if i in trace.pinned or life.made < 0 or trace.ops[life.made].phase is not Phase.FORWARD:
+                continue
+            s, storage = owners[life.made], trace.storages[i]
+            readers = {owners[k] for k in back_uses(storage, life, backward)}
+            if s in readers:
+                writers = (k for k in life.uses if k not in backward and owners[k] == s and i in trace.ops[k].writes)
+                self._last[s] = max(self._last[s], *writers, life.made)
+            if storage.saved and storage.nbytes >= Offload().min_bytes:
+                self._add(s, {t for t in readers if t >= s}, storage.nbytes)
+
+    def _add(self, s: int, readers: set[int], nbytes: int) -> None:
+        for t in readers:
+            self.all[t] += nbytes
+            if len(readers) == 1:
+                (self.own if t == s else self.input)[t] += nbytes
+        if readers == {s, s + 1}:
+            self.shared[s + 1] += nbytes
+
+    def needed(self, s: int) -> list[int]:
+        """Forward ops of a stage up to the last one that its backward pass needs."""
+        return [k for k in self._forward[s] if k <= self._last[s]]
 
 
 def _live(trace: Trace) -> list[int]:

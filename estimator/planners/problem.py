@@ -8,16 +8,16 @@ the passes, played on PyTorch's allocator, timed on lanes. All planners of one p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dnnmem.estimator.cluster import Cluster, find_cluster
-from dnnmem.estimator.errors import InfeasibleError, UsageError
+from dnnmem.estimator.errors import InfeasibleError, UnsupportedError, UsageError
 from dnnmem.estimator.local_step import local_step
 from dnnmem.estimator.passes import rewrite_model
-from dnnmem.estimator.plan import Offload, Plan, Remat
+from dnnmem.estimator.plan import Offload, Plan, Remat, check
 from dnnmem.estimator.planners.chain import Chain, chain_of
 from dnnmem.estimator.replay import replay_trace
 from dnnmem.estimator.roofline import host_seconds, op_seconds
@@ -151,10 +151,32 @@ def problem_of(
             raise UsageError("the trace names no GPU, and planning needs its speed", hint="name one: --gpu h100")
         cluster = find_cluster(recorded.origin.gpu)
     base = replace(base or Plan(), remat=Remat(), offload=Offload(optimizer=bool(base and base.offload.optimizer)))
+    check(base)
     return Problem(
         trace=rewrite_model(recorded, base, cluster), recorded=recorded, budget_bytes=budget_bytes, cluster=cluster,
         model=model or load(cluster.device), base=base, time_limit_seconds=time_limit_seconds,
     )  # fmt: skip
+
+
+def cheapest(problem: Problem, tried: Iterable[Found], *, what: str) -> Found:
+    """The fastest of some answers that keeps the real step within the budget.
+
+    Where what is tried does not depend on the budget, more memory never costs time. Raises `InfeasibleError`, naming
+    `what` was planned.
+    """
+    best: tuple[float, Found] | None = None
+    least = problem.plain().peak_bytes
+    for found in tried:
+        try:
+            cost = problem.cost(found)
+        except UnsupportedError:
+            continue
+        least = min(least, cost.peak_bytes)
+        if cost.peak_bytes <= problem.budget_bytes and (best is None or cost.seconds < best[0]):
+            best = cost.seconds, found
+    if best is None:
+        raise problem.infeasible(least, what)
+    return best[1]
 
 
 def held(

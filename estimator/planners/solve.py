@@ -22,7 +22,7 @@ from dnnmem.estimator.trace import Trace
 
 AUTO = "auto"
 """The planner that picks one."""
-_MODULES = ("rotor_planner",)
+_MODULES = ("pofo_planner", "rotor_planner", "revolve", "chen", "chen_recursive", "offload_optimal", "hierarchical")
 """Files of this folder, in the order in which `auto` asks."""
 
 

@@ -1,7 +1,7 @@
 """Applies: each does to a real model what the pass of the same name predicts.
 
-    model                -> precision -> remat -> offload -> sharding          before the optimizer is made, or re-aimed
-    optimizer over those -> optimizer -> precision -> sharding -> offload -> batch
+    model                -> precision -> loss -> remat -> offload -> sharding        before the optimizer is made
+    optimizer over those -> optimizer -> precision -> sharding -> offload -> batch   or re-aimed
 
 Neither the model's code nor the training loop changes: the loop calls `model(...)`, `loss.backward()`,
 `optimizer.step()` and `optimizer.zero_grad()` as before, and what has to happen besides hangs on these calls.
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Kernels, Plan
-from dnnmem.profilers.apply import batch, offload, offload_optimizer, optimizer, precision, remat, sharding
+from dnnmem.profilers.apply import batch, loss, offload, offload_optimizer, optimizer, precision, remat, sharding
 
 ToModel = Callable[[nn.Module, Plan], nn.Module]
 """Does its part to a model and returns it, or what wraps it."""
@@ -25,6 +25,7 @@ ToOptimizer = Callable[[Optimizer, nn.Module, Plan], Optimizer]
 
 MODEL_APPLIES: Mapping[str, ToModel] = {
     "precision": precision.to_model,
+    "loss": loss.to_model,
     "remat": remat.to_model,
     "offload": offload.to_model,
     "sharding": sharding.to_model,

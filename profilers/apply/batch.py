@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Plan
+from dnnmem.profilers.apply.deferred_logits import Logits
 from dnnmem.profilers.apply.sharding import sync_gradients
 from dnnmem.profilers.tensors import map_tensors
 
@@ -71,6 +72,8 @@ class _Accumulation:
     def _share(self, output: Tensor) -> Tensor:
         if not (output.requires_grad and output.is_floating_point()):
             return output
+        if isinstance(output, Logits):
+            return output.sharing(1 / self._count)
         shared: Tensor = _Share.apply(output, 1 / self._count)
         return shared
 

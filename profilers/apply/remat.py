@@ -2,6 +2,7 @@
 
 full, every, segments     runs of blocks under torch's checkpoint
 selective                 blocks under torch's selective checkpoint: products and attention are kept, as the pass says
+ops                       the same with the ops that the plan names
 attention                 each scaled dot product attention of a block under a checkpoint of its own
 """
 
@@ -17,15 +18,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
-    create_selective_checkpoint_contexts,
     set_checkpoint_early_stop,
 )
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.passes.remat import PRODUCTS, is_attention
+from dnnmem.estimator.keep_text import is_attention
+from dnnmem.estimator.passes.remat import PRODUCTS
 from dnnmem.estimator.plan import Plan, Remat
 from dnnmem.estimator.segments import Run, parse_segments
 from dnnmem.profilers.apply.regions import compute_again, no_contexts
+from dnnmem.profilers.apply.remat_ops import keep_ops, selective_contexts
 from dnnmem.profilers.found_blocks import blocks_of
 
 
@@ -48,6 +50,9 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     if remat.policy == "attention":
         for name, block in blocks:
             block.forward = partial(_attending_again, block.forward, name, remat.early_stop)
+        return model
+    if remat.policy == "ops":
+        keep_ops(blocks, remat)
         return model
     contexts = partial(_selective, remat.keep_attention) if remat.policy == "selective" else no_contexts
     compute_again(blocks, _runs(remat, len(blocks), plan), contexts=contexts, early_stop=remat.early_stop)
@@ -89,9 +94,7 @@ def _selective(keep_attention: bool) -> tuple[AbstractContextManager[Any], Abstr
             return CheckpointPolicy.MUST_SAVE
         return CheckpointPolicy.PREFER_RECOMPUTE
 
-    contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
-    contexts = create_selective_checkpoint_contexts(policy)
-    return contexts
+    return selective_contexts(policy)
 
 
 class _AttentionAgain(TorchFunctionMode):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from dnnmem.estimator.device import Device
+from dnnmem.estimator.reduction import Threads
 from dnnmem.profilers.rules.backend import Setup, wheel_cudnn
-from dnnmem.profilers.rules.reduction import Threads
 
 _OF_AMD = (8, 0)
 """Capability to assume for AMD's cards, whose flash and memory-efficient kernels have about the same conditions."""

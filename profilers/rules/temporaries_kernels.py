@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnnmem.estimator.reduction import buffers
 from dnnmem.profilers.rules.gpu import Gpu
 from dnnmem.profilers.rules.needs import Find, Needs
-from dnnmem.profilers.rules.reduction import buffers
 from dnnmem.profilers.tensors import tensors_in
 
 _aten = torch.ops.aten

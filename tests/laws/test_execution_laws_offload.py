@@ -20,16 +20,23 @@ pytestmark = pytest.mark.skipif(bool(unavailable()), reason=f"no virtual GPU her
 WAYS = {
     "all": Plan(offload=Offload(activations="all")),
     "every second": Plan(offload=Offload(activations="every", every=2)),
+    "blocks": Plan(offload=Offload(activations="blocks", blocks="0,2")),
+    "conv": Plan(offload=Offload(activations="conv")),
     "inputs of blocks": Plan(offload=Offload(activations="all"), remat=Remat(policy="full")),
+    "beside kept ops": Plan(offload=Offload(activations="all"), remat=Remat(policy="selective")),
+    "sent, computed again, kept": Plan(
+        offload=Offload(activations="blocks", blocks="0-1"), remat=Remat(policy="segments", segments="1-2")
+    ),
 }
+CASES = [*(("gpt", way) for way in WAYS if way != "conv"), ("resnet", "all"), ("resnet", "conv")]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_pass_needs_what_its_apply_needs(way, root):
+@pytest.mark.parametrize(("model", "way"), CASES)
+def test_a_pass_needs_what_its_apply_needs(model, way, root):
     # GIVEN a recorded step, rewritten, and the plan applied on a virtual GPU
-    [found] = rewrite(plain_step("gpt", root), WAYS[way])
+    [found] = rewrite(plain_step(model, root), WAYS[way])
     held = replay_on(found, find_device(GPU))
-    asked = Request(**{**MODELS["gpt"], "target": str(root / MODELS["gpt"]["target"])})
+    asked = Request(**{**MODELS[model], "target": str(root / MODELS[model]["target"])})
     ran = verify(asked, WAYS[way], find_device(GPU), cache=cache_folder(os.environ))
     # THEN what is alive agrees
     assert ran.outcome == "ran", ran.message

@@ -31,8 +31,15 @@ WAYS = {
     "selective": Remat(policy="selective"),
     "attention": Remat(policy="attention"),
     "segments": Remat(policy="segments", segments="0-3(1-2)"),
+    "ops": Remat(policy="ops", keep="addmm.0.2,attention"),
+    "ops by block": Remat(policy="ops", keep="0:all/1-2:addmm.2,native_layer_norm,gelu/3:input"),
+    "convolutions": Remat(policy="ops", keep="convolution"),
 }
-CASES = [*(("gpt", way) for way in WAYS), ("vit", "full"), ("vit", "selective"), ("resnet", "full")]
+CASES = [
+    *(("gpt", way) for way in WAYS if way != "convolutions"),
+    *(("vit", way) for way in ("full", "selective", "ops")),
+    *(("resnet", way) for way in ("full", "convolutions")),
+]
 
 
 @cache

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.keep_text import base_name
 from dnnmem.estimator.plan import Plan, Remat
 from dnnmem.profilers.apply.remat import to_model
 from tests.estimator.passes.steps import SIZES, sample
@@ -20,6 +25,10 @@ PLANS = {
     "attention": Remat(policy="attention"),
     "segments": Remat(policy="segments", segments="0-1,3"),
     "segments in segments": Remat(policy="segments", segments="0-3(1-2(2),3)"),
+    "ops: nothing": Remat(policy="ops", keep="input"),
+    "ops: products": Remat(policy="ops", keep="addmm.0.2,attention"),
+    "ops: dropout's product": Remat(policy="ops", keep="mul.0,gelu,addmm.3"),
+    "ops: by block": Remat(policy="ops", keep="0:all/1-2:native_layer_norm,add.1/3:input"),
     "the whole of each": Remat(policy="segments", segments="0-3(1-2)", early_stop=False),
 }
 
@@ -117,3 +126,59 @@ def test_without_gradients_nothing_is_kept_or_repeated():
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(UnsupportedError, match="finds nothing to compute again in Linear"):
         to_model(nn.Linear(2, 2), Plan(remat=Remat(policy="full")))
+
+
+class Noisy(nn.Module):
+    """Draws random numbers three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(4, 4)
+
+    def forward(self, x):
+        noise = torch.rand_like(x)
+        return functional.dropout((self.line(x) * noise).tanh(), 0.5, training=True) * torch.rand_like(x).exp()
+
+
+@pytest.mark.parametrize("keep", ["rand_like", "rand_like.0", "rand_like.1,tanh", "rand_like.0,exp"])
+def test_what_is_kept_of_random_numbers_shifts_no_others(keep):
+    # GIVEN blocks of which some draws are kept and others done again
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Noisy() for _ in range(2)))
+    plain = [t.clone() for t in grads(model, lambda model: model(torch.ones(2, 4)).sum())]
+    after = torch.rand(1)
+    model.zero_grad()
+    again = to_model(model, Plan(remat=Remat(policy="ops", keep=keep)))
+    # THEN each draw is what it was, and so are those behind the step
+    found = grads(again, lambda model: model(torch.ones(2, 4)).sum())
+    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_ops_run_again_unless_they_are_kept():
+    # GIVEN blocks of a linear layer and a tanh, whose backward passes need both outputs but for the last op's
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            runs[base_name(str(func))] += 1
+            return func(*args, **(kwargs or {}))
+
+    counted = []
+    for keep in ("input", "addmm", "addmm,tanh", "1:input"):
+        runs = Counter()
+        model = to_model(Chain(count=2), Plan(remat=Remat(policy="ops", keep=keep)))
+        loss = model(torch.ones(2, 4)).sum()
+        with Mode():
+            loss.backward()
+        counted.append((runs["addmm"], runs["tanh"]))
+    assert counted == [(2, 2), (0, 2), (0, 0), (1, 1)]
+
+
+def test_what_changes_a_tensor_in_place_is_not_kept():
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True)) for _ in range(2)))
+    with pytest.raises(UsageError, match=r"relu\.0, which changes a tensor in place in 0"):
+        to_model(model, Plan(remat=Remat(policy="ops", keep="relu.0")))(torch.ones(1, 2))
+
+
+def test_a_block_that_the_model_lacks_is_told():
+    with pytest.raises(UsageError, match="the model has 2 blocks, 0 to 1"):
+        to_model(Chain(count=2), Plan(remat=Remat(policy="ops", keep="2:input")))

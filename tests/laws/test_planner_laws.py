@@ -17,82 +17,9 @@ from dnnmem.estimator.planners.chen import periodic
 from dnnmem.estimator.planners.remat import plan_remat
 from dnnmem.estimator.planners.rotor import solve
 from dnnmem.estimator.replay import replay_trace
-from dnnmem.estimator.segments import Run, parse_segments, segments_text
+from dnnmem.estimator.segments import parse_segments, segments_text
 from tests.estimator.passes.steps import LLAMA, gpt
-
-SMALL = st.integers(0, 6)
-
-
-def play(chain, runs):
-    """Seconds and peak of a chain whose `runs` are computed again, by going through it."""
-    return _play(chain.stages, 0, len(chain.stages) - 1, {run.first: run for run in runs}, 0)
-
-
-def _play(stages, s, t, runs, live):
-    gradient, peak, seconds, tape, k = stages[t].gradient_bytes, 0, 0.0, [], s
-    while k <= t:
-        run = runs.get(k)
-        last = run.last if run else k
-        for j in range(k, last + 1):
-            need = stages[j].light_bytes + (stages[j].input_bytes if j > k else 0) if run else stages[j].forward_bytes
-            peak = max(peak, live + gradient + need)
-            seconds += stages[j].forward_seconds
-        kept = stages[last + 1].input_bytes if run else stages[k].saved_bytes
-        live += kept
-        tape.append((k, run, kept))
-        k = last + 1
-    for k, run, kept in reversed(tape):
-        live -= kept
-        if run:
-            again, most = _play(stages, k, run.last, {inner.first: inner for inner in run.inner}, live)
-            seconds, peak = seconds + again, max(peak, most)
-            live += sum(stage.left_bytes for stage in stages[k : run.last + 1])
-        else:
-            peak = max(peak, live + stages[k].backward_bytes)
-            seconds += stages[k].backward_seconds
-            live += stages[k].left_bytes
-    return seconds, peak
-
-
-def ways(stages, s, t):
-    """All that can be computed again of the stages s to t."""
-    if s == t:
-        return [()]
-    found = list(ways(stages, s + 1, t))
-    for u in range(s + 1, t + 1):
-        if stages[u - 1].block is None or (u - 1 > s and not stages[u - 1].follows):
-            break
-        found += [
-            (Run(first=s, last=u - 1, inner=inner), *rest)
-            for inner in ways(stages, s, u - 1)
-            for rest in ways(stages, u, t)
-        ]
-    return found
-
-
-@st.composite
-def chains(draw, *, most=6, breaks=True):
-    """Blocks with small numbers, then the loss; some do not follow the one before."""
-    count = draw(st.integers(1, most))
-    stages = []
-    for k in range(count + 1):
-        saved = draw(st.integers(1, 8))
-        stages.append(
-            Stage(
-                block=k if k < count else None,
-                follows=0 < k < count and (draw(st.integers(0, 4)) > 0 or not breaks),
-                forward_seconds=float(draw(st.integers(1, 5))),
-                backward_seconds=float(draw(st.integers(1, 5))),
-                input_bytes=draw(SMALL) if k else 0,
-                saved_bytes=saved,
-                gradient_bytes=draw(SMALL) if k < count else 0,
-                left_bytes=draw(st.integers(0, 3)),
-                light_bytes=draw(SMALL),
-                forward_bytes=saved + draw(SMALL),
-                backward_bytes=saved + draw(SMALL),
-            )
-        )
-    return Chain(stages=tuple(stages), base_bytes=0)
+from tests.estimator.planners.chains import chains, play, ways
 
 
 @given(chains())

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.passes.remat import PRODUCTS, apply, is_attention
+from dnnmem.estimator.keep_text import is_attention
+from dnnmem.estimator.passes.remat import PRODUCTS, apply
 from dnnmem.estimator.plan import Plan, Remat
 from dnnmem.estimator.trace import Phase
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, passes_peak, reserved

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnnmem.profilers.rules.reduction import Threads, buffers
+from dnnmem.estimator.reduction import Threads, buffers
 
 RECORDED = Path(__file__).parent / "data" / "reduction_buffers.txt"
 H100 = Threads(sm_count=132, per_sm=2048)

@@ -1,0 +1,211 @@
+"""A plan in two levels: ways to run a block again, found once for all blocks that are alike, then a way for each block.
+
+    block graph --knapsack, cut, Checkmate, ...--> ways: (bytes kept, seconds again), ...      once for equal blocks
+    chain of blocks --dynamic program--> 0-5: all   6-20: addmm.0.2,attention   21-31: input   within the budget
+
+D(s, m) is the least time that stages 0..s take again with m bytes kept; a way of block s is open to it where what the
+stages before it keep, its own peak and what those behind it left fit together. (HiRemate and Rockmate, of Rotor's
+authors, divide the work so, with an integer program in the block.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.keep_text import Rule, keep_text
+from dnnmem.estimator.passes.remat import watched_blocks
+from dnnmem.estimator.plan import Remat
+from dnnmem.estimator.planners.chain import Chain
+from dnnmem.estimator.planners.min_cut import Kept, knapsack
+from dnnmem.estimator.planners.op_graph import Graph, graph_of
+from dnnmem.estimator.planners.problem import Found, Problem, held
+from dnnmem.estimator.planners.solve import Planner
+
+_SLOTS = 1000
+"""Parts of a budget."""
+_WAYS = 48
+"""Ways of a block that are followed, at most; they spread over its bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A block of the model."""
+
+    number: int
+    """Over the model."""
+    graph: Graph
+    """Of its ops; blocks that are alike share one."""
+    again_bytes: int
+    """What its recomputation holds above what its backward pass does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """One way to run a stage."""
+
+    kept: Kept | None
+    """None: all stays."""
+    seconds: float
+    saved_bytes: int
+    peak_bytes: int
+
+
+Ways = Callable[[Graph], Sequence[Kept]]
+"""Finds sets of ops of a block that may be kept."""
+
+
+def blocks_of(problem: Problem) -> list[Block]:
+    """The blocks of a problem's step. Raises `UnsupportedError` where it has none."""
+    if "blocks" not in problem.made:
+        trace, regions = watched_blocks(problem.trace)
+        if not regions:
+            raise UnsupportedError(
+                f"{problem.recorded.origin.target or 'the step'} has no blocks whose ops could be planned: they lie in "
+                "a list (ModuleList, Sequential)"
+            )
+        seconds, known = problem.seconds(), dict[object, Graph]()
+        if len(trace.ops) != len(seconds):
+            raise UnsupportedError("a step that is watched has other ops than the step itself")
+        found = []
+        for number, forward, backward in regions:
+            graph = graph_of(trace, seconds, {*forward, *backward})
+            graph = known.setdefault(_shape(graph), graph)
+            found.append(Block(number=number, graph=graph, again_bytes=0))
+        problem.made["blocks"] = found
+    blocks = problem.made["blocks"]
+    assert isinstance(blocks, list)  # noqa: S101  (for mypy)
+    return blocks
+
+
+def find_with(problem: Problem, ways: Ways, *, optimal: bool = False, notes: tuple[str, ...] = ()) -> Found:
+    """The fastest plan whose blocks each keep what one of their `ways` does, or all, or their input."""
+    blocks, chain = {block.number: block for block in blocks_of(problem)}, problem.chain()
+    sets: dict[int, list[Kept]] = {}
+    for block in blocks.values():
+        if id(block.graph) not in sets:
+            sets[id(block.graph)] = _thinned(list(ways(block.graph)))
+    choices = [_ways(chain, s, blocks, sets) for s in range(len(chain.stages))]
+
+    def propose(aim: float) -> Found | None:
+        chosen = best(chain, choices, aim)
+        return None if chosen is None else _found(chain, blocks, chosen, optimal=optimal, notes=notes)
+
+    lightest = Found(remat=Remat(policy="full"), notes=notes)
+    return held(problem, propose, what="rematerialization by op", base_bytes=chain.base_bytes, lightest=(lightest,))
+
+
+def find(problem: Problem) -> Found:
+    """Ways by knapsack."""
+    return find_with(problem, knapsack, optimal=True)
+
+
+def best(chain: Chain, choices: Sequence[Sequence[_Way]], budget_bytes: float) -> list[_Way] | None:
+    """The ways of least time within `budget_bytes` above what lives before the step; None if nothing fits."""
+    if budget_bytes <= 0:
+        return None
+    slot = budget_bytes / _SLOTS
+    lefts = [sum(stage.left_bytes for stage in chain.stages[s + 1 :]) for s in range(len(chain.stages))]
+    times = np.full(_SLOTS + 1, np.inf)
+    times[0] = 0.0
+    picks: list[np.ndarray] = []
+    for s, ways in enumerate(choices):
+        found, pick = np.full(_SLOTS + 1, np.inf), np.full(_SLOTS + 1, -1, dtype=np.int32)
+        for n, way in enumerate(ways):
+            most = math.floor((budget_bytes - way.peak_bytes - lefts[s]) / slot)  # kept before it, in slots
+            more = math.ceil(way.saved_bytes / slot)
+            last = min(most, _SLOTS - more)
+            if last < 0:
+                continue
+            cost = times[: last + 1] + way.seconds
+            better = cost < found[more : more + last + 1]
+            found[more : more + last + 1][better] = cost[better]
+            pick[more : more + last + 1][better] = n
+        times = found
+        picks.append(pick)
+    if not np.isfinite(times).any():
+        return None
+    m, chosen = int(np.argmin(times)), list[_Way]()
+    for s in range(len(choices) - 1, -1, -1):
+        way = choices[s][int(picks[s][m])]
+        chosen.append(way)
+        m -= math.ceil(way.saved_bytes / slot)
+    return chosen[::-1]
+
+
+def _ways(chain: Chain, s: int, blocks: dict[int, Block], sets: dict[int, list[Kept]]) -> list[_Way]:
+    stage = chain.stages[s]
+    most = max(stage.forward_bytes, stage.backward_bytes)
+    whole = _Way(kept=None, seconds=0.0, saved_bytes=stage.saved_bytes, peak_bytes=most)
+    block = blocks.get(stage.block) if stage.block is not None else None
+    if block is None:
+        return [whole]
+    out = chain.stages[s + 1].input_bytes if s + 1 < len(chain.stages) else 0
+    found = []
+    for one in sets[id(block.graph)]:
+        unread = sum(
+            block.graph.nbytes[v] for k in one.works for v in block.graph.works[k].makes
+            if v not in block.graph.needed()
+        )  # fmt: skip
+        again = stage.backward_bytes + unread
+        peak = max(stage.light_bytes + one.saved_bytes, again, stage.gradient_bytes + stage.forward_bytes + unread)
+        found.append(_Way(kept=one, seconds=one.seconds, saved_bytes=one.saved_bytes + out, peak_bytes=peak))
+    return [whole, *(way for way in found if way.saved_bytes < whole.saved_bytes)]
+
+
+def _found(
+    chain: Chain, blocks: dict[int, Block], chosen: Sequence[_Way], *, optimal: bool, notes: tuple[str, ...]
+) -> Found:
+    rules: dict[object, Rule] = {}
+    for stage, way in zip(chain.stages, chosen, strict=True):
+        if stage.block is None or way.kept is None:
+            continue
+        ops = named(blocks[stage.block].graph, way.kept.works)
+        key = tuple(sorted(ops.items()))
+        runs = [*(rules[key].blocks if key in rules else ()), (stage.block, stage.block)]
+        if len(runs) > 1 and runs[-2][1] == stage.block - 1:
+            runs[-2:] = [(runs[-2][0], stage.block)]
+        rules[key] = Rule(blocks=tuple(runs), ops=ops)
+    if not rules:
+        return Found(notes=notes, optimal=optimal)
+    return Found(remat=Remat(policy="ops", keep=keep_text([*rules.values()])), notes=notes, optimal=optimal)
+
+
+def named(graph: Graph, works: frozenset[int]) -> dict[str, tuple[int, ...]]:
+    """Works as a rule's ops; all of a name without their numbers."""
+    found: dict[str, list[int]] = {}
+    for k in sorted(works):
+        found.setdefault(graph.works[k].name, []).append(graph.works[k].number)
+    count = {name: sum(w.name == name for w in graph.works[: graph.turn]) for name in found}
+    return {name: () if len(numbers) == count[name] else tuple(numbers) for name, numbers in found.items()}
+
+
+def _thinned(sets: list[Kept]) -> list[Kept]:
+    """As many as are followed, evenly over their bytes."""
+    if len(sets) <= _WAYS:
+        return sets
+    least, most = sets[0].saved_bytes, sets[-1].saved_bytes
+    bins = {min((one.saved_bytes - least) * _WAYS // max(most - least, 1), _WAYS - 1): one for one in reversed(sets)}
+    return sorted(bins.values(), key=lambda one: one.saved_bytes)
+
+
+def _shape(graph: Graph) -> tuple[object, ...]:
+    """What graphs agree in that are planned alike; times by the clock of one block stand for all."""
+    works = tuple((w.name, w.number, w.reads, w.makes, w.extra_bytes, w.backward, w.keeps) for w in graph.works)
+    return (works, graph.nbytes, graph.stays)
+
+
+def suits(problem: Problem) -> str:
+    """Never before others: Rotor is asked first, and plans blocks whole."""
+    del problem
+    return ""
+
+
+PLANNER = Planner(
+    name="hierarchical", words="which ops of each block to keep, by knapsack in it and exactly over blocks",
+    needs="a chain of blocks", find=find, suits=suits,
+)  # fmt: skip

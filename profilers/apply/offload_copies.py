@@ -1,0 +1,137 @@
+"""Storages that autograd saved, on their way to the host and back: what `offload` and `offload_conv` have in common.
+
+Each storage is copied once, whatever views of it are saved. Copies run on a stream of each direction; pinned memory is
+used again. Without a GPU they are plain copies.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Kept:
+    """A storage that was saved."""
+
+    device: Tensor | None
+    host: Tensor | None
+    """None until it is sent."""
+    place: torch.device
+    unit: list[weakref.ref[Kept]]
+    """What comes back together with it, itself among them."""
+    done: torch.cuda.Event | None = None
+    """After the copy that began last."""
+
+
+class View(NamedTuple):
+    """What autograd holds in the place of a tensor."""
+
+    kept: Kept
+    dtype: torch.dtype
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+@dataclass(slots=True, eq=False)
+class Copies:
+    """Of one model."""
+
+    buffers: dict[int, list[Tensor]] = field(default_factory=dict)
+    """Pinned memory that is free, by size."""
+    streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
+    """Out and in."""
+
+    def send(self, kept: Kept) -> None:
+        """Copy a storage out; it stays until `let_go`."""
+        whole = cast("Tensor", kept.device)
+        nbytes, pinned = whole.numel(), kept.place.type == "cuda"
+        free = self.buffers.setdefault(nbytes, [])
+        kept.host = free.pop() if free else torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+        weakref.finalize(kept, free.append, kept.host)
+        self._copy(kept, kept.host, whole, 0)
+
+    def fetch(self, unit: Iterable[weakref.ref[Kept]]) -> None:
+        """Let what is on the host alone come back."""
+        for ref in unit:
+            kept = ref()
+            if kept is not None and kept.device is None and kept.host is not None:
+                kept.device = torch.empty(kept.host.numel(), dtype=torch.uint8, device=kept.place)
+                self._copy(kept, kept.device, kept.host, 1)
+
+    def unpack(self, packed: Tensor | View) -> Tensor:
+        """The tensor that autograd saved."""
+        if isinstance(packed, Tensor):
+            return packed
+        kept = packed.kept
+        if kept.device is None:
+            self.fetch(kept.unit)
+        wait(kept)
+        whole = torch.empty(0, dtype=packed.dtype, device=kept.place)
+        storage = cast("Tensor", kept.device).untyped_storage()
+        return whole.set_(storage, packed.offset, packed.size, packed.stride)
+
+    def _copy(self, kept: Kept, to: Tensor, source: Tensor, way: int) -> None:
+        if kept.place.type != "cuda":
+            to.copy_(source)
+            return
+        if self.streams is None:
+            self.streams = torch.cuda.Stream(kept.place), torch.cuda.Stream(kept.place)
+        stream = self.streams[way]
+        stream.wait_stream(torch.cuda.current_stream(kept.place))
+        with torch.cuda.stream(stream):
+            to.copy_(source, non_blocking=True)
+            kept.done = stream.record_event()
+
+
+def keep(tensor: Tensor, unit: list[weakref.ref[Kept]]) -> Kept:
+    """The storage of `tensor`, which enters `unit`."""
+    storage = tensor.untyped_storage()
+    whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+    kept = Kept(device=whole, host=None, place=tensor.device, unit=unit)
+    unit.append(weakref.ref(kept))
+    return kept
+
+
+def view(kept: Kept, tensor: Tensor) -> View:
+    """What stands for `tensor`."""
+    return View(kept, tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
+
+
+def is_movable(tensor: Tensor, min_bytes: int) -> bool:
+    """True for what is large enough, and no parameter or a view of one."""
+    if isinstance(tensor, nn.Parameter) or (tensor.is_leaf and tensor.requires_grad) or type(tensor) is not Tensor:
+        return False
+    if tensor._base is not None and isinstance(tensor._base, nn.Parameter):
+        return False
+    return tensor.untyped_storage().nbytes() >= min_bytes
+
+
+def let_go(unit: Iterable[weakref.ref[Kept]]) -> None:
+    """Give back the memory of what was sent."""
+    for ref in unit:
+        if (kept := ref()) is not None and kept.host is not None:
+            wait(kept)
+            kept.device = None
+
+
+def wait(kept: Kept) -> None:
+    """Let what the model does next come after the copy."""
+    if kept.done is not None:
+        torch.cuda.current_stream(kept.place).wait_event(kept.done)
+        kept.done = None
+
+
+def before_backward(output: Any, begin: Callable[[], None]) -> None:
+    """Call `begin` when the backward pass reaches the first of `output`'s tensors that has one."""
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            leaf.register_hook(lambda _: begin())
+            return
