@@ -177,6 +177,7 @@ def record(asked: Asked, cluster: Cluster, environ: Mapping[str, str]) -> tuple[
     from dnnmem.cli.commands.job import SAVED, prepare
     from dnnmem.estimator.techniques.precision import to_record
     from dnnmem.profilers.record_sizes import of_saved, record_sizes
+    from dnnmem.profilers.target import with_batch
 
     batch = asked.batch
     if asked.global_batch is not None:
@@ -199,9 +200,13 @@ def record(asked: Asked, cluster: Cluster, environ: Mapping[str, str]) -> tuple[
         from dnnmem.estimator.trace_file import load_trace
 
         return of_saved([load_trace(Path(path))[0] for path in asked.target.split(",")]), None
-    lines: list[str] = []
+    request, lines = with_batch(job.request), list[str]()
     computes = to_record(asked.allow, asked.only, asked.without)
-    return record_sizes(job.request, computes, cache=cache_folder(environ), on_output=lines.append), job.request
+    recorded = record_sizes(request, computes, cache=cache_folder(environ), on_output=lines.append)
+    if request.batch_size == job.request.batch_size:
+        return recorded, request
+    note = f"no --batch was given, and {asked.target} has none of its own: a GPU takes {request.batch_size} samples"
+    return replace(recorded, notes=(note,)), request
 
 
 def _gpu_name(asked: Asked, cluster: Cluster) -> str:

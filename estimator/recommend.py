@@ -78,7 +78,7 @@ def recommend(
         )
     costs = Costs(recorded=recorded, cluster=wanted.cluster, model=model)
     tally = Tally()
-    found = find(costs, space, wanted, tally, lambda: on_price(tally), ahead)
+    found = find(costs, space, wanted, tally, on_price=lambda: on_price(tally), ahead=ahead)
     fits = bool(found)
     if not fits:
         found = smallest(costs, space, tally, lambda: on_price(tally))[: wanted.top]
@@ -97,7 +97,7 @@ def recommend(
         baseline=_as_candidate(0, base, None, wanted) if base else None,
         candidates=told,
         nothing_fits=nothing,
-        notes=_notes(tally, wanted, precision_words(costs, found[0], wanted) if fits else ""),
+        notes=recorded.notes + _notes(tally, wanted, precision_words(costs, found[0], wanted) if fits else ""),
     )
 
 
@@ -132,6 +132,7 @@ def find(
     space: Sequence[Choice],
     wanted: Wanted,
     tally: Tally,
+    *,
     on_price: Callable[[], None] = lambda: None,
     ahead: Ahead | None = None,
 ) -> list[Priced]:

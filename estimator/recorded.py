@@ -26,6 +26,8 @@ class Recorded:
     """The same by `Precision.compute`, recorded in it; `traces` are rewritten where a type is not here."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Types that the model cannot compute in, and why."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the record."""
 
     def trace(self, micro_batch: int, compute: str | None) -> Trace:
         """The step that a plan starts from. Raises `UnsupportedError` for a type that the model refuses."""

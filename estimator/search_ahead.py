@@ -1,11 +1,7 @@
 """Prices asked of other processes before a search needs them: what is next in its queue, while it works on the first.
 
-    search    [a] [c] [e]      the order of the queue decides what is used, so that the result is the same
-    others    [b] [d] [f]      with one process, two, or none
-
->>> with ahead_of(None, None, None, processes=0) as ahead:
-...     print(ahead)
-None
+search    [a] [c] [e]      the order of the queue decides what is used, so that the result is the same
+others    [b] [d] [f]      with one process, two, or none
 """
 
 from __future__ import annotations
@@ -15,9 +11,9 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from dnnmem.estimator.errors import DnnmemError
 
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
 
 _MOST = 3
 """Processes, at most: a search seldom has more to ask for that it will need."""
-_Key = tuple[object, ...]
+A = TypeVar("A")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -43,47 +39,47 @@ class Ahead:
     """Its processes hold the costs of one recorded step."""
     places: int
     """How many prices are made at once."""
-    begun: dict[_Key, Future[Any]] = field(default_factory=dict)
-    """By what was asked for."""
+    by_runs: dict[Plan, Future[tuple[Cost, int | None] | None]] = field(default_factory=dict)
+    """Prices by runs, with what lasts of the peak."""
+    by_ops: dict[tuple[Plan, float], Future[Priced | None]] = field(default_factory=dict)
+    """Prices op by op, by plan and budget."""
 
     def begin_runs(self, plan: Plan) -> None:
         """Ask for a price by runs."""
-        self._begin((plan,), _by_runs, plan)
+        if plan not in self.by_runs and self._is_free():
+            with suppress(BrokenProcessPool):
+                self.by_runs[plan] = self.pool.submit(_by_runs, plan)
 
     def begin_exact(self, choice: Choice, budget_bytes: float) -> None:
         """Ask for a price op by op."""
-        self._begin((choice.plan, budget_bytes), _exactly, choice, budget_bytes)
+        key = choice.plan, budget_bytes
+        if key not in self.by_ops and self._is_free():
+            with suppress(BrokenProcessPool):
+                self.by_ops[key] = self.pool.submit(_exactly, choice, budget_bytes)
 
     def runs(self, plan: Plan) -> tuple[Cost, int | None] | None:
         """The price by runs, and what lasts of its peak; None if it was not begun, or is an error."""
-        found: tuple[Cost, int | None] | None = self._take((plan,))
-        return found
+        return self._taken(self.by_runs.pop(plan, None))
 
     def exact(self, choice: Choice, budget_bytes: float) -> Priced | None:
         """The price op by op; None if it was not begun, or is an error."""
-        found: Priced | None = self._take((choice.plan, budget_bytes))
-        return found
+        return self._taken(self.by_ops.pop((choice.plan, budget_bytes), None))
 
-    def _begin(self, key: _Key, work: Any, *arguments: object) -> None:
-        if key in self.begun or sum(not future.done() for future in self.begun.values()) >= self.places:
-            return
-        try:
-            self.begun[key] = self.pool.submit(work, *arguments)
-        except RuntimeError:  # the processes have died
-            self.places = 0
+    def _is_free(self) -> bool:
+        busy = sum(not future.done() for future in self.by_runs.values())
+        return busy + sum(not future.done() for future in self.by_ops.values()) < self.places
 
-    def _take(self, key: _Key) -> Any:
-        future = self.begun.pop(key, None)
+    def _taken(self, future: Future[A | None] | None) -> A | None:
         try:
             return None if future is None else future.result()
-        except BrokenProcessPool:
+        except BrokenProcessPool:  # the search does it all itself from here on
             self.places = 0
             return None
 
 
 @contextmanager
 def ahead_of(
-    recorded: Recorded | None, cluster: Cluster | None, model: TimeModel | None, *, processes: int | None = None
+    recorded: Recorded, cluster: Cluster, model: TimeModel, *, processes: int | None = None
 ) -> Iterator[Ahead | None]:
     """Processes that price plans of a recorded step, until the block ends; None where there is no core for them.
 

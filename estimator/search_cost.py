@@ -201,9 +201,7 @@ class Costs:
         if plan.offload.activations != "none":  # copied as ops make them, within runs; no step is faster for copies
             without = replace(plan, offload=replace(plan.offload, activations="none"))
             least, drawn = self.by_runs(without).seconds, self._drawn_out(plan)
-            return Cost(
-                seconds=max(least, drawn.seconds), peak_bytes=max(self.lasting[without], drawn.peak_bytes)
-            )
+            return Cost(seconds=max(least, drawn.seconds), peak_bytes=max(self.lasting[without], drawn.peak_bytes))
         if self._is_apart(plan):
             plain = replace(plan, remat=Remat())
             bound = self.bound(plan)
@@ -233,8 +231,9 @@ class Costs:
         (some, few), (_, more) = core.few
         (first, low), (second, high) = self._priced_few(few, plan), self._priced_few(more, plan)
         left = core.layers - some
+        in_buckets = plan.mesh.data_ranks > 1 and not plan.splits_parameters  # which few blocks hardly fill
         return Cost(
-            seconds=(first + left * (second - first)) * _DRAWN,
+            seconds=0.0 if in_buckets else (first + left * (second - first)) * _DRAWN,
             peak_bytes=int((low + left * (high - low)) * RUNS_MARGIN),
         )
 

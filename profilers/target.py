@@ -15,6 +15,7 @@ Nothing here reaches the network, and no weights are read. torch is imported onl
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UsageError
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torchvision", "timm", "hf")
 """Prefixes of published architectures."""
+
+_TOKENS, _SEQUENCES, _IMAGES = 1 << 14, 8, 32
+"""What a GPU takes of a published architecture where nobody says: so many tokens, if a sequence's length is known."""
 
 FORMS = "a target is model.py, model.py:symbol, package.module:symbol, torchvision:NAME, timm:NAME or hf:NAME"
 
@@ -47,6 +51,20 @@ def resolve(request: Request) -> Target:
     files = user_files(module)
     hooks = symbol_hooks(name, module, symbol, files) if symbol else module_hooks(name, module, files)
     return hooks_target(request, hooks)
+
+
+def with_batch(request: Request) -> Request:
+    """`request` with a batch that is usual for one GPU, if it has none and its target has none of its own.
+
+    >>> from dnnmem.profilers.request import Request
+    >>> with_batch(Request(target="hf:llama", seq_len=8192)).batch_size
+    2
+    """
+    kind = split_target(request.target)[0]
+    if request.batch_size is not None or kind not in LIBRARIES:
+        return request
+    sequences = max(_TOKENS // request.seq_len, 1) if request.seq_len else _SEQUENCES
+    return replace(request, batch_size=sequences if kind == "hf" else _IMAGES)
 
 
 def split_target(target: str) -> tuple[str, str, str]:

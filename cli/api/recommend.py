@@ -21,6 +21,7 @@ from dnnmem.estimator.time_model import load
 from dnnmem.estimator.trace import Trace
 from dnnmem.profilers.record_sizes import of_saved, record_sizes
 from dnnmem.profilers.request import Request
+from dnnmem.profilers.target import with_batch
 
 
 def recommend(
@@ -55,7 +56,7 @@ def recommend(
             target=target, args=dict(args or {}), batch_size=_of_each(batch, global_batch, where), seq_len=seq,
             optimizer=optimizer, device="fake", gpu=None if where.device.vendor == "cpu" else where.device.name,
         )  # fmt: skip
-        recorded = record_sizes(request, to_record(allow, only, without), cache=cache_folder(os.environ))
+        recorded = record_sizes(with_batch(request), to_record(allow, only, without), cache=cache_folder(os.environ))
     else:
         recorded = of_saved([target] if isinstance(target, Trace) else target)
     wanted = Wanted(

@@ -101,11 +101,14 @@ def spelled(version: int) -> str:
     return f"{version // 10000}.{version // 100 % 100}" if version else "(none)"
 
 
-def start(asked: Asked, device: Device, *, driver: Path | None, cache: Path | None = None, choose: str = FIRST) -> Service:
+def start(
+    asked: Asked, device: Device, *, driver: Path | None, cache: Path | None = None, choose: str = FIRST
+) -> Service:
     """A server that answers for `device`, until `stop` or this process ends.
 
-    Args: `driver`, the stub of libcuda (None: it is built when it is needed); `cache`, where answers are kept; `choose`, which engines it offers first: those
-    that cuDNN likes best (`first`), or of the best eight the ones with the largest workspaces (`largest`).
+    Args: `driver`, the stub of libcuda (None: it is built when it is needed); `cache`, where answers are kept;
+    `choose`, which engines it offers first: those that cuDNN likes best (`first`), or of the best eight the ones with
+    the largest workspaces (`largest`).
     """
     return _start(_task(asked, device, driver=driver, cache=cache, choose=choose))
 

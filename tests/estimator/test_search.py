@@ -108,6 +108,27 @@ def test_so_it_is_where_three_blocks_stand_for_nine(objective, gpus, free_mib, h
     assert found[0].choice.plan == all_[0].choice.plan
 
 
+@pytest.mark.parametrize("gpus", [1, 4])
+@pytest.mark.parametrize("host", [0.001, 1.0])
+def test_no_bound_is_above_the_price(gpus, host):
+    # GIVEN three blocks that stand for nine, and every plan of the space
+    few = Recorded(traces={n: gpt(3, batch=n, **LLAMA) for n in (4, 2)}, layers=9, own_batch=4)
+    wanted = Wanted(cluster=machine(gpus, 4096), max_techniques=3, without=frozenset({"remat-planned"}))
+    model = load(wanted.cluster.device)
+    costs = Costs(recorded=few, cluster=wanted.cluster, model=replace(model, host_seconds=model.host_seconds * host))
+    space = choices(scope_of(few, wanted))
+    assert any(choice.plan.offload.activations != "none" for choice in space)
+    for choice in space:
+        try:
+            priced = costs.exact(choice.plan)
+        except DnnmemError:
+            continue
+        # THEN none needs less, or is faster, than each of its bounds
+        for bound in (costs.bound(choice.plan), costs.by_runs(choice.plan)):
+            assert bound.seconds * (1 - 1e-9) <= priced.step_seconds, choice.plan
+            assert bound.peak_bytes <= priced.peak_reserved_bytes, choice.plan
+
+
 def test_a_search_leaves_out_what_a_bound_rules_out():
     # GIVEN a large GPU, on which plans differ in speed
     cluster = find_cluster("h100:8")

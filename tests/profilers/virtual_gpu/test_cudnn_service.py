@@ -50,6 +50,21 @@ def serve(asked, cache):
         stop(service)
 
 
+def test_what_is_not_asked_builds_nothing(asked, tmp_path):
+    # GIVEN a server that has no driver yet, and an empty cache
+    service = start(asked, H100, driver=None, cache=tmp_path)
+    try:
+        # WHEN it is asked what it was asked  THEN it knows its cuDNN, and has neither built nor loaded anything
+        assert summary(service).version == asked.version
+        assert not (tmp_path / "virtual-gpu").exists()
+        # WHEN it is asked for engines  THEN it answers
+        answer = talk(service.address, json.dumps(QUESTION), wait_seconds=120)
+        assert len(json.loads(answer)) > 1
+        assert list((tmp_path / "virtual-gpu").glob("*/libcuda.so.1"))
+    finally:
+        stop(service)
+
+
 def ask(service, question):
     answer = talk(service.address, question if isinstance(question, str) else json.dumps(question))
     return json.loads(answer) if answer else None
