@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from dnnmem.estimator.encoding import check_compression
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.keep_text import parse_keep
 
@@ -140,6 +141,23 @@ class Remat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compression:
+    """How what is kept for the backward pass is made smaller. Masks lose nothing; codes and projections do."""
+
+    bits: int | None = None
+    """8, 4 or 2: activations become codes of so many bits, rounded at random, and signs where a ReLU's gradient takes
+    them (ActNN); None = they stay."""
+    group: int = 256
+    """Elements that share a scale and a zero point."""
+    masks: bool = False
+    """Truth values take a bit each: of dropouts, and what a ReLU's gradient needs; max-pooling keeps the place in each
+    window (Gist)."""
+    projection: float | None = None
+    """Share of rows to which the inputs of linear layers are projected at random, above 0 and below 1; their weights'
+    gradients are right on average. None = they stay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sharding:
     """Data parallelism: who holds what, and what is sent."""
 
@@ -222,6 +240,8 @@ class Plan:
     """The update."""
     remat: Remat = field(default_factory=Remat)
     """Rematerialization."""
+    compression: Compression = field(default_factory=Compression)
+    """Smaller activations."""
     sharding: Sharding = field(default_factory=Sharding)
     """Data parallelism."""
     offload: Offload = field(default_factory=Offload)
@@ -249,6 +269,7 @@ _CHOICES = {
     ("optimizer", "state"): ("bfloat16", "float16", None),
     ("optimizer", "kernel"): ("for_loop", "foreach", "fused", None),
     ("remat", "policy"): ("none", "full", "every", "selective", "attention", "segments", "ops"),
+    ("compression", "bits"): (8, 4, 2, None),
     ("sharding", "strategy"): ("none", "ddp", "zero1", "zero2", "zero3"),
     ("offload", "activations"): ("none", "all", "every", "blocks", "conv"),
     ("pipeline", "schedule"): ("1f1b", "gpipe", "interleaved"),
@@ -262,7 +283,7 @@ def check(plan: Plan) -> None:
     for (part, name), known in _CHOICES.items():
         value = getattr(getattr(plan, part), name)
         if value not in known:
-            named = ", ".join(choice for choice in known if choice is not None)
+            named = ", ".join(str(choice) for choice in known if choice is not None)
             raise UsageError(f"{part}.{name} is {value!r}; it is one of {named}")
     for name in ("param", "grad", "reduce"):
         if getattr(plan.precision, name) not in _DTYPES:
@@ -291,6 +312,7 @@ def check(plan: Plan) -> None:
     if plan.remat.keep:
         parse_keep(plan.remat.keep)
     _check_offload(plan.offload)
+    check_compression(plan.compression.group, plan.compression.projection)
     _check_degrees(plan)
 
 
