@@ -196,6 +196,11 @@ class Offload:
     """Smaller tensors stay."""
     optimizer: bool = False
     """Optimizer states live on the host, and the update runs there: gradients go out, parameters come back."""
+    parameters: bool = False
+    """With `optimizer`: blocks' parameters rest there too, and are on the GPU while the block runs; so their gradients
+    leave as they are made."""
+    resident: int = 0
+    """For `parameters`: so many blocks stay on the GPU, spread over the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,6 +327,15 @@ def _check_offload(offload: Offload) -> None:
             f"offload.blocks is {offload.blocks!r} under activations {offload.activations}; blocks go with activations "
             "blocks, and with no other",
             hint="--set offload.activations=blocks --set offload.blocks=0-3,7",
+        )
+    if offload.parameters and not offload.optimizer:
+        raise UsageError(
+            "offload.parameters is set without offload.optimizer: what rests on the host is updated there",
+            hint="--set offload.optimizer=true",
+        )
+    if offload.resident < 0 or (offload.resident and not offload.parameters):
+        raise UsageError(
+            f"offload.resident is {offload.resident}; it is 0 or more, and above 0 with offload.parameters only"
         )
 
 

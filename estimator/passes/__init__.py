@@ -15,6 +15,7 @@ from dnnmem.estimator.passes import (
     loss,
     offload,
     offload_optimizer,
+    offload_parameters,
     optimizer,
     pipeline,
     precision,
@@ -40,13 +41,14 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
     "sharding": sharding.apply,
     "offload": offload.apply,
     "offload_optimizer": offload_optimizer.apply,
+    "offload_parameters": offload_parameters.apply,
     "pipeline": pipeline.apply,
     "kernels": kernels.apply,
 }
 """By field of a plan, in the order of its fields. Each leaves a trace equal where the plan has its default."""
 
 _BEFORE_SPLIT = ("precision", "loss", "tensor", "optimizer", "remat", "compression")
-_AFTER_SPLIT = ("batch", "sharding", "offload", "offload_optimizer", "kernels")
+_AFTER_SPLIT = ("batch", "sharding", "offload", "offload_optimizer", "offload_parameters", "kernels")
 
 
 @collector_paused()

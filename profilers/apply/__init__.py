@@ -22,6 +22,7 @@ from dnnmem.profilers.apply import (
     loss,
     offload,
     offload_optimizer,
+    offload_parameters,
     optimizer,
     precision,
     remat,
@@ -36,6 +37,7 @@ ToOptimizer = Callable[[Optimizer, nn.Module, Plan], Optimizer]
 MODEL_APPLIES: Mapping[str, ToModel] = {
     "precision": precision.to_model,
     "loss": loss.to_model,
+    "offload_parameters": offload_parameters.to_model,
     "remat": remat.to_model,
     "compression": compression.to_model,
     "offload": offload.to_model,
