@@ -17,7 +17,7 @@ arithmetic is that of `profilers/apply/codes.py`, op by op.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 
@@ -25,8 +25,12 @@ from dnnmem.estimator.errors import UsageError
 
 MIN_BYTES = 1 << 16
 """Smaller tensors stay as they are."""
-CHUNK = 1 << 22
+CHUNK = 1 << 23
 """Elements that are made into codes at a time."""
+
+
+ENCODE, DECODE = "dnnmem.encode.", "dnnmem.decode."
+"""Names of the ops, before the kind of encoding."""
 
 
 def check_compression(group: int, projection: float | None) -> None:
@@ -148,6 +152,25 @@ def decode(encoding: Encoding, shape: Shape) -> Cost:
     return _DECODE[encoding.kind](encoding, shape, {part.name: part.nbytes for part in kept(encoding, shape)})
 
 
+def kernels_of(name: str, elements: int, kept_elements: Mapping[str, int]) -> int:
+    """Kernels of an op called `name`, told from the elements of the tensor and of what is kept of it, by part.
+
+    >>> kernels_of("dnnmem.encode.codes", 1 << 22, {"codes": 1 << 21, "low": 1 << 14, "step": 1 << 14})
+    12
+    """
+    kind = name.rpartition(".")[2]
+    encoding, columns = Encoding(kind=kind), 1
+    if kind == "codes" and kept_elements.get("low"):
+        planes = round(elements / kept_elements["codes"])
+        group = planes * kept_elements["codes"] // kept_elements["low"]
+        encoding = Encoding(kind=kind, bits=8 // planes, group=group)
+    elif kind == "rows" and kept_elements.get("signs"):
+        columns = max(elements // kept_elements["signs"], 1)
+        encoding = Encoding(kind=kind, share=min(kept_elements["sums"] / elements, 1.0))
+    cost = encode if name.startswith(ENCODE) else decode
+    return cost(encoding, Shape(elements=elements, item_bytes=4, columns=columns)).kernels
+
+
 def decoded_bytes(encoding: Encoding, shape: Shape) -> int:
     """Size of what is made of the parts: truth values for a ReLU's output, else the tensor's."""
     return shape.elements * (1 if encoding.kind == "sign" else shape.item_bytes)
@@ -193,8 +216,8 @@ def _decode_codes(encoding: Encoding, shape: Shape, parts: dict[str, int]) -> Co
             continue
         plane = n // planes
         calls += _with_temporary(plane, "plane") * planes
-        moved += planes * plane * (5 + item)
-        kernels += 3 * planes
+        moved += planes * plane * (3 + item) + (planes - 2) * 2 * plane
+        kernels += 3 * planes - 2
     return Cost(calls=tuple(calls), moved_bytes=moved + 2 * parts.get("rest", 0), kernels=kernels)
 
 

@@ -15,7 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.encoding import MIN_BYTES, Cost, Encoding, Shape, decode, decoded_bytes, encode, kept
+from dnnmem.estimator.encoding import (
+    DECODE,
+    ENCODE,
+    MIN_BYTES,
+    Cost,
+    Encoding,
+    Shape,
+    decode,
+    decoded_bytes,
+    encode,
+    kept,
+)
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
 from dnnmem.estimator.passes.remat import BATCHED, PRODUCTS, is_attention
@@ -27,8 +38,6 @@ if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.plan import Plan
 
-ENCODE, DECODE = "dnnmem.encode.", "dnnmem.decode."
-"""Names of the ops, before the kind of encoding."""
 _LOSS = ("<loss>",)
 _POOL, _RELU = "aten.max_pool2d_with_indices_backward.default", "aten.threshold_backward.default"
 _LOSSES = frozenset(

@@ -139,14 +139,22 @@ def _decode_codes(packed: Packed, out: Tensor) -> None:
         for j in range(planes):
             first, count = at + j * n // planes, n // planes
             own = slice(first // encoding.group, (first + count) // encoding.group)
-            plane = codes if planes == 1 else codes.bitwise_right_shift(j * encoding.bits)
-            if planes > 1:
-                plane.bitwise_and_(2**encoding.bits - 1)
+            plane = _plane(encoding, codes, j)
             target = out[first : first + count].view(-1, encoding.group)
             torch.addcmul(low[own], plane.view(-1, encoding.group), step[own], out=target)
             del plane
         at += n
     _give_rest(packed, out, at)
+
+
+def _plane(encoding: Encoding, codes: Tensor, j: int) -> Tensor:
+    """The codes that are the bytes' `j`-th ones."""
+    if encoding.parts == 1:
+        return codes
+    if j == 0:
+        return codes.bitwise_and(2**encoding.bits - 1)
+    plane = codes.bitwise_right_shift(j * encoding.bits)
+    return plane if j == encoding.parts - 1 else plane.bitwise_and_(2**encoding.bits - 1)
 
 
 def _encode_bits(packed: Packed, truth: Tensor) -> None:
