@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from dnnmem.estimator.encoding import check_compression
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.keep_text import parse_keep
 
@@ -140,6 +141,23 @@ class Remat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compression:
+    """How what is kept for the backward pass is made smaller. Masks lose nothing; codes and projections do."""
+
+    bits: int | None = None
+    """8, 4 or 2: activations become codes of so many bits, rounded at random, and signs where a ReLU's gradient takes
+    them (ActNN); None = they stay."""
+    group: int = 256
+    """Elements that share a scale and a zero point."""
+    masks: bool = False
+    """Truth values take a bit each: of dropouts, and what a ReLU's gradient needs; max-pooling keeps the place in each
+    window (Gist)."""
+    projection: float | None = None
+    """Share of rows to which the inputs of linear layers are projected at random, above 0 and below 1; their weights'
+    gradients are right on average. None = they stay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sharding:
     """Data parallelism: who holds what, and what is sent."""
 
@@ -178,6 +196,11 @@ class Offload:
     """Smaller tensors stay."""
     optimizer: bool = False
     """Optimizer states live on the host, and the update runs there: gradients go out, parameters come back."""
+    parameters: bool = False
+    """With `optimizer`: blocks' parameters rest there too, and are on the GPU while the block runs; so their gradients
+    leave as they are made."""
+    resident: int = 0
+    """For `parameters`: so many blocks stay on the GPU, spread over the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +245,8 @@ class Plan:
     """The update."""
     remat: Remat = field(default_factory=Remat)
     """Rematerialization."""
+    compression: Compression = field(default_factory=Compression)
+    """Smaller activations."""
     sharding: Sharding = field(default_factory=Sharding)
     """Data parallelism."""
     offload: Offload = field(default_factory=Offload)
@@ -249,6 +274,7 @@ _CHOICES = {
     ("optimizer", "state"): ("bfloat16", "float16", None),
     ("optimizer", "kernel"): ("for_loop", "foreach", "fused", None),
     ("remat", "policy"): ("none", "full", "every", "selective", "attention", "segments", "ops"),
+    ("compression", "bits"): (8, 4, 2, None),
     ("sharding", "strategy"): ("none", "ddp", "zero1", "zero2", "zero3"),
     ("offload", "activations"): ("none", "all", "every", "blocks", "conv"),
     ("pipeline", "schedule"): ("1f1b", "gpipe", "interleaved"),
@@ -262,7 +288,7 @@ def check(plan: Plan) -> None:
     for (part, name), known in _CHOICES.items():
         value = getattr(getattr(plan, part), name)
         if value not in known:
-            named = ", ".join(choice for choice in known if choice is not None)
+            named = ", ".join(str(choice) for choice in known if choice is not None)
             raise UsageError(f"{part}.{name} is {value!r}; it is one of {named}")
     for name in ("param", "grad", "reduce"):
         if getattr(plan.precision, name) not in _DTYPES:
@@ -291,6 +317,7 @@ def check(plan: Plan) -> None:
     if plan.remat.keep:
         parse_keep(plan.remat.keep)
     _check_offload(plan.offload)
+    check_compression(plan.compression.group, plan.compression.projection)
     _check_degrees(plan)
 
 
@@ -300,6 +327,15 @@ def _check_offload(offload: Offload) -> None:
             f"offload.blocks is {offload.blocks!r} under activations {offload.activations}; blocks go with activations "
             "blocks, and with no other",
             hint="--set offload.activations=blocks --set offload.blocks=0-3,7",
+        )
+    if offload.parameters and not offload.optimizer:
+        raise UsageError(
+            "offload.parameters is set without offload.optimizer: what rests on the host is updated there",
+            hint="--set offload.optimizer=true",
+        )
+    if offload.resident < 0 or (offload.resident and not offload.parameters):
+        raise UsageError(
+            f"offload.resident is {offload.resident}; it is 0 or more, and above 0 with offload.parameters only"
         )
 
 

@@ -109,7 +109,7 @@ def _read(setting: str, text: str, kind: str) -> object:
 def _check_type(where: str, value: object, kind: str) -> None:
     if value is None and "None" in kind:
         return
-    wanted = bool if "bool" in kind else int if "int" in kind else str
+    wanted = next((some for some in (bool, int, float) if some.__name__ in kind), str)
     if type(value) is not wanted:
-        names = {bool: "true or false", int: "a whole number", str: "a text"}
+        names = {bool: "true or false", int: "a whole number", float: "a number with a point", str: "a text"}
         raise UsageError(f"{where} has {value!r}; it is {names[wanted]}")

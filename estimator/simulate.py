@@ -7,7 +7,8 @@
 An op starts when its lane is free, the host has issued it, the last writer of each storage it reads has ended, and so
 have the readers and writers of each storage it overwrites. An op of a side lane waits for the compute ops before it in
 the program too, as a stream waits for an event recorded where it was issued. Compute waits for side lanes only through
-storages. Collectives over one axis of the mesh follow each other; those over different axes overlap.
+storages: before it reads or overwrites them, and behind an op that frees what is still on its way to the host, since
+that memory serves again. Collectives over one axis of the mesh follow each other; those over different axes overlap.
 
 >>> from dnnmem.estimator.trace import Op
 >>> gather = Op(name="dnnmem.all_gather.dp_shard", lane=Lane.COMM, writes=(1,))
@@ -113,6 +114,7 @@ def _run(  # noqa: C901  (one loop over all ops, written for speed)
     written: dict[int, float] = {}  # of each storage: end of its last writer
     used: dict[int, float] = {}  # of each storage: latest end of its writer and readers
     side: dict[float, str] = {}  # side lane that ends at this second
+    leaving: dict[int, float] = {}  # of each storage that is copied to the host: when it is there
     start, end, exposed = [], [], dict.fromkeys(CAUSES, 0.0)
     issued = 0.0
     for op, duration, issue in zip(ops, seconds, issues, strict=True):
@@ -137,14 +139,24 @@ def _run(  # noqa: C901  (one loop over all ops, written for speed)
         for storage in writes:
             written[storage] = used[storage] = done
         if alone:
-            computed = done
+            computed = _freed(op, done, leaving, exposed) if leaving else done
         else:
             free[engine] = done
             side[done] = op.lane.value
+            if op.lane is Lane.TO_HOST:
+                leaving.update(dict.fromkeys(reads, done))
         start.append(begin)
         end.append(done)
     _blame(exposed, computed, max((computed, *free.values())), issued, side)
     return start, end, exposed
+
+
+def _freed(op: Op, done: float, leaving: dict[int, float], exposed: dict[str, float]) -> float:
+    """When compute goes on behind `op`: not before copies of what it frees have ended."""
+    gone = [leaving.pop(event.storage) for event in op.events if event.nbytes < 0 and event.storage in leaving]
+    until = max(done, *gone) if gone else done
+    exposed[Lane.TO_HOST.value] += until - done
+    return until
 
 
 def _blame(exposed: dict[str, float], last: float, ready: float, issued: float, side: Mapping[float, str]) -> None:

@@ -23,6 +23,7 @@ from math import ceil, expm1, gcd, prod
 import numpy as np
 import numpy.typing as npt
 
+from dnnmem.estimator.encoding import DECODE, ENCODE, kernels_of
 from dnnmem.estimator.fresh_pages import fresh_bytes
 from dnnmem.estimator.op_class import ARITHMETIC, CONVOLUTIONS, OpClass, is_backward, kind_of
 from dnnmem.estimator.trace import Lane, Op, Storage, Trace
@@ -144,11 +145,12 @@ def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool, tf32: Contain
     elif kind in (OpClass.ATTENTION_FORWARD, OpClass.ATTENTION_BACKWARD) and out is not None:
         k = float(out.shape[-1] if out.shape else 1)
     dtype = _operand(op, storages) if kind is OpClass.GEMM else out.dtype if out is not None else "float32"
+    kernels = _kernels(op, kind, storages)
     return (
         kind, m, n, k, batch, max(op.flops - op.masked_flops, 0), moved, _rate(dtype, kind, tf32),
         _ITEM_BYTES.get(dtype, 1), align, _window(op, storages) if kind in CONVOLUTIONS else 1.0,
-        kind in CONVOLUTIONS and _is_turned(op, storages), is_backward(op.name), _kernels(op, kind, storages),
-        0 if graphs or (kind is OpClass.NONE and not op.reads and not op.writes) else _host_ops(op),
+        kind in CONVOLUTIONS and _is_turned(op, storages), is_backward(op.name), kernels,
+        0 if graphs or (kind is OpClass.NONE and not op.reads and not op.writes) else _host_ops(op, kernels),
         np.nan if op.seconds is None else op.seconds,
     )  # fmt: skip
 
@@ -181,7 +183,9 @@ _TF32: Mapping[str, Container[OpClass]] = {"float32": (), "tf32": {OpClass.GEMM,
 """Kinds that multiply float32 as tf32. torch.backends.cudnn.allow_tf32 is true unless changed; matmul's is not."""
 
 
-def _host_ops(op: Op) -> int:
+def _host_ops(op: Op, kernels: float) -> float:
+    if op.name.startswith((ENCODE, DECODE)):
+        return kernels
     return _COLLECTIVE_HOST_OPS if op.lane is Lane.COMM else 1
 
 
@@ -281,11 +285,19 @@ def _traffic(op: Op, storages: Mapping[int, Storage]) -> OpClass:
     return OpClass.STREAM if len(sizes) < 2 and not spread else OpClass.EAGER
 
 
+def _encoding_kernels(op: Op, storages: Mapping[int, Storage]) -> int:
+    """Of an op that encodes a tensor, or makes it again."""
+    tensors, parts = (op.reads, op.writes) if op.name.startswith(ENCODE) else (op.writes, op.reads)
+    elements = max((prod(storages[i].shape) for i in tensors[:1] if i in storages), default=0)
+    kept = {storages[i].name: prod(storages[i].shape) for i in parts if i in storages}
+    return kernels_of(op.name, elements, kept)
+
+
 def _kernels(op: Op, kind: OpClass, storages: Mapping[int, Storage]) -> int:
     if kind in (OpClass.NONE, OpClass.LANE):
         return 0
-    if "embedding_dense_backward" in op.name:
-        return _SORT_KERNELS
+    if op.name.startswith((ENCODE, DECODE)) or "embedding_dense_backward" in op.name:
+        return _SORT_KERNELS if op.name.startswith("aten.") else _encoding_kernels(op, storages)
     if "_foreach" in op.name or "_fused_adam" in op.name or "_fused_sgd" in op.name:
         # multi_tensor_apply: at most 320 chunks of 65,536 elements, and 30 to 110 tensors, a launch
         tensors = [storages[i].shape for i in op.reads if i in storages]

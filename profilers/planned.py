@@ -26,7 +26,7 @@ from torch import distributed
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import from_json
 from dnnmem.profilers.apply.target import applied_target
-from dnnmem.profilers.planned_model import built_without_memory, fill
+from dnnmem.profilers.planned_model import built_on_host, built_without_memory, fill
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.target import resolve
 from dnnmem.profilers.tensors import map_tensors
@@ -62,6 +62,8 @@ def _built(request: Request, plan: Plan, kind: str) -> Callable[[], object]:
     plain = resolve(request)
     if plan.splits_parameters:
         plain = replace(plain, make_model=partial(built_without_memory, plain.make_model, _say))
+    if plan.offload.parameters:
+        plain = replace(plain, make_model=partial(built_on_host, plain.make_model))
     target = applied_target(plain, plan)
     with torch.device(kind):
         model = target.make_model()

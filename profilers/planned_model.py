@@ -33,6 +33,12 @@ def built_without_memory(make_model: Callable[[], nn.Module], say: Callable[[str
         return make_model()
 
 
+def built_on_host(make_model: Callable[[], nn.Module]) -> nn.Module:
+    """The model in the host's memory, whatever device is the default: one that no GPU holds."""
+    with torch.device("cpu"):
+        return make_model()
+
+
 def fill(model: nn.Module, device: torch.device) -> None:
     """Give what is on `meta` memory on `device` and values; what is elsewhere is moved there."""
     empty = {id(module) for module in model.modules() if any(p.is_meta for p in module.parameters(recurse=False))}

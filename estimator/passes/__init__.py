@@ -10,10 +10,12 @@ from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import (
     batch,
+    compression,
     kernels,
     loss,
     offload,
     offload_optimizer,
+    offload_parameters,
     optimizer,
     pipeline,
     precision,
@@ -35,16 +37,18 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
     "tensor": tensor.apply,
     "optimizer": optimizer.apply,
     "remat": remat.apply,
+    "compression": compression.apply,
     "sharding": sharding.apply,
     "offload": offload.apply,
     "offload_optimizer": offload_optimizer.apply,
+    "offload_parameters": offload_parameters.apply,
     "pipeline": pipeline.apply,
     "kernels": kernels.apply,
 }
 """By field of a plan, in the order of its fields. Each leaves a trace equal where the plan has its default."""
 
-_BEFORE_SPLIT = ("precision", "loss", "tensor", "optimizer", "remat")
-_AFTER_SPLIT = ("batch", "sharding", "offload", "offload_optimizer", "kernels")
+_BEFORE_SPLIT = ("precision", "loss", "tensor", "optimizer", "remat", "compression")
+_AFTER_SPLIT = ("batch", "sharding", "offload", "offload_optimizer", "offload_parameters", "kernels")
 
 
 @collector_paused()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
-from dnnmem.estimator.passes.optimizer import find_update
+from dnnmem.estimator.passes.optimizer_recorded import find_update
 from dnnmem.estimator.passes.optimizer_update import OPTIMIZER
 from dnnmem.estimator.trace import Kind, Lane, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like

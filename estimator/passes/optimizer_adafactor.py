@@ -4,7 +4,6 @@
     a vector    variance (n)                      its square, a clone = the update
 
 A tensor of more dimensions is a stack of matrices in its last two. Norms are read back by the host, so that it waits.
-What CUDA's reductions keep inside while they run (as much as a matrix of 2,048 x 2,048, once) is left out.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from dnnmem.estimator.passes.optimizer_update import Entry, Update
-from dnnmem.estimator.passes.update import element_bytes
+from dnnmem.estimator.passes.optimizer_update import Entry, Update, shaped
 from dnnmem.estimator.trace import Storage
-from dnnmem.estimator.trace_copy import storage_like
 
 _LOOP = ("row_mean", "col_mean", "grad_squared", "update")
 """Variables of `_single_tensor_adafactor`, in the order in which they go."""
@@ -26,7 +23,7 @@ def adafactor_states(param: Storage) -> Mapping[str, Storage]:
     shape = param.shape
     if len(shape) < 2:
         return {"variance": param}
-    return {"row_var": _shaped(param, (*shape[:-1], 1)), "col_var": _shaped(param, (*shape[:-2], 1, shape[-1]))}
+    return {"row_var": shaped(param, (*shape[:-1], 1)), "col_var": shaped(param, (*shape[:-2], 1, shape[-1]))}
 
 
 def adafactor_loop(update: Update, entries: Sequence[Entry]) -> None:
@@ -69,9 +66,9 @@ def adafactor_foreach(update: Update, entries: Sequence[Entry]) -> None:
 
 
 def _matrix(update: Update, entry: Entry) -> tuple[int, ...]:
-    g, row, col = entry.grad, entry.states["row_var"], entry.states["col_var"]
+    row, col = entry.states["row_var"], entry.states["col_var"]
     for variable, var in (("row_mean", row), ("col_mean", col)):
-        mean = update.make("aten.linalg_vector_norm.default", (g,), [update.storage(var)])
+        mean = _norms(update, entry, var)
         update.op("aten.pow_.Scalar", mean, mean)
         update.op("aten.div_.Tensor", mean, mean)
         update.hold(variable, mean)
@@ -97,7 +94,7 @@ def _matrices(update: Update, entries: Sequence[Entry]) -> list[int]:
         means: list[int] = []
         variances = [entry.states[name] for entry in entries]
         for entry, var in zip(entries, variances, strict=True):
-            means += update.make("aten.linalg_vector_norm.default", (entry.grad,), [update.storage(var)])
+            means += _norms(update, entry, var)
         update.op("aten._foreach_mul_.List", means, means)
         update.op("aten._foreach_div_.ScalarList", means, means)
         update.op("aten._foreach_lerp_.ScalarList", (*variances, *means), variances)
@@ -119,6 +116,12 @@ def _vectors(update: Update, entries: Sequence[Entry]) -> list[int]:
     return [i for var in variances for i in update.make("aten.clone.default", (var,), [update.storage(var)])]
 
 
+def _norms(update: Update, entry: Entry, var: int) -> tuple[int, ...]:
+    """Of the gradient's rows, or of its columns."""
+    dim = -1 if var == entry.states["row_var"] else -2
+    return update.reduce("aten.linalg_vector_norm.default", entry.grad, update.storage(var), (dim,))
+
+
 def _product(update: Update, entry: Entry) -> tuple[int, ...]:
     """Rows times columns: of the parameter's shape."""
     param, row = update.storage(entry.param), entry.states["row_var"]
@@ -128,15 +131,11 @@ def _product(update: Update, entry: Entry) -> tuple[int, ...]:
 
 def _row_mean(update: Update, row: int) -> tuple[int, ...]:
     s = update.storage(row)
-    return update.make("aten.mean.dim", (row,), [_shaped(s, (*s.shape[:-2], 1, 1))])
+    return update.reduce("aten.mean.dim", row, shaped(s, (*s.shape[:-2], 1, 1)), (-2,))
 
 
 def _read_norm(update: Update, tensor: int) -> None:
     """A norm, which the host waits for."""
-    norm = update.make("aten.linalg_vector_norm.default", (tensor,), [_shaped(update.storage(tensor), ())])
+    norm = update.reduce("aten.linalg_vector_norm.default", tensor, shaped(update.storage(tensor), ()))
     update.op("aten._local_scalar_dense.default", norm)
     update.free(norm)
-
-
-def _shaped(like: Storage, shape: tuple[int, ...]) -> Storage:
-    return storage_like(like, shape=shape, nbytes=prod(shape) * element_bytes(like.dtype))

@@ -1,227 +1,49 @@
-"""What torch's optimizers do in a step: their states, and the ops of each of their kernels with all temporaries.
+"""The optimizers that a plan can name: what each keeps, and what it makes while it updates P elements of parameters.
 
-    optimizer   states of P elements        for_loop           foreach             fused
-    sgd         none                        in place           in place            in place
-    adamw       exp_avg, exp_avg_sq: 2 P    two of a tensor    a root: P           in place, counters on the GPU
-    adafactor   rows + columns              two of a tensor    an estimate: P      -
-    adamw8bit   2 P bytes and scales        -                  -                   in place (one compiled kernel each)
-
-After torch/optim/{sgd,adamw,_adafactor}.py (2.14) and torchao/optim (0.18). A rule is a function over the entries of a
-parameter group; lists of foreach are those of one element type. Weight decay that is added to gradients (SGD, Adam)
-makes a new gradient where the step was recorded with it; a kernel that is fused has no need of one.
+optimizer   states                      for_loop           foreach             fused
+sgd         none                        in place           in place            in place
+momentum    a buffer: P                 in place           in place            in place
+adamw       exp_avg, exp_avg_sq: 2 P    two of a tensor    a root: P           in place, counters on the GPU
+adafactor   rows + columns              two of a tensor    an estimate: P      -
+adamw8bit   2 P bytes and scales        -                  -                   in place (one compiled kernel each)
+lion        P                           -                  signs: P            -
+lamb        2 P                         -                  an update: P        -
+lars        P                           -                  an update: P        -
+muon        P of hidden matrices        four of a matrix, in 16 bits; 2 P of the others and a root of them: AdamW's
+shampoo     2 (r r + c c) of a matrix   its eigenvectors, thrice; P of vectors
+soap        2 P + 2 (r r + c c)         three of a matrix, its product, thrice
+galore      (r + 2 c) k of a hidden matrix (r, c), of rank k; 2 P of the others and a root of them: AdamW's
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Mapping
 
 from dnnmem.estimator.passes.optimizer_adafactor import adafactor_foreach, adafactor_loop, adafactor_states
-from dnnmem.estimator.passes.optimizer_update import Entry, Update
-from dnnmem.estimator.trace import Kind, Storage
-from dnnmem.estimator.trace_copy import storage_like
-
-Ops = Callable[[Update, Sequence[Entry]], None]
-"""Emits the update of a parameter group."""
-States = Callable[[Storage], Mapping[str, Storage]]
-"""Name -> layout of each state of a parameter, in the order in which they are made."""
-COUNTER = Storage(id=0, nbytes=4, kind=Kind.OPTIMIZER, dtype="float32")
-"""The number of steps of a parameter."""
-LEAST_8BIT, BLOCK_8BIT = 4096, 256
-"""torchao quantizes states of so many elements and more, in whole blocks (`_AdamBase._new_buffer`)."""
-COMPILED_8BIT = "dnnmem.adamw8bit"
-"""The kernel that torch.compile makes of `single_param_adam`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """An optimizer."""
-
-    kernels: Mapping[str, Ops]
-    """By name in a plan; the first is torch's default."""
-    states: Mapping[str, States]
-    """The same of its states."""
-    sgd: bool = False
-    """SGD, with momentum or without."""
-
-
-def lists_of(update: Update, entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Entries by element type, as `_group_tensors_by_device_and_dtype` has them."""
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        found.setdefault(update.storage(entry.param).dtype, []).append(entry)
-    return list(found.values())
-
-
-def _no_states(param: Storage) -> dict[str, Storage]:
-    del param
-    return {}
-
-
-def _momentum(param: Storage) -> dict[str, Storage]:
-    return {"momentum_buffer": param}
-
-
-def _moments(param: Storage) -> dict[str, Storage]:
-    return {"exp_avg": param, "exp_avg_sq": param}
-
-
-def _counted_moments(param: Storage) -> dict[str, Storage]:
-    return {"step": COUNTER, **_moments(param)}
-
-
-def _moments_8bit(param: Storage) -> dict[str, Storage]:
-    count = prod(param.shape)
-    if count < LEAST_8BIT or count % BLOCK_8BIT:
-        return _moments(param)
-    parts = {
-        "codes": storage_like(param, nbytes=count, dtype="uint8"),
-        "scale": _floats((count // BLOCK_8BIT,)),
-        "qmap": _floats((256,)),
-    }
-    return {f"{moment}.{name}": part for moment in _moments(param) for name, part in parts.items()}
-
-
-def _floats(shape: tuple[int, ...]) -> Storage:
-    return Storage(id=0, nbytes=4 * prod(shape), kind=Kind.OPTIMIZER, shape=shape, dtype="float32")
-
-
-def _of(entries: Sequence[Entry], state: str) -> list[int]:
-    return [entry.states[state] for entry in entries]
-
-
-def _columns(entries: Sequence[Entry]) -> tuple[list[int], list[int]]:
-    return [entry.param for entry in entries], [entry.grad for entry in entries]
-
-
-def _sgd_loop(update: Update, entries: Sequence[Entry], *, decayed: bool, momentum: bool) -> None:
-    for entry in entries:
-        p, g = entry.param, entry.grad
-        made = update.make("aten.add.Tensor", (g, p), [update.storage(p)]) if decayed else ()
-        g = made[0] if made else g
-        if momentum:
-            b = entry.states["momentum_buffer"]
-            update.op("aten.mul_.Tensor", (b,), (b,))
-            update.op("aten.add_.Tensor", (b, g), (b,))
-            g = b
-        update.op("aten.add_.Tensor", (p, g), (p,))
-        update.free(made)
-
-
-def _sgd_foreach(update: Update, entries: Sequence[Entry], *, decayed: bool, momentum: bool) -> None:
-    for some in lists_of(update, entries):
-        p, g = _columns(some)
-        if decayed:
-            g = list(update.make("aten._foreach_add.List", (*g, *p), [update.storage(i) for i in p]))
-            update.hold("grads", g)
-        if momentum:
-            b = _of(some, "momentum_buffer")
-            update.op("aten._foreach_mul_.Scalar", b, b)
-            update.op("aten._foreach_add_.List", (*b, *g), b)
-            g = b
-        update.op("aten._foreach_add_.List", (*p, *g), p)
-    update.release("grads")
-
-
-def _sgd_fused(update: Update, entries: Sequence[Entry], *, momentum: bool) -> None:
-    for some in lists_of(update, entries):
-        p, g = _columns(some)
-        b = _of(some, "momentum_buffer") if momentum else []
-        update.op("aten._fused_sgd_.default", (*p, *g, *b), (*p, *b, *_casts(some)))
-
-
-def _adam_loop(update: Update, entries: Sequence[Entry], *, decayed: bool) -> None:
-    for entry in entries:
-        p, g, m, v = entry.param, entry.grad, entry.states["exp_avg"], entry.states["exp_avg_sq"]
-        made: tuple[int, ...] = ()
-        if decayed:
-            made = update.make("aten.add.Tensor", (g, p), [update.storage(p)])
-            g = made[0]
-        else:
-            update.op("aten.mul_.Tensor", (p,), (p,))
-        update.op("aten.lerp_.Scalar", (m, g), (m,))
-        update.op("aten.mul_.Tensor", (v,), (v,))
-        update.op("aten.addcmul_.default", (v, g), (v,))
-        root = update.make("aten.sqrt.default", (v,), [update.storage(v)])
-        denom = update.make("aten.div.Tensor", root, [update.storage(v)])
-        update.free(root)
-        update.op("aten.add_.Tensor", denom, denom)
-        update.hold("denom", denom)
-        update.op("aten.addcdiv_.default", (p, m, *denom), (p,))
-        update.free(made)
-    update.release("denom")
-
-
-def _adam_foreach(update: Update, entries: Sequence[Entry], *, decayed: bool) -> None:
-    for some in lists_of(update, entries):
-        p, g = _columns(some)
-        m, v = _of(some, "exp_avg"), _of(some, "exp_avg_sq")
-        update.op("aten._foreach_add_.Tensor", ())
-        if decayed:
-            g = list(update.make("aten._foreach_add.List", (*g, *p), [update.storage(i) for i in p]))
-            update.hold("grads", g)
-        else:
-            update.op("aten._foreach_mul_.Scalar", p, p)
-        update.op("aten._foreach_lerp_.Scalar", (*m, *g), m)
-        update.op("aten._foreach_mul_.Scalar", v, v)
-        update.op("aten._foreach_addcmul_.Scalar", (*v, *g), v)
-        update.release("grads")
-        root = update.make("aten._foreach_sqrt.default", v, [update.storage(i) for i in v])
-        update.hold("exp_avg_sq_sqrt", root)
-        update.op("aten._foreach_div_.ScalarList", root, root)
-        update.op("aten._foreach_add_.Scalar", root, root)
-        update.op("aten._foreach_addcdiv_.ScalarList", (*p, *m, *root), p)
-    update.release("exp_avg_sq_sqrt")
-
-
-def _adam_fused(update: Update, entries: Sequence[Entry]) -> None:
-    for some in lists_of(update, entries):
-        p, g = _columns(some)
-        m, v, steps = (_of(some, name) for name in ("exp_avg", "exp_avg_sq", "step"))
-        update.op("aten._foreach_add_.Scalar", steps, steps)
-        update.op("aten._fused_adamw_.default", (*p, *g, *m, *v, *steps), (*p, *m, *v, *_casts(some)))
-
-
-def _casts(entries: Sequence[Entry]) -> list[int]:
-    """A fused kernel over master weights writes the parameters that compute as well (Megatron-LM's, through apex)."""
-    return [entry.copy for entry in entries if entry.copy is not None]
-
-
-def _adam_8bit(update: Update, entries: Sequence[Entry]) -> None:
-    for entry in entries:
-        states = list(entry.states.values())
-        kept = [i for name, i in entry.states.items() if not name.endswith("qmap")]
-        update.op(COMPILED_8BIT, (entry.param, entry.grad, *states), (entry.param, *kept))
-
-
-def sgd(*, decayed: bool = False, momentum: bool = False) -> Rule:
-    """SGD of torch; with momentum, or with weight decay added to gradients, only as it was recorded."""
-    kernels: dict[str, Ops] = {
-        "foreach": lambda update, entries: _sgd_foreach(update, entries, decayed=decayed, momentum=momentum),
-        "for_loop": lambda update, entries: _sgd_loop(update, entries, decayed=decayed, momentum=momentum),
-        "fused": lambda update, entries: _sgd_fused(update, entries, momentum=momentum),
-    }
-    return Rule(kernels=kernels, states=dict.fromkeys(kernels, _momentum if momentum else _no_states), sgd=True)
-
-
-def adamw(*, decayed: bool = False) -> Rule:
-    """AdamW of torch; `decayed`: Adam, with weight decay added to gradients."""
-    kernels: dict[str, Ops] = {
-        "foreach": lambda update, entries: _adam_foreach(update, entries, decayed=decayed),
-        "for_loop": lambda update, entries: _adam_loop(update, entries, decayed=decayed),
-        "fused": _adam_fused,
-    }
-    return Rule(kernels=kernels, states={"foreach": _moments, "for_loop": _moments, "fused": _counted_moments})
-
+from dnnmem.estimator.passes.optimizer_galore import GALORE
+from dnnmem.estimator.passes.optimizer_layerwise import LAMB, LARS
+from dnnmem.estimator.passes.optimizer_lion import LION
+from dnnmem.estimator.passes.optimizer_muon import MUON
+from dnnmem.estimator.passes.optimizer_rule import Rule
+from dnnmem.estimator.passes.optimizer_shampoo import SHAMPOO
+from dnnmem.estimator.passes.optimizer_soap import SOAP
+from dnnmem.estimator.passes.optimizer_torch import adamw, adamw_8bit, sgd
 
 RULES: Mapping[str, Rule] = {
     "sgd": sgd(),
+    "momentum": sgd(momentum=True),
     "adamw": adamw(),
     "adafactor": Rule(
         kernels={"for_loop": adafactor_loop, "foreach": adafactor_foreach},
         states=dict.fromkeys(("for_loop", "foreach"), adafactor_states),
     ),
-    "adamw8bit": Rule(kernels={"fused": _adam_8bit}, states={"fused": _moments_8bit}),
+    "adamw8bit": adamw_8bit(),
+    "lion": LION,
+    "lamb": LAMB,
+    "lars": LARS,
+    "muon": MUON,
+    "shampoo": SHAMPOO,
+    "soap": SOAP,
+    "galore": GALORE,
 }
 """By name in a plan."""

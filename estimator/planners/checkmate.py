@@ -59,9 +59,12 @@ class Answer:
         return 0.0 if self.optimal else max(0.0, 1 - self.bound_seconds / self.seconds)
 
 
-def schedule(graph: Graph, budget_bytes: float, time_limit_seconds: float = 60.0) -> Answer:
+def schedule(
+    graph: Graph, budget_bytes: float, time_limit_seconds: float = 60.0, *, start: Schedule | None = None
+) -> Answer:
     """The fastest schedule of `graph` within `budget_bytes`, or the best that is found in time.
 
+    Args: `start` is a schedule that another planner found; what comes out takes no more time than it.
     Raises `InfeasibleError` where there is none, or none was found; `UnsupportedError` where no solver is installed.
     """
     whole = plain(graph)
@@ -73,13 +76,12 @@ def schedule(graph: Graph, budget_bytes: float, time_limit_seconds: float = 60.0
         raise _infeasible(budget_bytes, least, "one of its ops alone needs that")
     end = time.monotonic() + time_limit_seconds
     model = _Model(graph, budget_bytes)
-    rounded = min(
-        (s for s in (_evicted(graph, budget_bytes), _rounded(model, end)) if s is not None),
-        key=lambda s: seconds_of(graph, s), default=None,
-    )  # fmt: skip
-    start = None if rounded is None else model.values_of(rounded)
-    solved = solve(model.program, max(end - time.monotonic(), 0.1), start=start)
-    found = [s for s in (model.read(solved), rounded) if s is not None and peak_of(graph, s) <= budget_bytes]
+    known = [s for s in (start, _evicted(graph, budget_bytes), _rounded(model, end)) if s is not None]
+    known = [s for s in known if peak_of(graph, s) <= budget_bytes]
+    first = min(known, key=lambda s: seconds_of(graph, s), default=None)
+    begin = None if first is None else model.values_of(first)
+    solved = solve(model.program, max(end - time.monotonic(), 0.1), start=begin)
+    found = [s for s in (model.read(solved), first) if s is not None and peak_of(graph, s) <= budget_bytes]
     if not found:
         raise _infeasible(budget_bytes, least, "none exists" if solved.infeasible else "none was found in time")
     best = min(found, key=lambda s: seconds_of(graph, s))

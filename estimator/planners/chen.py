@@ -8,8 +8,8 @@ With equal blocks the memory is least near k = sqrt(blocks); here each k is held
 from __future__ import annotations
 
 from dnnmem.estimator.planners.chain import Chain
+from dnnmem.estimator.planners.chain_plans import as_found
 from dnnmem.estimator.planners.problem import Found, Problem, cheapest
-from dnnmem.estimator.planners.remat import named
 from dnnmem.estimator.planners.solve import Planner
 from dnnmem.estimator.segments import Run
 
@@ -36,15 +36,16 @@ def groups(chain: Chain) -> list[tuple[int, int]]:
     return found
 
 
-def every_length(chain: Chain) -> list[Found]:
+def every_length(problem: Problem) -> list[Found]:
     """Periodic checkpoints of all lengths."""
+    chain = problem.chain()
     longest = max((end - begin for begin, end in groups(chain)), default=0)
-    return [Found(remat=named(chain, periodic(chain, length))) for length in range(1, longest + 1)]
+    return [as_found(problem, periodic(chain, length)) for length in range(1, longest + 1)]
 
 
 def find(problem: Problem) -> Found:
     """The fastest period that fits."""
-    return cheapest(problem, every_length(problem.chain()), what="periodic checkpoints")
+    return cheapest(problem, problem.once("chen", lambda: every_length(problem)), what="periodic checkpoints")
 
 
 PLANNER = Planner(

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dnnmem.estimator.planners.chain import Chain
+from dnnmem.estimator.planners.chain_plans import as_found
 from dnnmem.estimator.planners.chen import groups
 from dnnmem.estimator.planners.problem import Found, Problem, cheapest
-from dnnmem.estimator.planners.remat import named
 from dnnmem.estimator.planners.solve import Planner
 from dnnmem.estimator.segments import Run
 
@@ -32,9 +32,16 @@ def recursive(chain: Chain, parts: int, depth: int) -> tuple[Run, ...]:
 
 def find(problem: Problem) -> Found:
     """The fastest number of parts and of levels that fits."""
-    chain = problem.chain()
-    tried = dict.fromkeys(recursive(chain, parts, depth) for parts, depth in _levels(chain))
-    return cheapest(problem, [Found(remat=named(chain, runs)) for runs in tried], what="recursive checkpoints")
+    return cheapest(problem, plans(problem), what="recursive checkpoints")
+
+
+def plans(problem: Problem) -> list[Found]:
+    """All numbers of parts and of levels."""
+    return problem.once("chen-recursive", lambda: [as_found(problem, runs) for runs in _all(problem.chain())])
+
+
+def _all(chain: Chain) -> dict[tuple[Run, ...], None]:
+    return dict.fromkeys(recursive(chain, parts, depth) for parts, depth in _levels(chain))
 
 
 def _levels(chain: Chain) -> Iterator[tuple[int, int]]:

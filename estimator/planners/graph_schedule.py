@@ -101,6 +101,25 @@ def _done(
     return tuple(sorted(done))
 
 
+def schedule_of(graph: Graph, works: Sequence[int]) -> Schedule:
+    """Works in the order in which they are done, as stages; a stage does each once, in the graph's order."""
+    goals, makers = goals_of(graph), graph.makers()
+    ends = [set(makers[graph.works[goal].makes[0]]) for goal in goals]
+    parts: list[set[int]] = [set()]
+    for k in works:
+        parts[-1].add(k)
+        if len(parts) <= len(ends) and k in ends[len(parts) - 1]:
+            parts.append(set())
+    held: frozenset[int] = graph.stays
+    stages: list[Stage] = []
+    for part in reversed(parts[: len(goals)]):
+        done = tuple(sorted(part))
+        made = {v for k in done for v in graph.works[k].makes}
+        held = (held - made) | _read_before_made(graph, done)
+        stages.append(Stage(held=held, done=done))
+    return tuple(reversed(stages))
+
+
 def trimmed(graph: Graph, schedule: Schedule) -> Schedule:
     """The same where nothing is at hand that is neither read in its stage nor kept for the next one."""
     after: frozenset[int] = graph.stays

@@ -23,12 +23,14 @@ from dnnmem.estimator.plan import Remat
 from dnnmem.estimator.planners.chain import Chain
 from dnnmem.estimator.planners.min_cut import Kept, knapsack
 from dnnmem.estimator.planners.op_graph import Graph, graph_of
-from dnnmem.estimator.planners.problem import Found, Problem, held
+from dnnmem.estimator.planners.problem import Cost, Found, Problem, cheapest
 from dnnmem.estimator.planners.solve import Planner
 
 _SLOTS = 1000
 """Parts of a budget."""
-_WAYS = 48
+_PLANS = 48
+"""Budgets that are planned for, evenly from the least to all."""
+_WAYS = 32
 """Ways of a block that are followed, at most; they spread over its bytes."""
 
 
@@ -40,22 +42,23 @@ class Block:
     """Over the model."""
     graph: Graph
     """Of its ops; blocks that are alike share one."""
-    again_bytes: int
-    """What its recomputation holds above what its backward pass does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Way:
+class Way:
     """One way to run a stage."""
 
     kept: Kept | None
-    """None: all stays."""
+    """What stays of a block that runs again; None: all stays."""
     seconds: float
+    """Of what runs again."""
     saved_bytes: int
+    """What it leaves for its backward pass, and its output."""
     peak_bytes: int
+    """Most of its own that is alive at once, in either pass."""
 
 
-Ways = Callable[[Graph], Sequence[Kept]]
+WaysOf = Callable[[Graph], Sequence[Kept]]
 """Finds sets of ops of a block that may be kept."""
 
 
@@ -75,14 +78,14 @@ def blocks_of(problem: Problem) -> list[Block]:
         for number, forward, backward in regions:
             graph = graph_of(trace, seconds, {*forward, *backward})
             graph = known.setdefault(_shape(graph), graph)
-            found.append(Block(number=number, graph=graph, again_bytes=0))
+            found.append(Block(number=number, graph=graph))
         problem.made["blocks"] = found
     blocks = problem.made["blocks"]
     assert isinstance(blocks, list)  # noqa: S101  (for mypy)
     return blocks
 
 
-def find_with(problem: Problem, ways: Ways, *, optimal: bool = False, notes: tuple[str, ...] = ()) -> Found:
+def find_with(problem: Problem, ways: WaysOf, *, optimal: bool = False) -> Found:
     """The fastest plan whose blocks each keep what one of their `ways` does, or all, or their input."""
     blocks, chain = {block.number: block for block in blocks_of(problem)}, problem.chain()
     sets: dict[int, list[Kept]] = {}
@@ -91,12 +94,15 @@ def find_with(problem: Problem, ways: Ways, *, optimal: bool = False, notes: tup
             sets[id(block.graph)] = _thinned(list(ways(block.graph)))
     choices = [_ways(chain, s, blocks, sets) for s in range(len(chain.stages))]
 
-    def propose(aim: float) -> Found | None:
-        chosen = best(chain, choices, aim)
-        return None if chosen is None else _found(chain, blocks, chosen, optimal=optimal, notes=notes)
-
-    lightest = Found(remat=Remat(policy="full"), notes=notes)
-    return held(problem, propose, what="rematerialization by op", base_bytes=chain.base_bytes, lightest=(lightest,))
+    least = chain_bytes(chain, [min(ways, key=lambda way: way.saved_bytes) for ways in choices])
+    most = chain_bytes(chain, [ways[0] for ways in choices])
+    aims = (least + (most - least) * k / (_PLANS - 1) for k in range(_PLANS))
+    plans: dict[str, Found] = {}
+    for aim in aims:
+        if (chosen := best(chain, choices, aim)) is not None:
+            found = _found(problem, blocks, chosen, optimal=optimal)
+            plans.setdefault(found.remat.keep, found)
+    return cheapest(problem, plans.values(), what="rematerialization by op")
 
 
 def find(problem: Problem) -> Found:
@@ -104,7 +110,7 @@ def find(problem: Problem) -> Found:
     return find_with(problem, knapsack, optimal=True)
 
 
-def best(chain: Chain, choices: Sequence[Sequence[_Way]], budget_bytes: float) -> list[_Way] | None:
+def best(chain: Chain, choices: Sequence[Sequence[Way]], budget_bytes: float) -> list[Way] | None:
     """The ways of least time within `budget_bytes` above what lives before the step; None if nothing fits."""
     if budget_bytes <= 0:
         return None
@@ -129,7 +135,7 @@ def best(chain: Chain, choices: Sequence[Sequence[_Way]], budget_bytes: float) -
         picks.append(pick)
     if not np.isfinite(times).any():
         return None
-    m, chosen = int(np.argmin(times)), list[_Way]()
+    m, chosen = int(np.argmin(times)), list[Way]()
     for s in range(len(choices) - 1, -1, -1):
         way = choices[s][int(picks[s][m])]
         chosen.append(way)
@@ -137,10 +143,10 @@ def best(chain: Chain, choices: Sequence[Sequence[_Way]], budget_bytes: float) -
     return chosen[::-1]
 
 
-def _ways(chain: Chain, s: int, blocks: dict[int, Block], sets: dict[int, list[Kept]]) -> list[_Way]:
+def _ways(chain: Chain, s: int, blocks: dict[int, Block], sets: dict[int, list[Kept]]) -> list[Way]:
     stage = chain.stages[s]
     most = max(stage.forward_bytes, stage.backward_bytes)
-    whole = _Way(kept=None, seconds=0.0, saved_bytes=stage.saved_bytes, peak_bytes=most)
+    whole = Way(kept=None, seconds=0.0, saved_bytes=stage.saved_bytes, peak_bytes=most)
     block = blocks.get(stage.block) if stage.block is not None else None
     if block is None:
         return [whole]
@@ -153,13 +159,27 @@ def _ways(chain: Chain, s: int, blocks: dict[int, Block], sets: dict[int, list[K
         )  # fmt: skip
         again = stage.backward_bytes + unread
         peak = max(stage.light_bytes + one.saved_bytes, again, stage.gradient_bytes + stage.forward_bytes + unread)
-        found.append(_Way(kept=one, seconds=one.seconds, saved_bytes=one.saved_bytes + out, peak_bytes=peak))
+        found.append(Way(kept=one, seconds=one.seconds, saved_bytes=one.saved_bytes + out, peak_bytes=peak))
     return [whole, *(way for way in found if way.saved_bytes < whole.saved_bytes)]
 
 
-def _found(
-    chain: Chain, blocks: dict[int, Block], chosen: Sequence[_Way], *, optimal: bool, notes: tuple[str, ...]
-) -> Found:
+def chain_bytes(chain: Chain, chosen: Sequence[Way]) -> int:
+    """The peak above what lives before the step, of stages that are run so."""
+    peak = kept = 0
+    left = sum(stage.left_bytes for stage in chain.stages)
+    for stage, way in zip(chain.stages, chosen, strict=True):
+        left -= stage.left_bytes
+        peak = max(peak, kept + way.peak_bytes + left)
+        kept += way.saved_bytes
+    return peak
+
+
+def _found(problem: Problem, blocks: dict[int, Block], chosen: Sequence[Way], *, optimal: bool) -> Found:
+    chain = problem.chain()
+    expected = Cost(
+        peak_bytes=chain.base_bytes + chain_bytes(chain, chosen),
+        seconds=problem.plain().seconds + sum(way.seconds for way in chosen),
+    )  # fmt: skip
     rules: dict[object, Rule] = {}
     for stage, way in zip(chain.stages, chosen, strict=True):
         if stage.block is None or way.kept is None:
@@ -170,9 +190,8 @@ def _found(
         if len(runs) > 1 and runs[-2][1] == stage.block - 1:
             runs[-2:] = [(runs[-2][0], stage.block)]
         rules[key] = Rule(blocks=tuple(runs), ops=ops)
-    if not rules:
-        return Found(notes=notes, optimal=optimal)
-    return Found(remat=Remat(policy="ops", keep=keep_text([*rules.values()])), notes=notes, optimal=optimal)
+    remat = Remat(policy="ops", keep=keep_text([*rules.values()])) if rules else Remat()
+    return Found(remat=remat, optimal=optimal, expected=expected)
 
 
 def named(graph: Graph, works: frozenset[int]) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Optimal offloading: which blocks send what they save to the host, so that compute waits least (nothing is done again).
+"""Optimal offloading: which blocks send what they save to the host, so that compute waits least; nothing is done again.
 
 Beaumont, Eyraud-Dubois and Shilova 2020, "Optimal GPU-CPU offloading strategies for deep neural network training".
 Whole blocks travel, so the problem is hard in general; with what leaves during the next block it is solved exactly, by

@@ -137,7 +137,7 @@ def _extra(op: Op) -> int:
 
 
 def graph_of_chain(chain: Chain) -> Graph:
-    """A chain's stages: each is run to keep its output alone, or all that its backward work needs."""
+    """A chain's stages: each is run to keep its output (`light`), what its backward pass needs (`again`), or both."""
     stages, count = chain.stages, len(chain.stages)
     # values: outputs of all stages but the last, then what each saves besides, its gradient, and what it leaves
     outs = [range(s, s + 1) if s < count - 1 else range(0) for s in range(count)]
@@ -152,20 +152,22 @@ def graph_of_chain(chain: Chain) -> Graph:
     works: list[Work] = []
     goals: list[int] = []
     for s, stage in enumerate(stages):
-        before = tuple(outs[s - 1]) if s else ()
-        ways = [("light", tuple(outs[s]), stage.light_bytes), ("whole", (*outs[s], tape[s]), stage.forward_bytes)]
-        for name, makes, peak in ways[not outs[s] :]:
-            extra = peak - sum(nbytes[v] for v in makes)
+        ways: list[tuple[str, tuple[int, ...], int, float]]
+        ways = [("light", tuple(outs[s]), stage.light_bytes, 0.0), ("again", (tape[s],), stage.forward_bytes, 1.0)]
+        ways = [*(ways if outs[s] else ()), ("whole", (*outs[s], tape[s]), stage.forward_bytes, 0.0)]
+        for name, makes, peak, spared in ways:
             works.append(
                 Work(
-                    name=name, number=s, reads=before, makes=makes, seconds=stage.forward_seconds, extra_bytes=extra
+                    name=name, number=s, reads=tuple(outs[s - 1]) if s else (), makes=makes,
+                    seconds=stage.forward_seconds - spared * stage.spared_seconds,
+                    extra_bytes=peak - sum(nbytes[v] for v in makes),
                 )
             )  # fmt: skip
         goals.append(len(works) - 1)
     for s in reversed(range(count)):
-        reads = (tape[s], *outs[s], *(outs[s - 1] if s else ()), gradient[s])[: None if s < count - 1 else -1]
+        reads = (tape[s], *(outs[s - 1] if s else ()), *((gradient[s],) if s < count - 1 else ()))
         makes = (left[s], *((gradient[s - 1],) if s else ()))
-        besides = stages[s].saved_bytes + nbytes[gradient[s]] + sum(nbytes[v] for v in makes)
+        besides = sum(nbytes[v] for v in (*reads, *makes) if v >= count - 1)  # all but the input
         works.append(
             Work(
                 name="backward", number=s, reads=reads, makes=makes, seconds=stages[s].backward_seconds,

@@ -82,13 +82,14 @@ class Pofo:
 
     def seconds(self) -> _Row:
         """Of the step, by budget in slots; infinite where it does not fit."""
-        return self.row(_FIRST)
+        return _moved(self.row(_FIRST), self._crumbs)
 
     def schedule(self, m: int) -> Schedule:
         """The fastest within `m` slots; to be asked where that is possible."""
         runs: list[Run] = []
         sent: list[int] = []
         state, stages = _FIRST, self._stages
+        m -= self._crumbs
         while state.stage < len(stages):
             step = min(self._steps(state), key=lambda step: self.by(state, step)[m])
             first = stages[state.stage].block
@@ -173,16 +174,18 @@ class Pofo:
         return self._stages[s].block is None and s < self._last_block
 
     def _kept(self, state: State, step: Step) -> int:
-        """Slots that a unit takes until its backward pass, or fewer than none."""
-        stage, costs = self._stages[state.stage], self.table.costs
+        """Slots that a unit takes until its backward pass, or fewer than none. Crumbs are charged together."""
+        nbytes = self._kept_bytes(state, step)
+        if nbytes < self._crumb:
+            return -int(-nbytes // self.table.slot_bytes) if nbytes < 0 else 0
+        return self.table.costs.slots(nbytes)
+
+    def _kept_bytes(self, state: State, step: Step) -> int:
+        stage = self._stages[state.stage]
         taken = stage.sent_input_bytes + (0 if state.shared else stage.sent_shared_bytes)
         if step.again:
-            back = min(taken, stage.input_bytes) if step.sends else 0
-            kept = self._stages[step.end].input_bytes
-            return costs.slots(kept) - int(back // costs.slot_bytes)
-        if step.sends:
-            return costs.slots(stage.saved_bytes - stage.sent_own_bytes) - int(taken // costs.slot_bytes)
-        return costs.saved[state.stage]
+            return self._stages[step.end].input_bytes - (min(taken, stage.input_bytes) if step.sends else 0)
+        return stage.saved_bytes - (stage.sent_own_bytes + taken if step.sends else 0)
 
     def _held(self, state: State, end: int) -> int:
         """Slots that a run leaves to others while it is computed again."""
@@ -192,6 +195,16 @@ class Pofo:
     @cached_property
     def _stages(self) -> tuple[Stage, ...]:
         return self.table.chain.stages
+
+    @cached_property
+    def _crumb(self) -> float:
+        """What is kept counts from here on: all crumbs of a chain are one slot."""
+        return self.table.slot_bytes / len(self._stages)
+
+    @cached_property
+    def _crumbs(self) -> int:
+        """Slots that crumbs are charged with: none where there are none."""
+        return int(self._crumb > 1)
 
     @cached_property
     def _last_block(self) -> int:

@@ -8,18 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from dnnmem.estimator.plan import Offload
 from dnnmem.estimator.planners import rotor_planner
-from dnnmem.estimator.planners.chain import Chain
-from dnnmem.estimator.planners.pofo import Pofo, Schedule
+from dnnmem.estimator.planners.chain_plans import PLANS, as_found, table_of
+from dnnmem.estimator.planners.pofo import Pofo
 from dnnmem.estimator.planners.problem import Found, Problem, cheapest
-from dnnmem.estimator.planners.remat import named
-from dnnmem.estimator.planners.rotor import solve
 from dnnmem.estimator.planners.solve import Planner
-from dnnmem.estimator.sent_blocks import blocks_text
-
-_PLANS = 48
-"""Budgets that are planned for, evenly from the least to all."""
 
 
 def find(problem: Problem) -> Found:
@@ -33,22 +26,17 @@ def schedules(problem: Problem, *, runs: bool = True) -> list[Found]:
 
     Without `runs` nothing is computed again.
     """
-    chain = problem.chain()
-    most = float(max(problem.trace.peak_bytes() - chain.base_bytes, 1))
-    pofo = Pofo(table=solve(chain, most), bytes_per_s=problem.cluster.host.bytes_per_s, runs=runs)
+    return problem.once(f"pofo {runs}", lambda: _by_budget(problem, runs=runs))
+
+
+def _by_budget(problem: Problem, *, runs: bool) -> list[Found]:
+    pofo = Pofo(table=table_of(problem), bytes_per_s=problem.cluster.host.bytes_per_s, runs=runs)
     fits = np.flatnonzero(np.isfinite(pofo.seconds()))
     if not fits.size:
         return []
-    slots = dict.fromkeys(int(m) for m in np.linspace(fits[0], fits[-1], _PLANS).round())
+    slots = dict.fromkeys(int(m) for m in np.linspace(fits[0], fits[-1], PLANS).round())
     found = dict.fromkeys(pofo.schedule(m) for m in slots)
-    return [as_found(chain, schedule) for schedule in found]
-
-
-def as_found(chain: Chain, schedule: Schedule) -> Found:
-    """A schedule in the words of a plan."""
-    sent = blocks_text(schedule.sent)
-    offload = Offload(activations="blocks", blocks=sent) if sent else Offload()
-    return Found(remat=named(chain, schedule.runs), offload=offload, optimal=True)
+    return [as_found(problem, schedule.runs, schedule.sent, optimal=True) for schedule in found]
 
 
 def suits(problem: Problem) -> str:

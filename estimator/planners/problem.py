@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -27,8 +28,11 @@ from dnnmem.estimator.trace import Trace
 from dnnmem.estimator.units import format_bytes
 from dnnmem.estimator.work import work_of
 
+T = TypeVar("T")
 _LOOKS = 8
 """Plans that `held` holds against the step, at most."""
+_SURE = 0.98
+"""A planner's model of a step is not off by more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,8 @@ class Found:
     """What rests on the host."""
     cost: Cost | None = None
     """None: that of the step which `remat` and `offload` make. Set by planners whose schedule no plan expresses."""
+    expected: Cost | None = None
+    """By the planner's model of the step: no fewer seconds, and what is allocated; None = not known."""
     optimal: bool = False
     """True if its model of the step has no cheaper plan."""
     gap: float | None = None
@@ -82,7 +88,7 @@ class Problem:
     known: dict[object, Cost] = field(default_factory=dict)
     """Costs of plans, by plan."""
     made: dict[str, object] = field(default_factory=dict)
-    """Models of the step, by name: `chain`, ..."""
+    """Models of the step and what was planned on them, by name: `chain`, ..."""
 
     def seconds(self) -> list[float]:
         """Of each op of `trace`: on the GPU, or where issuing takes longer in all, on the host."""
@@ -94,11 +100,13 @@ class Problem:
 
     def chain(self) -> Chain:
         """`trace` as a chain of stages. Raises `UnsupportedError` for a model that is none."""
-        if "chain" not in self.made:
-            self.made["chain"] = chain_of(self.trace, self.seconds())
-        found = self.made["chain"]
-        assert isinstance(found, Chain)  # noqa: S101  (for mypy)
-        return found
+        return self.once("chain", lambda: chain_of(self.trace, self.seconds()))
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` returns, made once for all planners and budgets."""
+        if name not in self.made:
+            self.made[name] = make()
+        return cast("T", self.made[name])
 
     def plan(self, found: Found) -> Plan:
         """The base plan with an answer in it."""
@@ -161,22 +169,43 @@ def problem_of(
 def cheapest(problem: Problem, tried: Iterable[Found], *, what: str) -> Found:
     """The fastest of some answers that keeps the real step within the budget.
 
-    Where what is tried does not depend on the budget, more memory never costs time. Raises `InfeasibleError`, naming
-    `what` was planned.
+    Where what is tried does not depend on the budget, more memory never costs time. Answers that are `expected` not to
+    fit, or to take longer than the best so far, are not looked at. Raises `InfeasibleError`, naming `what` was planned.
     """
     best: tuple[float, Found] | None = None
+    by_seconds = sorted(tried, key=lambda found: found.expected.seconds if found.expected else 0.0)
     least = problem.plain().peak_bytes
-    for found in tried:
-        try:
-            cost = problem.cost(found)
-        except UnsupportedError:
+    for found in by_seconds:
+        if found.expected and found.expected.peak_bytes * _SURE > problem.budget_bytes:
+            continue
+        if best and found.expected and found.expected.seconds * _SURE > best[0]:
+            break
+        if (cost := _priced(problem, found)) is None:
             continue
         least = min(least, cost.peak_bytes)
         if cost.peak_bytes <= problem.budget_bytes and (best is None or cost.seconds < best[0]):
             best = cost.seconds, found
     if best is None:
-        raise problem.infeasible(least, what)
+        raise problem.infeasible(_least(problem, by_seconds, least), what)
     return best[1]
+
+
+def _least(problem: Problem, tried: Iterable[Found], least: int) -> int:
+    """The smallest peak of some answers, or `least`."""
+    for found in sorted(tried, key=lambda found: found.expected.peak_bytes if found.expected else 0):
+        if found.expected and found.expected.peak_bytes * _SURE > least:
+            break
+        cost = _priced(problem, found)
+        least = min(least, cost.peak_bytes) if cost else least
+    return least
+
+
+def _priced(problem: Problem, found: Found) -> Cost | None:
+    """None where the passes refuse."""
+    try:
+        return problem.cost(found)
+    except UnsupportedError:
+        return None
 
 
 def held(

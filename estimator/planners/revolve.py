@@ -18,8 +18,8 @@ from __future__ import annotations
 from math import comb
 
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.planners.chain_plans import as_found
 from dnnmem.estimator.planners.problem import Found, Problem, cheapest
-from dnnmem.estimator.planners.remat import named
 from dnnmem.estimator.planners.solve import Planner
 from dnnmem.estimator.segments import Run
 
@@ -55,10 +55,14 @@ def schedule(n: int, c: int, first: int = 0) -> tuple[Run, ...]:
 
 def find(problem: Problem) -> Found:
     """The schedule with the most checkpoints that fit."""
+    return cheapest(problem, plans(problem), what="REVOLVE's schedule")
+
+
+def plans(problem: Problem) -> list[Found]:
+    """The schedules for 1, 2, ... checkpoints. Raises `UnsupportedError` for blocks that are no chain."""
     blocks = one_list(problem)
-    count = len(blocks)
-    tried = (schedule(count, c, blocks[0]) for c in range(1, count + 1))
-    return cheapest(problem, [Found(remat=named(problem.chain(), runs)) for runs in tried], what="REVOLVE's schedule")
+    tried = (schedule(len(blocks), c, blocks[0]) for c in range(1, len(blocks) + 1))
+    return problem.once("revolve", lambda: [as_found(problem, runs) for runs in tried])
 
 
 def one_list(problem: Problem) -> list[int]:

@@ -1,39 +1,41 @@
 """Rotor as a planner: of blocks in a chain, those whose recomputation costs least.
 
-Its plans for budgets all over the range, and periodic checkpoints, which are among the plans it weighs, are held
-against the step itself; the chain's numbers leave out what the allocator loses to fragments.
+Its plans for budgets all over the range, and those of simpler planners, which are among the plans it weighs, are held
+against the step itself: the chain's numbers leave out what the allocator loses to fragments.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.planners.chain import Chain
+from dnnmem.estimator.planners import chen_recursive, revolve
+from dnnmem.estimator.planners.chain_plans import PLANS, as_found, table_of
 from dnnmem.estimator.planners.chen import every_length
 from dnnmem.estimator.planners.problem import Found, Problem, cheapest
-from dnnmem.estimator.planners.remat import named
-from dnnmem.estimator.planners.rotor import solve
 from dnnmem.estimator.planners.solve import Planner
-
-_PLANS = 48
-"""Budgets that are planned for, evenly from the least to all."""
 
 
 def plans(problem: Problem) -> list[Found]:
-    """Rotor's, from the one with the least memory to the one that keeps everything; then periodic ones."""
-    chain = problem.chain()
-    return [*_by_budget(chain, float(max(problem.trace.peak_bytes() - chain.base_bytes, 1))), *every_length(chain)]
+    """Rotor's, from the one with the least memory to the one that keeps everything; then the simpler planners'."""
+    return problem.once("rotor", lambda: [*_by_budget(problem), *_simpler(problem)])
 
 
-def _by_budget(chain: Chain, most: float) -> list[Found]:
-    table = solve(chain, most)
-    least = table.least_bytes()
+def _simpler(problem: Problem) -> list[Found]:
+    found = [*every_length(problem), *chen_recursive.plans(problem)]
+    with suppress(UnsupportedError):
+        found += revolve.plans(problem)
+    return found
+
+
+def _by_budget(problem: Problem) -> list[Found]:
+    table = table_of(problem)
+    least, most = table.least_bytes(), table.slot_bytes * table.rows
     if not math.isfinite(least):
         return []
-    aims = (least + (most - least) * k / (_PLANS - 1) for k in range(_PLANS))
-    runs = dict.fromkeys(table.runs(aim) for aim in aims)
-    return [Found(remat=named(chain, some), optimal=True) for some in runs]
+    aims = (least + (most - least) * k / (PLANS - 1) for k in range(PLANS))
+    return [as_found(problem, runs, optimal=True) for runs in dict.fromkeys(table.runs(aim) for aim in aims)]
 
 
 def find(problem: Problem) -> Found:

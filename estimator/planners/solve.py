@@ -22,7 +22,10 @@ from dnnmem.estimator.trace import Trace
 
 AUTO = "auto"
 """The planner that picks one."""
-_MODULES = ("pofo_planner", "rotor_planner", "revolve", "chen", "chen_recursive", "offload_optimal", "hierarchical")
+_MODULES = (
+    "pofo_planner", "rotor_planner", "revolve", "chen", "chen_recursive", "offload_optimal", "hierarchical",
+    "min_cut_planner", "checkmate_planner", "kusumoto", "feng_huang", "dtr_planner",
+)  # fmt: skip
 """Files of this folder, in the order in which `auto` asks."""
 
 

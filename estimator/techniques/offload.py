@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan import Compression, Plan
 from dnnmem.estimator.techniques import Scope, Technique
 
 ORDER = 60
 
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
-    """Nothing; activations of blocks that are not computed again; the optimizer; both."""
+    """Nothing; activations of blocks that are neither computed again nor made smaller."""
     rows = [Technique(name="")]
     if "offload" not in scope.fields:
         return rows
@@ -17,6 +17,6 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
         name="offload-activations", settings=("offload.activations=all",), words="activations to the host",
         why="keeps what blocks save for the backward pass in the host's memory",
     )  # fmt: skip
-    if plan.remat.policy == "none" and scope.blocks > 1:
+    if plan.remat.policy == "none" and plan.compression == Compression() and scope.blocks > 1:
         rows.append(activations)
     return rows

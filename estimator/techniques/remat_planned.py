@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan import Compression, Plan
 from dnnmem.estimator.techniques import Scope, Technique
 
 ORDER = 65
@@ -16,7 +16,8 @@ _SHARE = 0.93
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     """What the files before have chosen; or what Rotor finds."""
     rows = [Technique(name="")]
-    if scope.blocks > 1 and plan.remat.policy == "none" and plan.offload.activations == "none":
+    untouched = plan.offload.activations == "none" and plan.compression == Compression()
+    if scope.blocks > 1 and plan.remat.policy == "none" and untouched:
         rows.append(
             Technique(
                 name="remat-planned", words="recompute some blocks, planned by Rotor", planned_share=_SHARE,

@@ -16,7 +16,18 @@ from torch.optim import Optimizer
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Kernels, Plan
-from dnnmem.profilers.apply import batch, loss, offload, offload_optimizer, optimizer, precision, remat, sharding
+from dnnmem.profilers.apply import (
+    batch,
+    compression,
+    loss,
+    offload,
+    offload_optimizer,
+    offload_parameters,
+    optimizer,
+    precision,
+    remat,
+    sharding,
+)
 
 ToModel = Callable[[nn.Module, Plan], nn.Module]
 """Does its part to a model and returns it, or what wraps it."""
@@ -26,7 +37,9 @@ ToOptimizer = Callable[[Optimizer, nn.Module, Plan], Optimizer]
 MODEL_APPLIES: Mapping[str, ToModel] = {
     "precision": precision.to_model,
     "loss": loss.to_model,
+    "offload_parameters": offload_parameters.to_model,
     "remat": remat.to_model,
+    "compression": compression.to_model,
     "offload": offload.to_model,
     "sharding": sharding.to_model,
 }

@@ -130,8 +130,7 @@ def wait(kept: Kept) -> None:
 
 
 def before_backward(output: Any, begin: Callable[[], None]) -> None:
-    """Call `begin` when the backward pass reaches the first of `output`'s tensors that has one."""
+    """Call `begin` when the backward pass reaches one of `output`'s tensors; for each of them."""
     for leaf in pytree.tree_leaves(output):
         if isinstance(leaf, Tensor) and leaf.requires_grad:
             leaf.register_hook(lambda _: begin())
-            return

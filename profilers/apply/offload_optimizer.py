@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.plan import Plan
+from dnnmem.profilers.apply.offload_parameters import streamed_parameters
 
 
 def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimizer:
@@ -27,7 +28,6 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
 
     Raises `UsageError` where it has made steps already, `UnsupportedError` beside what looks into its groups.
     """
-    del model
     if not plan.offload.optimizer:
         return optimizer
     if plan.precision.compute == "fp16_amp" or plan.sharding.strategy == "zero1":
@@ -41,15 +41,16 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
             f"the optimizer holds states of {len(optimizer.state)} parameters already",
             hint="apply the plan before the first step; load states afterwards",
         )
-    pairs = [_to_host(group) for group in optimizer.param_groups]
+    there = streamed_parameters(model)
+    pairs = [_to_host(group, there) for group in optimizer.param_groups]
     _work_on_host(optimizer, [pair for some in pairs for pair in some])
     return optimizer
 
 
-def _to_host(group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
-    """Parameters and their copies, which take their places."""
+def _to_host(group: dict[str, Any], there: set[int]) -> list[tuple[Tensor, Tensor]]:
+    """Parameters and their copies, which take their places; those that rest `there` are their own."""
     pairs: list[tuple[Tensor, Tensor]] = [
-        (p, nn.Parameter(_room(p).copy_(_local(p).detach()))) for p in group["params"]
+        (p, p if id(p) in there else nn.Parameter(_room(p).copy_(_local(p).detach()))) for p in group["params"]
     ]
     group["params"] = [copy for _, copy in pairs]
     return pairs
@@ -66,16 +67,17 @@ def _room(like: Tensor) -> Tensor:
 
 def _work_on_host(optimizer: Optimizer, pairs: list[tuple[Tensor, Tensor]]) -> None:
     step: Callable[..., Any] = optimizer.step
-    on_gpu = any(_local(p).is_cuda for p, _ in pairs)
+    moving = [(parameter, copy) for parameter, copy in pairs if copy is not parameter]
+    on_gpu = any(_local(p).is_cuda for p, _ in moving)
 
     @torch.no_grad()
     def host_step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        for parameter, copy in pairs:
+        for parameter, copy in moving:
             _bring(parameter, copy)
         if on_gpu:
             torch.cuda.synchronize()
         result = step(*args, **kwargs)
-        for parameter, copy in pairs:
+        for parameter, copy in moving:
             _local(parameter).copy_(copy, non_blocking=True)
         return result
 

@@ -1,10 +1,13 @@
-"""`optimizer`: another optimizer over the same parameters, or another kernel of the same one.
+"""`optimizer`: another optimizer over the same parameters, or another kernel of the same one, or another moment for it.
 
-    name      a new optimizer; groups stay, with their learning rates, and weight decay where both mean the same by it
-    kernel    the flags `foreach` and `fused` of each group
+    name         a new optimizer; groups stay, with their learning rates, and weight decay where both mean the same
+    kernel       the flags `foreach` and `fused` of each group
+    state        moments rest in 16 bits               (`optimizer_alone`: one parameter at a time)
+    in_backward  updates as gradients come             (the same)
 
-AdamW, Adafactor and AdamW8bit take weight decay off the parameters, SGD and Adam add it to gradients: from one sort to
-the other it begins at 0. Schedulers hold on to an optimizer, and are to be made after this.
+Muon and GaLore have two groups for one, of matrices inside of the model and of other parameters. Weight decay is taken
+off the parameters, or added to gradients (SGD, Adam, LARS): from one sort to the other it begins at 0. Schedulers hold
+on to an optimizer, and are to be made after this.
 
 >>> import torch
 >>> model = nn.Linear(2, 1)
@@ -15,6 +18,8 @@ the other it begins at 0. Schedulers hold on to an optimizer, and are to be made
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,12 +27,24 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.hidden import hidden_matrices
+from dnnmem.estimator.passes.optimizer_limits import check_limits
+from dnnmem.estimator.passes.optimizer_rules import RULES
 from dnnmem.estimator.plan import Optimizer as Choice
 from dnnmem.estimator.plan import Plan
+from dnnmem.profilers.apply.optimizer_alone import update_alone
+from dnnmem.profilers.kinds import parameter_names
 
-_CLASSES = {"sgd": "SGD", "adamw": "AdamW", "adafactor": "Adafactor"}
-_DECOUPLED = ("AdamW", "Adafactor", "AdamW8bit")
-"""Optimizers whose weight decay does not pass through gradients."""
+_CLASSES = {"sgd": "SGD", "momentum": "SGD", "adamw": "AdamW", "adafactor": "Adafactor"}
+"""Torch's own."""
+_OWN = {
+    "lion": "lion.Lion", "lamb": "layerwise.Lamb", "lars": "layerwise.Lars", "muon": "muon.Muon",
+    "shampoo": "shampoo.Shampoo", "soap": "soap.Soap", "galore": "galore.GaLore",
+}  # fmt: skip
+"""Those of `dnnmem.profilers.optimizers`."""
+_OPTIONS: Mapping[str, dict[str, Any]] = {"momentum": {"momentum": 0.9}}
+_COUPLED = ("SGD", "Adam", "Lars")
+"""Optimizers whose weight decay passes through gradients."""
 _FLAGS = {"for_loop": ("foreach", "fused"), "foreach": ("foreach",), "fused": ("fused",)}
 """What an optimizer must know to have a kernel; a loop needs one of them."""
 
@@ -38,7 +55,6 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
     Raises `UsageError` where it has made steps already or has no such kernel, `UnsupportedError` where a library that
     it needs is not installed.
     """
-    del model
     wanted = plan.optimizer
     if wanted == Choice():
         return optimizer
@@ -47,22 +63,33 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
             f"the optimizer holds states of {len(optimizer.state)} parameters already",
             hint="apply the plan before the first step; load states afterwards",
         )
+    name = wanted.name or next((name for name in RULES if _is(optimizer, name)), "")
+    check_limits(name or type(optimizer).__name__, RULES[name].needs if name else "elements", plan)
     if wanted.name is not None and not _is(optimizer, wanted.name):
-        optimizer = _made(optimizer, wanted.name)
+        optimizer = _made(optimizer, model, wanted.name)
     if wanted.kernel is not None:
         _switch(optimizer, wanted.kernel)
+    update_alone(optimizer, wanted)
     return optimizer
 
 
 def _is(optimizer: Optimizer, name: str) -> bool:
     """Whether it is the one that a plan calls so, without options that make it another."""
-    same = type(optimizer) is _class(name)
-    return same and not any(group.get("momentum") or group.get("amsgrad") for group in optimizer.param_groups)
+    found = type(optimizer)
+    if found.__name__ != (_CLASSES.get(name) or _OWN.get(name, "AdamW8bit").rpartition(".")[2]):
+        return False
+    groups = optimizer.param_groups
+    if found is torch.optim.SGD:
+        return all(bool(group.get("momentum")) is (name == "momentum") for group in groups)
+    return not any(group.get("amsgrad") for group in groups)
 
 
 def _class(name: str) -> Any:
     if name in _CLASSES:
         return getattr(torch.optim, _CLASSES[name])
+    if name in _OWN:
+        module, _, cls = _OWN[name].partition(".")
+        return getattr(import_module(f"dnnmem.profilers.optimizers.{module}"), cls)
     try:
         from torchao.optim import AdamW8bit  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
@@ -73,13 +100,23 @@ def _class(name: str) -> Any:
     return AdamW8bit
 
 
-def _made(old: Optimizer, name: str) -> Optimizer:
+def _made(old: Optimizer, model: nn.Module, name: str) -> Optimizer:
     cls = _class(name)
+    names = parameter_names(model)
+    types = {tuple(path.split(".")): type(module).__name__ for path, module in model.named_modules() if path}
+    hidden = hidden_matrices(types, [(*names[id(p)], p.ndim) for p in model.parameters()])
     groups: list[dict[str, Any]] = []
     for group in old.param_groups:
-        same = type(old) is cls or (type(old).__name__ in _DECOUPLED and cls.__name__ in _DECOUPLED)
+        same = type(old) is cls or (type(old).__name__ in _COUPLED) is (cls.__name__ in _COUPLED)
         decay = group.get("weight_decay", 0.0) if same else 0.0
-        groups.append({"params": group["params"], "lr": group["lr"], "weight_decay": decay})
+        options = {"lr": group["lr"], "weight_decay": decay, **_OPTIONS.get(name, {})}
+        if RULES[name].hidden_states is None:
+            groups.append({"params": group["params"], **options})
+            continue
+        for inside in (True, False):
+            params = [p for p in group["params"] if (names.get(id(p)) in hidden) is inside]
+            if params:
+                groups.append({"params": params, **options, "hidden": inside})
     new: Optimizer = cls(groups, lr=old.defaults["lr"])
     return new
 

@@ -273,13 +273,11 @@ static cudnnStatus_t answer(int64_t value, size_t nbytes, int64_t room, int64_t 
 static cudnnStatus_t list_notes(int64_t bits, int64_t room, int64_t *count, int *values)
 {
     *count = 0;
-    for (int note = 0; note < 63; note++) {
-        if (!(bits >> note & 1))
-            continue;
-        if (values && *count < room)
-            values[*count] = note;
-        ++*count;
-    }
+    for (int note = 0; note < 63; note++)
+        if (bits >> note & 1 && values && *count < room)
+            values[(*count)++] = note;
+        else
+            *count += bits >> note & 1;
     if (values && *count > room)
         *count = room;
     return CUDNN_STATUS_SUCCESS;
@@ -297,6 +295,17 @@ static cudnnStatus_t recall(const descriptor *it, int name, int64_t room, int64_
         memcpy(values, a->values, bytes_of(a->type) * (size_t)fits);
     else if (*(descriptor **)values && part(it, name))
         (*(descriptor **)values)->engine = part(it, name)->engine;
+    return CUDNN_STATUS_SUCCESS;
+}
+
+/* A plan as JSON: what torch reads of it, to leave out engines that are wrong on one architecture. */
+static cudnnStatus_t describe(const descriptor *plan, int64_t room, int64_t *count, void *values)
+{
+    char text[96];
+    *count = 1 + snprintf(text, sizeof text, "{\"engine\":{\"smVersion\":%d}}",
+                          100 * vg_attribute(75, 0) + 10 * vg_attribute(76, 0)); /* the compute capability */
+    if (values && room > 0)
+        memcpy(values, text, (size_t)(room < *count ? room : *count));
     return CUDNN_STATUS_SUCCESS;
 }
 
@@ -323,6 +332,8 @@ EXPORT cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t const han
     case CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE:
     case CONFIG_WORKSPACE_SIZE:
         return answer(it->engine.workspace < 0 ? 0 : it->engine.workspace, 8, room, count, values);
+    case CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION:
+        return describe(it, room, count, values);
     case CONFIG_SHARED_MEMORY_USED:
         return answer(0, 4, room, count, values);
     case CUDNN_ATTR_ENGINE_KNOB_INFO:

@@ -5,7 +5,7 @@ import pytest
 
 from dnnmem.estimator.errors import TraceError
 from dnnmem.estimator.simulate import CAUSES, HOST, simulate
-from dnnmem.estimator.trace import Lane, Op
+from dnnmem.estimator.trace import Event, Lane, Op
 
 MM, COMM, OUT, IN = Lane.COMPUTE, Lane.COMM, Lane.TO_HOST, Lane.TO_DEVICE
 
@@ -81,6 +81,14 @@ def test_the_end_of_the_step_waits_for_every_lane():
 )
 def test_what_works_longest_bounds_the_step(compute, comm, host, bound):
     assert _run((_op(MM), compute), (_op(COMM), comm), host=host).bound == bound
+
+
+def test_what_is_freed_is_first_on_the_host():
+    # GIVEN an op that frees what a copy engine still reads  THEN compute goes on when the copy is there
+    free = Op(name="op.frees", events=(Event(-8, 0, 1),))
+    timing = _run((_op(MM, writes=(1,)), 1.0), (_op(OUT, reads=(1,)), 5.0), (free, 2.0), (_op(MM), 1.0))
+    assert timing.start.tolist() == [0, 1, 1, 6]
+    assert (timing.seconds, timing.exposed["to_host"]) == (7, 3)
 
 
 def test_no_op_takes_no_time():

@@ -7,7 +7,7 @@ from itertools import chain, combinations
 
 from hypothesis import strategies as st
 
-from dnnmem.estimator.planners.graph_schedule import Stage, goals_of, peak_of
+from dnnmem.estimator.planners.graph_schedule import goals_of
 from dnnmem.estimator.planners.op_graph import Graph, Work
 
 SIZES = st.integers(1, 6)

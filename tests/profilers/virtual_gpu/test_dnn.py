@@ -126,3 +126,17 @@ def test_recurrent_networks_run(on_gpu):
         if kind in PUBLISHED and not options:
             assert 0 <= held - PUBLISHED[kind] < 4 * MIB  # with the initial states, which torch makes and keeps
     assert modelled >= len(nets)
+
+
+def test_a_plan_says_what_it_is_made_for(on_gpu, version):  # noqa: ARG001 - skips where no engine has a number
+    # GIVEN the first layer of a ResNet in half precision, the gradient of whose weight torch reads a plan's JSON for
+    code = """
+    import json, torch
+    x, w, g = (torch.randn(s, device="cuda", dtype=torch.float16) for s in
+               [(64, 3, 224, 224), (64, 3, 7, 7), (64, 64, 112, 112)])
+    found = torch.ops.aten.convolution_backward(g, x, w, [0], [2, 2], [3, 3], [1, 1], False, [0, 0], 1,
+                                                [False, True, False])
+    print(json.dumps(list(found[1].shape)))
+    """
+    # THEN it finds one that is not wrong there
+    assert lines(on_gpu(code)) == [[64, 3, 7, 7]]
