@@ -50,23 +50,21 @@ def nearest_words(recorded: Recorded, wanted: Wanted, found: Sequence[Priced], a
 
 
 def _technique(recorded: Recorded, wanted: Wanted, again: Again) -> tuple[float, str] | None:
-    """Techniques that were off: they cost nothing."""
+    """Techniques that were off: they cost nothing. Where all of them together do not suffice, none does."""
     free = replace(wanted, only=frozenset(), without=frozenset(), max_techniques=None)
-    tries: list[tuple[Wanted, tuple[str, ...]]] = [
-        (free, ()),
-        *(
-            (replace(free, allow=frozenset(names)), names)
-            for names in (*((name,) for name in _ALTERING), _ALTERING)
-        ),
-    ]  # fmt: skip
-    for other, names in tries:
-        if other == wanted:
-            continue
-        found = _try(recorded, other, again)
+    all_ = _try(recorded, replace(free, allow=frozenset(_ALTERING)), again)
+    if all_ is None:
+        return None
+    for names in ((), *((name,) for name in _ALTERING)):
+        other = replace(free, allow=frozenset(names))
+        found = None if other == wanted else _try(recorded, other, again)
         if found is not None:
-            option = f" (--allow {' --allow '.join(names)}; it changes training)" if names else ""
-            return 0.0, f"{_words(found)}{option}"
-    return None
+            return 0.0, _words(found) + _option(names)
+    return 0.0, _words(all_) + _option(_ALTERING)
+
+
+def _option(names: Sequence[str]) -> str:
+    return f" (--allow {' --allow '.join(names)}; it changes training)" if names else ""
 
 
 def _machines(recorded: Recorded, wanted: Wanted, again: Again) -> Iterator[tuple[float, str] | None]:

@@ -187,10 +187,18 @@ def _key(objective: str, priced: Priced) -> float:
 
 
 def _again(recorded: Recorded, wanted: Wanted) -> Priced | None:
-    """The best plan of another question that fits; None if none does."""
+    """A plan of another question that fits, the fastest of those with the fewest techniques; None if none does."""
     space = choices(scope_of(recorded, wanted))
     costs = Costs(recorded=recorded, cluster=wanted.cluster, model=load(wanted.cluster.device))
-    return next(iter(find(costs, space, replace(wanted, top=1, objective="throughput"), Tally())), None)
+    budget = budget_of(wanted.cluster, wanted.headroom)
+    if not any(Search(costs, space, objective="memory", budget_bytes=budget).best()):
+        return None
+    fastest = replace(wanted, top=1, objective="throughput")
+    for most in range(max(choice.count for choice in space) + 1):
+        found = find(costs, [choice for choice in space if choice.count <= most], fastest, Tally())
+        if found:
+            return found[0]
+    return None
 
 
 def _baseline(costs: Costs, space: Sequence[Choice], wanted: Wanted) -> Priced | None:
