@@ -6,6 +6,7 @@ r rows    logits  [float32]  log_softmax  gather          the gradient in place:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import prod
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.passes.update import SIZES
@@ -22,9 +23,10 @@ class Pieces:
     """Makes ops at the place of one, and enters the storages that they need."""
 
     def __init__(self, trace: Trace, place: Op, logits: Storage, chunks: int) -> None:
-        """`place`: the op whose module and source they have; `logits` (rows, classes) in the product's type."""
+        """`place`: the op whose module and source they have; `logits` (..., classes) in the product's type."""
         self.trace, self.place, self.dtype = trace, place, logits.dtype
-        self.rows, self.classes = logits.shape
+        *rows, self.classes = logits.shape
+        self.rows = prod(rows)
         self.step = max(1, -(-self.rows // chunks))
         self.storages: dict[int, Storage] = {}
         """New ones by id."""
@@ -41,8 +43,8 @@ class Pieces:
             ops += [*made, self._loss(rows, found, loss, gone=found)]
         return ops
 
-    def gradients(self, logits: int, gradient: int) -> list[Op]:
-        """The backward pass: the gradient of the logits."""
+    def gradients(self, logits: int, gradient: int, module: tuple[str, ...]) -> list[Op]:
+        """The backward pass: the gradient of the logits, which counts what it shall in `module`, and is not shared."""
         size = self.trace.storages[gradient].nbytes
         ops: list[Op] = []
         for n, rows in enumerate(self._pieces()):
