@@ -57,9 +57,14 @@ class Head:
     of_bias: int | None
     """Gradient of the bias."""
 
+    @property
+    def gradients(self) -> tuple[int, ...]:
+        """All three, those that there are."""
+        return tuple(i for i in (self.of_hidden, self.of_weight, self.of_bias) if i is not None)
+
 
 def find_sites(trace: Trace, known: Mapping[int, Life]) -> list[Site]:
-    """All cross entropies of logits (rows, classes) that a product, or a copy of its result, has made."""
+    """All cross entropies of logits (rows, classes) that the model makes."""
     found = []
     for k, op in enumerate(trace.ops):
         if op.phase is Phase.FORWARD and base(op.name) == "nll_loss_forward":
@@ -83,7 +88,7 @@ def _site(trace: Trace, known: Mapping[int, Life], last: int) -> Site | None:
         return None
     casts = [
         k for k in known[logits].uses
-        if base(ops[k].name) in _CASTS and ops[k].phase is Phase.FORWARD and k != softmax and _ends(ops, known, k, softmax)
+        if base(ops[k].name) in _CASTS and ops[k].phase is Phase.FORWARD and _ends(ops, known, k, softmax)
     ]  # fmt: skip
     gone = [i for k in (*casts, softmax) for i in ops[k].writes]
     forward = tuple(sorted({*casts, softmax, last}))
