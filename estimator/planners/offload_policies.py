@@ -165,6 +165,10 @@ def _mixed(problem: Problem, ways: Sequence[tuple[Sequence[int], Sequence[int]]]
     return [as_found(problem, [Run(first=k, last=k) for k in again], sent) for again, sent in pairs]
 
 
+def _rate(problem: Problem) -> float:
+    return copy_bytes_per_s(problem.cluster, problem.model)
+
+
 def _planner(
     name: str, words: str, tried: Callable[[Problem], list[Found]], needs: str = "a chain of blocks"
 ) -> Planner:
@@ -189,10 +193,10 @@ PLANNERS = (
     ),
     _planner(
         "superneurons", "cheap blocks run again, the others go to the host (Wang et al. 2018)",
-        lambda problem: _mixed(problem, cheap_again(problem.chain(), problem.cluster.host.bytes_per_s)),
+        lambda problem: _mixed(problem, cheap_again(problem.chain(), _rate(problem))),
     ),
     _planner(
         "capuchin", "to the host while copies hide, then the cheaper of both (Peng et al. 2020)",
-        lambda problem: _mixed(problem, by_free_time(problem.chain(), problem.cluster.host.bytes_per_s)),
+        lambda problem: _mixed(problem, by_free_time(problem.chain(), _rate(problem))),
     ),
 )  # fmt: skip

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
+from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.planners.chain_cost import chain_cost
 from dnnmem.estimator.planners.chain_plans import as_found
 from dnnmem.estimator.planners.offload_policies import absences, by_free_time, cheap_again
@@ -44,7 +45,7 @@ def find(problem: Problem) -> Found:
 
 
 def _begin(problem: Problem) -> list[str]:
-    chain, rate = problem.chain(), problem.cluster.host.bytes_per_s
+    chain, rate = problem.chain(), copy_bytes_per_s(problem.cluster, problem.model)
     blocks = [item.block for item in absences(chain)]
     alike = [fate * count + "k" * (len(blocks) - count) for fate in FATES for count in range(len(blocks) + 1)]
     rules = [*cheap_again(chain, rate), *by_free_time(chain, rate)]
@@ -68,7 +69,7 @@ def _child(dice: Random, front: Sequence[str]) -> str:
 
 def _front(problem: Problem, found: Sequence[str], priced: dict[str, tuple[float, int]]) -> list[str]:
     """Those that nothing beats, the fastest first."""
-    chain, rate = problem.chain(), problem.cluster.host.bytes_per_s
+    chain, rate = problem.chain(), copy_bytes_per_s(problem.cluster, problem.model)
     for genome in found:
         if genome not in priced:
             cost = chain_cost(chain, *_ways(problem, genome), rate)
