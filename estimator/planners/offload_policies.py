@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.plan import Offload
 from dnnmem.estimator.planners.chain import Chain
 from dnnmem.estimator.planners.chain_plans import as_found
