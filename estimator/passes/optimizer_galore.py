@@ -59,10 +59,11 @@ def _renew(update: Update, entry: Entry) -> None:
         flops=a * long * long * short + b * long * short * short,
         inside=(4 * long * short, 4 * (2 * long * short + short * short)),
     )  # fmt: skip
+    for i in made[:2]:
+        update.free((i,))
     projection = update.storage(entry.states["projection"])
     new = update.make("aten.clone.default", made[2:], [projection], moved=2 * projection.nbytes)
-    for i in made:
-        update.free((i,))
+    update.free(made[2:])
     update.free(new)
 
 
