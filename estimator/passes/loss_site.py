@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dnnmem.estimator.passes.autocast_lists import Policy, base, policy_of
-from dnnmem.estimator.passes.draft import Life
+from dnnmem.estimator.passes.draft import Life, lives
 from dnnmem.estimator.trace import Kind, Op, Phase, Storage, Trace
 
 _CASTS = ("_to_copy",)
@@ -72,6 +72,13 @@ def find_sites(trace: Trace, known: Mapping[int, Life]) -> list[Site]:
             if site is not None:
                 found.append(site)
     return found
+
+
+def logits_share(trace: Trace) -> float:
+    """Bytes of the largest log-probabilities of a loss over the step's peak; 0 where `find_sites` finds none."""
+    sites = find_sites(trace, lives(trace.ops))
+    most = max((trace.storages[i].nbytes for s in sites for k in s.forward for i in trace.ops[k].writes), default=0)
+    return most / max(1, trace.peak_bytes())
 
 
 def _site(trace: Trace, known: Mapping[int, Life], last: int) -> Site | None:
