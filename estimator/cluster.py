@@ -66,6 +66,8 @@ class Cluster:
     """Network cards of a node; 0 = none."""
     host: Link
     """From one GPU to the memory of its host."""
+    host_gpus: int = 1
+    """GPUs of the cluster that share it."""
     price_usd_per_h: tuple[float, float] | None
     """Low and high of offers for one GPU; None = unknown."""
 
@@ -148,6 +150,7 @@ def node_cluster(node: Node, device: Device, *, nodes: int = 1, gpus: int | None
         across=network,
         nics_per_node=node.nics,
         host=_host(device, host, node.host_latency_seconds, node.source),
+        host_gpus=min(node.host_gpus, per_node),
         price_usd_per_h=node.price_usd_per_h or device.price_usd_per_h,
     )
 
@@ -203,6 +206,7 @@ def _assumed(device: Device) -> Node:
         nic_bytes_per_s=0.0,
         network_latency_seconds=0.0,
         host_bytes_per_s=None,
+        host_gpus=1,
         host_latency_seconds=10e-6,
         price_usd_per_h=None,
         price_source="",

@@ -21,8 +21,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from dnnmem.estimator.errors import UsageError
-
 MIN_BYTES = 1 << 16
 """Smaller tensors stay as they are."""
 CHUNK = 1 << 23
@@ -31,14 +29,6 @@ CHUNK = 1 << 23
 
 ENCODE, DECODE = "dnnmem.encode.", "dnnmem.decode."
 """Names of the ops, before the kind of encoding."""
-
-
-def check_compression(group: int, projection: float | None) -> None:
-    """Raise `UsageError` unless `Plan.compression` has values that can be."""
-    if group < 8 or group % 8:
-        raise UsageError(f"compression.group is {group}; it is a multiple of 8")
-    if projection is not None and not 0 < projection < 1:
-        raise UsageError(f"compression.projection is {projection}; it is a share, above 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

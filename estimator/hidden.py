@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from dnnmem.estimator.trace import Kind, Trace
+
 Path = tuple[str, ...]
 Name = tuple[Path, str]
 """A parameter: the path of the module that owns it, and its name there."""
@@ -27,6 +29,13 @@ def hidden_matrices(types: Mapping[Path, str], parameters: Iterable[tuple[Path, 
     if found and alike[_pattern(found[-1][0])] == 1:
         del found[-1]
     return frozenset(found)
+
+
+def hidden_of(trace: Trace) -> frozenset[Name]:
+    """Those of the model whose step it is."""
+    params = [s for i, s in sorted(trace.storages.items()) if s.kind is Kind.PARAM and i in trace.pinned]
+    types = {module.path: module.type for module in trace.modules}
+    return hidden_matrices(types, [(s.module, s.name, len(s.shape)) for s in params])
 
 
 def _pattern(path: Path) -> Path:

@@ -52,6 +52,8 @@ class Node:
     """One hop between nodes."""
     host_bytes_per_s: float | None
     """From one GPU to its host, one direction; None = as the GPU's bus."""
+    host_gpus: int
+    """GPUs that share this link, behind one switch."""
     host_latency_seconds: float
     """Of one copy."""
     price_usd_per_h: tuple[float, float] | None
@@ -94,6 +96,7 @@ _KEYS: dict[str, Key] = {
     "nic_gbit_s": Key("nic_bytes_per_s", scaled(1e9 / 8), 0.0),
     "network_latency_us": Key("network_latency_seconds", scaled(1e-6), 0.0),
     "host_gb_s": Key("host_bytes_per_s", _rate, None),
+    "host_gpus": Key("host_gpus", count, 1),
     "host_latency_us": Key("host_latency_seconds", scaled(1e-6), 10e-6),
     "price_usd_per_h": Key("price_usd_per_h", price, None),
     "price_source": Key("price_source", text, ""),

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from dnnmem.estimator.encoding import check_compression
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.keep_text import parse_keep
+from dnnmem.estimator.plan_rules import check_compression, check_degrees, check_offload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,55 +303,13 @@ def check(plan: Plan) -> None:
         value = getattr(getattr(plan, part), name)
         if value is not None and value < 1:
             raise UsageError(f"{part}.{name} is {value}; it is 1 or more")
-    if (plan.remat.policy == "segments") != bool(plan.remat.segments):
-        raise UsageError(
-            f"remat.segments is {plan.remat.segments!r} under policy {plan.remat.policy}; "
-            "segments go with policy segments, and with no other"
-        )
-    if (plan.remat.policy == "ops") != bool(plan.remat.keep):
-        raise UsageError(
-            f"remat.keep is {plan.remat.keep!r} under policy {plan.remat.policy}; it goes with policy ops, and with no "
-            "other",
-            hint="--set remat.policy=ops --set remat.keep=attention",
-        )
+    for name, policy in (("segments", "segments"), ("keep", "ops")):
+        if (plan.remat.policy == policy) != bool(text := getattr(plan.remat, name)):
+            raise UsageError(
+                f"remat.{name} is {text!r} under policy {plan.remat.policy}; it goes with policy {policy} alone"
+            )
     if plan.remat.keep:
         parse_keep(plan.remat.keep)
-    _check_offload(plan.offload)
-    check_compression(plan.compression.group, plan.compression.projection)
-    _check_degrees(plan)
-
-
-def _check_offload(offload: Offload) -> None:
-    if (offload.activations == "blocks") != bool(offload.blocks):
-        raise UsageError(
-            f"offload.blocks is {offload.blocks!r} under activations {offload.activations}; blocks go with activations "
-            "blocks, and with no other",
-            hint="--set offload.activations=blocks --set offload.blocks=0-3,7",
-        )
-    if offload.parameters and not offload.optimizer:
-        raise UsageError(
-            "offload.parameters is set without offload.optimizer: what rests on the host is updated there",
-            hint="--set offload.optimizer=true",
-        )
-    if offload.resident < 0 or (offload.resident and not offload.parameters):
-        raise UsageError(
-            f"offload.resident is {offload.resident}; it is 0 or more, and above 0 with offload.parameters only"
-        )
-
-
-def _check_degrees(plan: Plan) -> None:
-    mesh, chunks = plan.mesh, plan.pipeline.chunks
-    if plan.sharding.strategy == "none" and mesh.data_ranks > 1:
-        raise UsageError(
-            f"dp_replicate {mesh.dp_replicate} * dp_shard {mesh.dp_shard} ranks share nothing: "
-            "sharding.strategy is none",
-            hint="--set sharding.strategy=ddp, zero1, zero2 or zero3",
-        )
-    if plan.sharding.strategy == "ddp" and mesh.dp_shard > 1:
-        raise UsageError(f"ddp shards nothing, but dp_shard is {mesh.dp_shard}", hint="name the ranks dp_replicate")
-    if (chunks > 1) != (plan.pipeline.schedule == "interleaved"):
-        raise UsageError(
-            f"pipeline.chunks is {chunks} under {plan.pipeline.schedule}; interleaved has 2 or more, the others 1"
-        )
-    if plan.pipeline.schedule == "interleaved" and mesh.pp == 1:
-        raise UsageError("interleaved needs pp of 2 or more; mesh.pp is 1")
+    check_offload(plan.offload)
+    check_compression(plan.compression)
+    check_degrees(plan)

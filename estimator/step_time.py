@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dnnmem.estimator.collectives import collective_seconds, group_of
+from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.local_step import Chunk, LocalStep
 from dnnmem.estimator.op_class import OpClass
 from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S, HOST_UPDATE
@@ -143,6 +144,7 @@ class _Priced:
 
 def _priced(chunk: Chunk, step: LocalStep, model: TimeModel) -> _Priced:
     device, link = step.cluster.device, step.cluster.host
+    copies = copy_bytes_per_s(step.cluster, model)
     seconds = np.nan_to_num(op_seconds(chunk.work, device, model), nan=0.0)
     for m in chunk.messages:
         seconds[m.index] = collective_seconds(m.kind, m.nbytes, m.group, step.cluster, model)
@@ -150,7 +152,7 @@ def _priced(chunk: Chunk, step: LocalStep, model: TimeModel) -> _Priced:
             seconds[m.index] += 2 * m.nbytes / (model.stream * device.memory_bytes_per_s)
     for i, op in enumerate(chunk.trace.ops):
         if op.lane in (Lane.TO_HOST, Lane.TO_DEVICE):
-            seconds[i] = op.moved_bytes / link.bytes_per_s + link.latency_seconds
+            seconds[i] = op.moved_bytes / copies + link.latency_seconds
             if op.name == HOST_UPDATE:
                 seconds[i] = op.moved_bytes * step.cluster.gpus_per_node / HOST_BYTES_PER_S
     work = chunk.work

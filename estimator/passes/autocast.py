@@ -18,6 +18,7 @@ from dnnmem.estimator.passes.typed_draft import TypedDraft
 from dnnmem.estimator.passes.typed_forward import Rules, forward
 from dnnmem.estimator.passes.typed_frees import free, free_casts, joined, move_bytes
 from dnnmem.estimator.passes.typed_outputs import cast_outputs
+from dnnmem.estimator.passes.typed_workspaces import transpose_workspaces
 from dnnmem.estimator.trace import Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import storage_like
 
@@ -47,6 +48,7 @@ def retyped(d: TypedDraft, rules: Rules) -> Trace:
         d.draft.storages[i] = storage_like(d.draft.storages[i], dtype=d.types[i])
     d.draft.resize({**sizes, **d.sizes})
     move_bytes(d)
+    transpose_workspaces(d)
     return joined(d, d.draft.finish())
 
 

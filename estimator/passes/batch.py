@@ -53,8 +53,8 @@ def _accumulated(trace: Trace, plan: Plan) -> Trace:
         if s.kind is not Kind.GRAD or i in trace.pinned or i not in known or not s.nbytes:
             continue
         life = known[i]
-        backward = [k for k in life.uses if trace.ops[k].phase is Phase.BACKWARD]
-        if life.made < 0 or not backward or trace.ops[life.made].phase is not Phase.BACKWARD:
+        backward = [k for k in life.uses if trace.ops[k].phase is not Phase.STEP]  # a fused loss makes it forward
+        if life.made < 0 or not backward or trace.ops[life.made].phase is Phase.STEP:
             continue
         if any(0 <= life.freed <= k for k in backward):
             continue  # gone before the update: a term of the real one

@@ -74,7 +74,7 @@ def _chunked(trace: Trace, plan: Plan, site: Site) -> Trace:
     )
     rewriter = _Rewriter(trace, {*site.forward, *site.backward}, {site.loss, site.gradient})
     rewriter.before[first] = pieces.losses(site.logits, site.loss)
-    rewriter.before[second] = pieces.gradients(site.logits, site.gradient)
+    rewriter.before[second] = pieces.gradients(site.logits, site.gradient, trace.ops[site.made].module)
     rewriter.storages.update(pieces.storages)
     rewriter.freed[site.logits] = max(known[site.logits].freed, held, second)
     rewriter.freed.update(dict.fromkeys(pieces.kept, known[site.loss].freed))
@@ -93,7 +93,7 @@ def _fused(trace: Trace, plan: Plan, site: Site) -> Trace:
     pieces = Pieces(trace, trace.ops[site.forward[-1]], trace.storages[site.logits], plan.loss.chunks)
     first, second = site.forward[-1], site.backward[0]
     gone = {*site.forward, *site.backward, *head.forward, *head.backward}
-    kept = {i for i in (site.loss, head.of_hidden, head.of_weight, head.of_bias) if i is not None}
+    kept = {site.loss, *head.gradients}
     held = [
         known[i].freed for k in (*site.forward, site.made) for i in trace.ops[k].writes if not trace.storages[i].saved
     ]

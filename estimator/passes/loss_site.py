@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dnnmem.estimator.passes.autocast_lists import Policy, base, policy_of
-from dnnmem.estimator.passes.draft import Life
+from dnnmem.estimator.passes.draft import Life, lives
 from dnnmem.estimator.trace import Kind, Op, Phase, Storage, Trace
 
 _CASTS = ("_to_copy",)
@@ -57,9 +57,14 @@ class Head:
     of_bias: int | None
     """Gradient of the bias."""
 
+    @property
+    def gradients(self) -> tuple[int, ...]:
+        """All three, those that there are."""
+        return tuple(i for i in (self.of_hidden, self.of_weight, self.of_bias) if i is not None)
+
 
 def find_sites(trace: Trace, known: Mapping[int, Life]) -> list[Site]:
-    """All cross entropies of logits (rows, classes) that a product, or a copy of its result, has made."""
+    """All cross entropies of logits (rows, classes) that the model makes."""
     found = []
     for k, op in enumerate(trace.ops):
         if op.phase is Phase.FORWARD and base(op.name) == "nll_loss_forward":
@@ -67,6 +72,13 @@ def find_sites(trace: Trace, known: Mapping[int, Life]) -> list[Site]:
             if site is not None:
                 found.append(site)
     return found
+
+
+def logits_share(trace: Trace) -> float:
+    """Bytes of the largest log-probabilities of a loss over the step's peak; 0 where `find_sites` finds none."""
+    sites = find_sites(trace, lives(trace.ops))
+    most = max((trace.storages[i].nbytes for s in sites for k in s.forward for i in trace.ops[k].writes), default=0)
+    return most / max(1, trace.peak_bytes())
 
 
 def _site(trace: Trace, known: Mapping[int, Life], last: int) -> Site | None:
@@ -83,7 +95,7 @@ def _site(trace: Trace, known: Mapping[int, Life], last: int) -> Site | None:
         return None
     casts = [
         k for k in known[logits].uses
-        if base(ops[k].name) in _CASTS and ops[k].phase is Phase.FORWARD and k != softmax and _ends(ops, known, k, softmax)
+        if base(ops[k].name) in _CASTS and ops[k].phase is Phase.FORWARD and _ends(ops, known, k, softmax)
     ]  # fmt: skip
     gone = [i for k in (*casts, softmax) for i in ops[k].writes]
     forward = tuple(sorted({*casts, softmax, last}))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UnsupportedError, UsageError
-from dnnmem.estimator.hidden import Name, hidden_matrices
+from dnnmem.estimator.hidden import hidden_of
 from dnnmem.estimator.passes.draft import Draft, Life, lives
 from dnnmem.estimator.passes.optimizer_limits import check_limits
 from dnnmem.estimator.passes.optimizer_recorded import Recorded, recorded_update
@@ -83,13 +83,6 @@ def _threads(trace: Trace, cluster: Cluster | None) -> Threads | None:
     return None
 
 
-def _hidden(trace: Trace) -> frozenset[Name]:
-    """Matrices inside of the model."""
-    params = [s for i, s in sorted(trace.storages.items()) if s.kind is Kind.PARAM and i in trace.pinned]
-    types = {module.path: module.type for module in trace.modules}
-    return hidden_matrices(types, [(s.module, s.name, len(s.shape)) for s in params])
-
-
 def _rule(name: str, found: Recorded) -> Rule:
     """What the optimizer called `name` does; from SGD to SGD weight decay stays."""
     was_sgd = found.rule is not None and found.rule.sgd
@@ -104,7 +97,7 @@ class _Replacement:
     def __init__(self, trace: Trace, found: Recorded, rule: Rule, kernel: str, plan: Plan) -> None:
         self.trace, self.found, self.rule, self.kernel = trace, found, rule, kernel
         self.draft, self.wanted = Draft(trace), plan.optimizer
-        self.hidden = _hidden(trace) if rule.hidden_states else frozenset()
+        self.hidden = hidden_of(trace) if rule.hidden_states else frozenset()
 
     def run(self, known: Mapping[int, Life], threads: Threads | None) -> Trace:
         """The trace to be."""

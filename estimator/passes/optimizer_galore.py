@@ -49,20 +49,21 @@ def _loop(update: Update, entries: Sequence[Entry]) -> None:
 
 
 def _renew(update: Update, entry: Entry) -> None:
-    like = update.storage(entry.grad)
+    """Singular vectors of the matrix standing; inside, a copy and what cuSOLVER's `gesvdj` works on."""
+    g = update.storage(entry.grad)
     short, long, _ = _low(update.storage(entry.param))
     a, b = _SVD_FLOPS
-    shape = update.storage(entry.param).shape
     made = update.make(
         "aten._linalg_svd.default", (entry.grad,),
-        [shaped(like, (shape[0], short)), shaped(like, (short,)), shaped(like, (short, shape[1]))],
+        [shaped(g, (long, short)), shaped(g, (short,)), shaped(g, (short, short))],
         flops=a * long * long * short + b * long * short * short,
+        inside=(4 * long * short, 4 * (2 * long * short + short * short)),
     )  # fmt: skip
-    kept = made[0] if shape[0] <= shape[1] else made[2]
-    projection = update.storage(entry.states["projection"])
-    new = update.make("aten.clone.default", (kept,), [projection], moved=2 * projection.nbytes)
-    for i in made:
+    for i in made[:2]:
         update.free((i,))
+    projection = update.storage(entry.states["projection"])
+    new = update.make("aten.clone.default", made[2:], [projection], moved=2 * projection.nbytes)
+    update.free(made[2:])
     update.free(new)
 
 

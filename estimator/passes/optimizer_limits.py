@@ -1,8 +1,9 @@
 """What of an optimizer cannot be under which other fields of a plan, and what to do instead.
 
-    elements    any rank can update any part of a parameter         sgd, momentum, adamw, lion
-    lengths     norms of whole parameters                           lamb, lars
-    matrices    products, eigenvectors                              muon, shampoo, soap, galore
+    elements            any rank can update any part of a parameter     sgd, momentum, adamw, lion
+    rows and columns    means of them; torch has none over parts        adafactor
+    lengths             norms                                           lamb, lars
+    matrices            products, eigenvectors                          muon, shampoo, soap, galore
 
 Ranks that hold whole parameters (ddp, zero1 as PyTorch has it) can do all of them.
 """
@@ -37,13 +38,13 @@ def _check_parts(name: str, needs: str, plan: Plan) -> None:
     sharding, mesh = plan.sharding, plan.mesh
     if mesh.tp > 1:
         raise UnsupportedError(
-            f"{name} works on {needs} of whole parameters, but with mesh.tp {mesh.tp} ranks hold parts of them",
+            f"{name} works on whole parameters ({needs}), but with mesh.tp {mesh.tp} ranks hold parts of them",
             hint="leave mesh.tp 1, or take another optimizer: --set optimizer.name=adamw",
         )
     flat = sharding.even_parts and sharding.strategy in ("zero1", "zero2") and mesh.data_ranks > 1
     if plan.splits_parameters or flat:
         raise UnsupportedError(
-            f"{name} works on {needs} of whole parameters, but with sharding.strategy {sharding.strategy} each of "
+            f"{name} works on whole parameters ({needs}), but with sharding.strategy {sharding.strategy} each of "
             f"{mesh.data_ranks} ranks holds parts of them",
             hint="--set sharding.strategy=zero1 gives each rank whole ones; or --set optimizer.name=adamw",
         )

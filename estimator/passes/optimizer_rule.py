@@ -27,7 +27,8 @@ class Rule:
     sgd: bool = False
     """SGD, with momentum or without."""
     needs: str = "elements"
-    """The least that a rank must have of a parameter: `elements`, or all of it: `lengths`, `matrices`."""
+    """The least that a rank must have of a parameter: `elements`, or all of it, for its `rows and columns`, `lengths`,
+    `matrices`."""
 
 
 def lists_of(update: Update, entries: Sequence[Entry]) -> list[list[Entry]]:

@@ -36,6 +36,7 @@ RULES: Mapping[str, Rule] = {
     "adafactor": Rule(
         kernels={"for_loop": adafactor_loop, "foreach": adafactor_foreach},
         states=dict.fromkeys(("for_loop", "foreach"), adafactor_states),
+        needs="rows and columns",
     ),
     "adamw8bit": adamw_8bit(),
     "lion": LION,

@@ -120,6 +120,8 @@ def _entered(trace: Trace, regions: Sequence[_Region], plan: Plan) -> Draft:
     for i, k in later.items():
         draft.unfree(known[i].freed, i)
         draft.free(k, i)
+        if draft.storages[i].kind is Kind.TEMP:  # nobody had saved it; now a checkpoint does
+            draft.storages[i] = storage_like(draft.storages[i], kind=Kind.ACTIVATION, saved=True)
     return draft
 
 

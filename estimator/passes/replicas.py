@@ -15,7 +15,9 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from dnnmem.estimator.hidden import Name, hidden_of
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
+from dnnmem.estimator.passes.optimizer_rules import RULES
 from dnnmem.estimator.passes.update import element_bytes, gradients, scale_update
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Trace
 
@@ -42,7 +44,7 @@ def replicate(trace: Trace, plan: Plan) -> Trace:
     _start(draft, [g for _, mine in buckets for g in mine])
     _send_buffers(draft)
     if plan.sharding.strategy == "zero1" and plan.mesh.dp_shard > 1:
-        _own_part(draft, plan.mesh.dp_shard)
+        _own_part(draft, plan)
     return draft.finish()
 
 
@@ -128,18 +130,23 @@ def _in_turn(blocks: Sequence[tuple[int, int]]) -> list[Event]:
     return [*events, *(Event(-nbytes, 0, i) for i, nbytes in blocks[-1:])]
 
 
-def _own_part(draft: Draft, ranks: int) -> None:
-    """The update of what is rank 0's; then all are sent."""
+def _own_part(draft: Draft, plan: Plan) -> None:
+    """The update of what is rank 0's; then all are sent. Groups are shared out one after the other."""
     storages = draft.trace.storages
     trained = gradients(storages)
-    sizes = [0] * ranks
+    sizes = [0] * plan.mesh.dp_shard
+    rule = RULES.get(plan.optimizer.name or "")
+    inside = hidden_of(draft.trace) if rule and rule.hidden_states else frozenset[Name]()
     others: set[tuple[tuple[str, ...], str]] = set()
     shares: dict[int, Fraction] = {}
 
     def elements(p: int) -> int:
         return storages[p].nbytes // element_bytes(storages[p].dtype)
 
-    for p in sorted(trained, key=elements, reverse=True):
+    def group(p: int) -> int:
+        return int((storages[p].module, storages[p].name) not in inside)
+
+    for p in sorted(trained, key=lambda p: (group(p), -elements(p))):
         rank = sizes.index(min(sizes))
         sizes[rank] += elements(p)
         if rank:

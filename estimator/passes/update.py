@@ -72,7 +72,8 @@ def scale_update(draft: Draft, known: Mapping[int, Life], shares: Mapping[int, F
             old += nbytes
             new += _times(nbytes, shares[i]) if i in shares else nbytes
         if old and new != old:
-            draft.ops[k] = op_like(draft.ops[k], moved_bytes=op.moved_bytes * new // old)
+            moved, flops = op.moved_bytes * new // old, op.flops * new // old
+            draft.ops[k] = op_like(draft.ops[k], moved_bytes=moved, flops=flops)
     draft.resize(sizes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.plan import Offload
 from dnnmem.estimator.planners.chain_cost import chain_cost
 from dnnmem.estimator.planners.problem import Cost, Found, Problem
@@ -19,7 +20,7 @@ PLANS = 48
 def as_found(problem: Problem, runs: Sequence[Run], sent: Sequence[int] = (), *, optimal: bool = False) -> Found:
     """Runs that are computed again, and blocks that send what they save, as an answer."""
     chain = problem.chain()
-    took = chain_cost(chain, runs, sent, problem.cluster.host.bytes_per_s)
+    took = chain_cost(chain, runs, sent, copy_bytes_per_s(problem.cluster, problem.model))
     own = sum(stage.forward_seconds + stage.backward_seconds for stage in chain.stages)
     return Found(
         remat=named(chain, runs),

@@ -174,6 +174,9 @@ class _Model:
         for k in (k for at, k in self.r if at == t):
             for v in set(self.graph.works[k].reads):
                 add({**self._made(t, v, k), self.r[t, k]: -1.0}, lower=0.0)
+            for v in self.graph.works[k].ends:
+                if (t + 1, v) in self.s:
+                    add({self.r[t, k]: 1.0, self.s[t + 1, v]: 1.0}, upper=1.0)
         for v in (v for at, v in self.s if at == t + 1):
             add({**self._made(t, v, len(self.graph.works)), self.s[t + 1, v]: -1.0}, lower=0.0)
         first = self.graph.works[self.goals[t]].makes[:1]

@@ -171,6 +171,9 @@ def _execute(run: _Run, k: int, *, again: bool) -> None:
     run.works.append(k)
     for v in {*work.reads, *work.makes}:
         run.touched[v] = run.clock
+    for v in work.ends:
+        if v in run.live:
+            _drop(run, v)
     if again:
         _drop_dead(run, work.makes)
 

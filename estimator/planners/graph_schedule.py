@@ -51,6 +51,7 @@ def peak_of(graph: Graph, schedule: Schedule) -> int:
             live.update(work.makes)
             peak = max(peak, _bytes(graph, live) + work.extra_bytes)
             live &= after | _read_before_made(graph, stage.done[n + 1 :])
+            live.difference_update(work.ends)
         if not after <= live:
             raise ValueError(f"stage {t + 1} begins with {set(after) - live}, which are not there")
     return peak
@@ -64,7 +65,7 @@ def plain(graph: Graph) -> Schedule:
     live: set[int] = set()
     for t, k in enumerate(goals):
         stages.append(Stage(held=frozenset(live), done=(k,)))
-        live |= set(graph.works[k].makes)
+        live = (live | set(graph.works[k].makes)) - set(graph.works[k].ends)
         live = {v for v in live if v in graph.stays or last.get(v, -1) in goals[t + 1 :]}
     return tuple(stages)
 
@@ -78,7 +79,8 @@ def closed(graph: Graph, held: Sequence[frozenset[int]]) -> Schedule:
         after = (held[t + 1] | graph.stays) if t + 1 < len(goals) else graph.stays
         done = _done(graph, makers, goal, there, after)
         stages.append(Stage(held=there, done=done))
-        there = after & (there | {v for k in done for v in graph.works[k].makes})
+        ended = {v for k in done for v in graph.works[k].ends}
+        there = after & (there | {v for k in done for v in graph.works[k].makes}) - ended
     return tuple(stages)
 
 

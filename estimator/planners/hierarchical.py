@@ -10,7 +10,6 @@ authors, divide the work so, with an integer program in the block.)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,9 +25,9 @@ from dnnmem.estimator.planners.op_graph import Graph, graph_of
 from dnnmem.estimator.planners.problem import Cost, Found, Problem, cheapest
 from dnnmem.estimator.planners.solve import Planner
 
-_SLOTS = 1000
-"""Parts of a budget."""
-_PLANS = 48
+_SLOTS = 2000
+"""Parts of a budget; bytes are rounded to the nearest, as what comes out is held against the step itself."""
+_PLANS = 64
 """Budgets that are planned for, evenly from the least to all."""
 _WAYS = 32
 """Ways of a block that are followed, at most; they spread over its bytes."""
@@ -122,8 +121,8 @@ def best(chain: Chain, choices: Sequence[Sequence[Way]], budget_bytes: float) ->
     for s, ways in enumerate(choices):
         found, pick = np.full(_SLOTS + 1, np.inf), np.full(_SLOTS + 1, -1, dtype=np.int32)
         for n, way in enumerate(ways):
-            most = math.floor((budget_bytes - way.peak_bytes - lefts[s]) / slot)  # kept before it, in slots
-            more = math.ceil(way.saved_bytes / slot)
+            most = round((budget_bytes - way.peak_bytes - lefts[s]) / slot)  # kept before it, in slots
+            more = round(way.saved_bytes / slot)
             last = min(most, _SLOTS - more)
             if last < 0:
                 continue
@@ -139,7 +138,7 @@ def best(chain: Chain, choices: Sequence[Sequence[Way]], budget_bytes: float) ->
     for s in range(len(choices) - 1, -1, -1):
         way = choices[s][int(picks[s][m])]
         chosen.append(way)
-        m -= math.ceil(way.saved_bytes / slot)
+        m -= round(way.saved_bytes / slot)
     return chosen[::-1]
 
 

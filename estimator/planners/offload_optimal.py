@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.planners.chain import Chain
 from dnnmem.estimator.planners.pofo_planner import schedules
 from dnnmem.estimator.planners.problem import Found, Problem, cheapest
@@ -32,7 +33,9 @@ def find(problem: Problem) -> Found:
     found = cheapest(problem, schedules(problem, runs=False), what="activations on the host")
     chain, plain = problem.chain(), problem.plain()
     own = sum(stage.forward_seconds + stage.backward_seconds for stage in chain.stages)
-    least = bound_seconds(chain, problem.budget_bytes - chain.base_bytes, problem.cluster.host.bytes_per_s)
+    least = bound_seconds(
+        chain, problem.budget_bytes - chain.base_bytes, copy_bytes_per_s(problem.cluster, problem.model)
+    )
     seconds = problem.cost(found).seconds
     return replace(found, gap=max(seconds - (plain.seconds - own + least), 0.0) / seconds)
 

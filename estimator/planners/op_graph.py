@@ -39,6 +39,8 @@ class Work:
     """True if it is done once, after all forward works."""
     keeps: bool = True
     """False if what it makes cannot outlast the forward pass: others change it."""
+    ends: tuple[int, ...] = ()
+    """Values that are no more when it is done: it changes them in place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,20 +91,20 @@ def graph_of(trace: Trace, seconds: Sequence[float], inside: Collection[int] | N
     mine, last = set(ks), max(ks, default=-1)
     forward = [k for k in ks if k not in backward]
     names, keeps = numbered(trace, forward), keepable(trace, forward)
-    ends: dict[int, list[int]] = {}  # op -> what only waited for it to let go
+    waits: dict[int, list[int]] = {}  # op -> what only waited for it to let go
     for i, life in known.items():
         if life.made in mine and life.made not in backward:
             for k in back_uses(trace.storages[i], life, backward):
-                ends.setdefault(k, []).append(i)
+                waits.setdefault(k, []).append(i)
     now: dict[int, int] = {}
     nbytes: list[int] = []
     works: list[Work] = []
     stays: set[int] = set()
     for k in ks:
         op = trace.ops[k]
-        reads = tuple(dict.fromkeys(now[i] for i in (*op.reads, *op.writes, *ends.get(k, ())) if i in now))
+        reads = tuple(dict.fromkeys(now[i] for i in (*op.reads, *op.writes, *waits.get(k, ())) if i in now))
         made = [i for i in dict.fromkeys(op.writes) if i in now or known[i].made == k]
-        changed = sum(trace.storages[i].nbytes for i in made if i in now)
+        ends = tuple(now[i] for i in made if i in now)
         for i in made:
             now[i] = len(nbytes)
             out = _leaves(known[i].uses, mine, backward) and k not in backward
@@ -113,7 +115,8 @@ def graph_of(trace: Trace, seconds: Sequence[float], inside: Collection[int] | N
         works.append(
             Work(
                 name=name, number=number, reads=reads, makes=tuple(now[i] for i in made), seconds=seconds[k],
-                extra_bytes=_extra(op) - changed, backward=k in backward, keeps=k in keeps,
+                extra_bytes=_extra(op) - sum(nbytes[v] for v in ends), backward=k in backward, keeps=k in keeps,
+                ends=ends,
             )
         )  # fmt: skip
     return Graph(works=tuple(works), nbytes=tuple(nbytes), stays=frozenset(stays))

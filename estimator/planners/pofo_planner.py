@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.planners import rotor_planner
 from dnnmem.estimator.planners.chain_plans import PLANS, as_found, table_of
 from dnnmem.estimator.planners.pofo import Pofo
@@ -30,7 +31,7 @@ def schedules(problem: Problem, *, runs: bool = True) -> list[Found]:
 
 
 def _by_budget(problem: Problem, *, runs: bool) -> list[Found]:
-    pofo = Pofo(table=table_of(problem), bytes_per_s=problem.cluster.host.bytes_per_s, runs=runs)
+    pofo = Pofo(table=table_of(problem), bytes_per_s=copy_bytes_per_s(problem.cluster, problem.model), runs=runs)
     fits = np.flatnonzero(np.isfinite(pofo.seconds()))
     if not fits.size:
         return []

@@ -3,7 +3,8 @@
     solve(trace, budget_bytes, "rotor")      a planner by its name
     solve(trace, budget_bytes)               `auto`: the first of the registry whose structure the step has, and why
 
-A planner is a file of this folder that holds `PLANNER`; `_MODULES` lists them in the order in which `auto` asks.
+A planner is a file of this folder that holds `PLANNER`, or some in `PLANNERS`; `_MODULES` lists them in the order in
+which `auto` asks.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ AUTO = "auto"
 _MODULES = (
     "pofo_planner", "rotor_planner", "revolve", "chen", "chen_recursive", "offload_optimal", "hierarchical",
     "min_cut_planner", "checkmate_planner", "kusumoto", "feng_huang", "dtr_planner",
+    "offload_policies", "swap_advisor",
 )  # fmt: skip
 """Files of this folder, in the order in which `auto` asks."""
 
@@ -73,8 +75,12 @@ class Solution:
 @cache
 def planners() -> Mapping[str, Planner]:
     """All planners by name, in the order in which `auto` asks them."""
-    found = [importlib.import_module(f"dnnmem.estimator.planners.{module}").PLANNER for module in _MODULES]
-    return {planner.name: planner for planner in found}
+    found: dict[str, Planner] = {}
+    for name in _MODULES:
+        module = importlib.import_module(f"dnnmem.estimator.planners.{name}")
+        several = getattr(module, "PLANNERS", None)
+        found.update({planner.name: planner for planner in several or (module.PLANNER,)})
+    return found
 
 
 def solve(trace: Trace, budget_bytes: int, planner: str = AUTO, **about: Any) -> Solution:  # noqa: ANN401

@@ -58,6 +58,8 @@ class Scope:
     """Blocks of the model's longest list; 0 = it has none."""
     fields: frozenset[str]
     """Fields of a plan that passes predict."""
+    logits_share: float = 0.0
+    """Log-probabilities of the loss over the step's peak, in bytes each (`loss_site.logits_share`)."""
     allow: frozenset[str] = frozenset()
     """Files whose techniques change training and are allowed nevertheless."""
     only: frozenset[str] = frozenset()

@@ -79,6 +79,8 @@ class Logits(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         first = args[0] if args else None
+        if name == "register_hook" and isinstance(first, cls):  # FSDP's, which waits for any gradient
+            return first.source.rows.register_hook(*args[1:], **kwargs)
         changed = _CHANGES[name](first, func, args[1:], kwargs) if name in _CHANGES and isinstance(first, cls) else None
         if changed is not None:
             return changed
@@ -105,6 +107,7 @@ _FACTS = {
     "shape", "dtype", "device", "requires_grad", "is_cuda", "ndim", "layout", "is_leaf", "grad_fn", "size", "dim",
     "numel", "is_floating_point", "is_complex", "element_size", "itemsize", "__len__", "is_sparse", "is_nested",
     "is_meta", "names", "nbytes", "is_quantized", "_version", "stride", "storage_offset", "__hash__", "is_contiguous",
+    "_base",
 }  # fmt: skip
 _LEARNS_NOTHING = {"detach", "argmax", "data", "__repr__", "tolist", "numpy"}
 

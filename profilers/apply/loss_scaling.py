@@ -8,7 +8,7 @@ step        left out where a gradient is not finite; then the scale changes
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -26,8 +26,9 @@ class LossScaling:
         """`device_type`: where the parameters are."""
         self.scaler = torch.amp.GradScaler(device_type)
         """Holds the scale, and how it grows."""
-        self._optimizer: Callable[[], Optimizer | None] = lambda: None  # weak: it may hold the model
+        self._optimizer: Callable[[], Any] = lambda: None  # weak: it may hold the model
         self._in_backward = False
+        self._step: Callable[..., Any] | None = None
 
     @staticmethod
     def find(model: nn.Module) -> LossScaling:
@@ -55,18 +56,24 @@ class LossScaling:
         """Let `optimizer.step` be left out where gradients are not finite."""
         self._optimizer = ref(optimizer)
         step: Callable[..., Any] = optimizer.step
+        self._step = step
 
         def scaled_step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
             now = optimizer.step
             optimizer.step = step  # type: ignore[method-assign]
             try:
-                result = self.scaler.step(optimizer, *args, **kwargs)
+                result = self.scaler.step(self._optimizer(), *args, **kwargs)
             finally:
                 optimizer.step = now  # type: ignore[method-assign]
             self.scaler.update()
             return result
 
         optimizer.step = MethodType(scaled_step, optimizer)  # type: ignore[method-assign]
+
+    def look_at(self, parameters: list[Tensor]) -> None:
+        """Look at the gradients of `parameters` from now on: the attached optimizer holds copies on the host."""
+        beside = SimpleNamespace(param_groups=[{"params": parameters}], step=self._step)
+        self._optimizer = lambda: beside
 
     @torch.no_grad()
     def _unscale(self) -> None:

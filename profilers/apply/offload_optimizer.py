@@ -15,35 +15,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.plan import Plan
+from dnnmem.profilers.apply.loss_scaling import LossScaling
 from dnnmem.profilers.apply.offload_parameters import streamed_parameters
 
 
 def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimizer:
     """`optimizer` over copies on the host; its `param_groups` hold these.
 
-    Raises `UsageError` where it has made steps already, `UnsupportedError` beside what looks into its groups.
+    Raises `UsageError` where it has made steps already.
     """
     if not plan.offload.optimizer:
         return optimizer
-    if plan.precision.compute == "fp16_amp" or plan.sharding.strategy == "zero1":
-        other = "fp16's loss scaling" if plan.precision.compute == "fp16_amp" else "zero1"
-        raise UnsupportedError(
-            f"offload.optimizer cannot be applied with {other}, which needs the optimizer's parameters on the GPU",
-            hint="--set precision.compute=bf16_amp" if "fp16" in other else "--set sharding.strategy=zero2",
-        )
     if optimizer.state:
         raise UsageError(
             f"the optimizer holds states of {len(optimizer.state)} parameters already",
             hint="apply the plan before the first step; load states afterwards",
         )
     there = streamed_parameters(model)
-    pairs = [_to_host(group, there) for group in optimizer.param_groups]
-    _work_on_host(optimizer, [pair for some in pairs for pair in some])
+    own = optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer  # of this rank's parameters
+    pairs = [pair for group in own.param_groups for pair in _to_host(group, there)]
+    _work_on_host(own, pairs)
+    if plan.precision.compute == "fp16_amp":
+        LossScaling.find(model).look_at([parameter for parameter, _ in pairs])
     return optimizer
 
 

@@ -35,9 +35,8 @@ def update_alone(optimizer: Optimizer, wanted: Choice) -> None:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 p.register_post_accumulate_grad_hook(alone.update_and_drop(group))
-        optimizer.step = MethodType(_nothing, optimizer)  # type: ignore[method-assign]
-    else:
-        optimizer.step = MethodType(alone.step, optimizer)  # type: ignore[method-assign]
+    step = _nothing if wanted.in_backward else alone.step
+    optimizer.step = MethodType(Optimizer.profile_hook_step(step), optimizer)  # type: ignore[method-assign]
 
 
 def _nothing(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
@@ -50,7 +49,8 @@ class _Alone:
 
     def __init__(self, optimizer: Optimizer, dtype: torch.dtype | None) -> None:
         self._optimizer, self._dtype = optimizer, dtype
-        self._step: Callable[[], Any] = optimizer.step
+        whole = type(optimizer).step
+        self._step: Callable[[Optimizer], Any] = getattr(whole, "__wrapped__", whole)  # without hooks: it is a part
 
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
         """All parameters."""
@@ -80,7 +80,7 @@ class _Alone:
         groups = optimizer.param_groups
         optimizer.param_groups = [{**group, "params": [p]}]
         try:
-            self._step()
+            self._step(optimizer)
         finally:
             optimizer.param_groups = groups
         if self._dtype is not None:

@@ -72,5 +72,5 @@ def _update(p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Group, cou
 
 
 def _projection(grad: Tensor, rank: int, *, wide: bool) -> Tensor:
-    left, _, right = torch.linalg.svd(grad, full_matrices=False)
-    return left[:, :rank].contiguous() if wide else right[:rank].T.contiguous()
+    """Singular vectors of the short side; the matrix is decomposed standing, which takes less room."""
+    return torch.linalg.svd(grad.T if wide else grad, full_matrices=False).Vh[:rank].T.contiguous()

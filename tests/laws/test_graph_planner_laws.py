@@ -1,4 +1,4 @@
-"""Planners of graphs: Checkmate is brute force and beats Rotor; cuts, knapsacks and lower sets are the best there are."""
+"""Checkmate is brute force and beats Rotor; knapsacks, cuts, lower sets and splits are the best there are."""
 
 from __future__ import annotations
 

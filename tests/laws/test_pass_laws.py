@@ -12,6 +12,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import PASSES, rewrite
 from dnnmem.estimator.plan import (
     Batch,
+    Loss,
     Mesh,
     Offload,
     Optimizer,
@@ -47,6 +48,14 @@ def plans(draw):
     chunks = draw(st.sampled_from([1, 2])) if pp == 2 else 1
     tp = draw(st.sampled_from([1, 2, 4]))
     computes = [None, "float32", "tf32", "bfloat16", *(["bf16_amp", "fp16_amp"] if tp == 1 else [])]
+    splits = strategy in {"zero2", "zero3"} and shard * replicate > 1
+    losses = [
+        Loss(),
+        *([Loss(chunks=3)] if tp == 1 else []),
+        *([] if tp > 1 or splits else [Loss(chunks=4, fused=True)]),
+    ]
+    loss = draw(st.sampled_from(losses))
+    computes = [one for one in computes if one != "fp16_amp" or loss == Loss()]
     policy = draw(st.sampled_from(["none", "full", "every", "segments", "selective", "attention"]))
     plan = Plan(
         mesh=Mesh(dp_shard=shard, dp_replicate=replicate, tp=tp, pp=pp),
@@ -57,6 +66,7 @@ def plans(draw):
             grad=draw(st.sampled_from([None, "float32"])),
             reduce=draw(st.sampled_from([None, "float32"])),
         ),
+        loss=loss,
         tensor=Tensor(sequence_parallel=draw(st.booleans()), loss_parallel=draw(st.booleans())),
         optimizer=draw(st.sampled_from(UPDATES)),
         offload=Offload(

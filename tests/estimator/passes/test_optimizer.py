@@ -13,7 +13,8 @@ from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.passes import optimizer_galore, optimizer_shampoo, optimizer_soap, rewrite
 from dnnmem.estimator.passes.optimizer import apply
 from dnnmem.estimator.passes.optimizer_recorded import recorded_update
-from dnnmem.estimator.plan import Batch, Mesh, Optimizer, Pipeline, Plan, Precision, Sharding
+from dnnmem.estimator.passes.optimizer_rules import RULES
+from dnnmem.estimator.plan import OPTIMIZERS, Batch, Mesh, Optimizer, Pipeline, Plan, Precision, Sharding
 from dnnmem.estimator.trace import Kind, Origin, Phase
 from dnnmem.profilers.fake import profile_fake
 from dnnmem.profilers.optimizers.galore import GaLore
@@ -197,7 +198,7 @@ def test_master_weights_are_what_is_updated():
     assert "_fused_adamw_" in last.name
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "adafactor", "adamw8bit"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("layers", [None, 6])
 @pytest.mark.parametrize(
     "others",
@@ -209,9 +210,11 @@ def test_master_weights_are_what_is_updated():
     ids=["zero3", "zero1", "pp"],
 )
 def test_other_fields_take_any_update(name, layers, others):
-    for kernel in ("for_loop", None):
-        if name == "adamw8bit" and kernel:
-            continue
+    if "zero3" in str(others) and RULES[name].needs != "elements":
+        with pytest.raises(UnsupportedError, match=f"{name} works on whole parameters"):
+            rewrite(gpt(3), Plan(optimizer=Optimizer(name=name), **others), layers=layers)
+        return
+    for kernel in RULES[name].kernels:
         plan = Plan(optimizer=Optimizer(name=name, kernel=kernel), **others)
         for chunk in rewrite(gpt(3), plan, layers=layers):
             chunk.check()

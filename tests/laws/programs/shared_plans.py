@@ -16,6 +16,10 @@ PLANS = {
     "zero3, reshard all": (*SHARD, "sharding.strategy=zero3", "sharding.keep_last=false"),
     "zero3, split root": (*SHARD, "sharding.strategy=zero3", "sharding.split_root=true"),
     "zero3, recompute": (*SHARD, "sharding.strategy=zero3", "remat.policy=full"),
+    "zero1, updated on the host": (*SHARD, "sharding.strategy=zero1", "offload.optimizer=true"),
+    "zero2, updated on the host": (*SHARD, "sharding.strategy=zero2", "offload.optimizer=true"),
+    "zero3, updated on the host": (*SHARD, "sharding.strategy=zero3", "offload.optimizer=true"),
+    "ddp, updated on the host": ("mesh.dp_replicate=2", "sharding.strategy=ddp", "offload.optimizer=true"),
     "hsdp of one": ("mesh.dp_replicate=2", "sharding.strategy=zero3"),
 }
 """Ways to train on two ranks, each by its `--set`."""
