@@ -6,7 +6,8 @@ is the difference alone, kind of work by kind (arithmetic, traffic, communicatio
     d = sum over kinds of (s_a - s_b)        sigma^2 = sum over kinds of (spread_kind * (s_a - s_b))^2
 
 They are tied if |d| is below 1.645 sigma (the sign is then less than nine in ten sure) or below half a percent, and in
-any case within 2 percent. Of plans tied with the best one left, the one of fewest techniques goes first.
+any case within 2 percent. Of plans tied with the best one left, the one of fewest techniques goes first; of these, the
+one that needs least memory.
 
 >>> uncertain({"arithmetic": 1, "traffic": 0.5}, {"arithmetic": 1, "traffic": 0.7}, {"traffic": 0.1, "arithmetic": 0})
 0.02
@@ -34,7 +35,7 @@ def ranked(found: Sequence[Priced], key: Key, spread: Mapping[str, float] | None
     order: list[Priced] = []
     while left:
         near = [p for p in left if p is left[0] or (spread is not None and tied(left[0].estimate, p.estimate, spread))]
-        chosen = min(near, key=lambda priced: (priced.choice.count, key(priced)))
+        chosen = min(near, key=lambda p: (p.choice.count, p.estimate.peak_reserved_bytes or 0, key(p)))
         order.append(chosen)
         left.remove(chosen)
     return order

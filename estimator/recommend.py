@@ -162,7 +162,7 @@ def find(
     spread = costs.model.spread if timed else None
     if timed:
         fewest = min(p.choice.count for p in found if tied(found[0].estimate, p.estimate, costs.model.spread))
-        found += search.within(_key(wanted.objective, found[0]) * (1 + TIE_WINDOW), fewest)
+        found += search.within(_key(wanted.objective, found[0]) * (1 + TIE_WINDOW), fewest + 1)
     return ranked(found, lambda priced: _key(wanted.objective, priced), spread)
 
 
