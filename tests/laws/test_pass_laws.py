@@ -34,8 +34,12 @@ UPDATES = [
     Optimizer(),
     Optimizer(kernel="for_loop"),
     Optimizer(kernel="fused"),
-    *(Optimizer(name=name) for name in ("sgd", "adafactor", "adamw8bit")),
+    *(Optimizer(name=name) for name in ("sgd", "momentum", "lion", "adamw8bit")),
+    Optimizer(state="bfloat16"),
+    Optimizer(name="momentum", state="float16"),
 ]
+WHOLE_UPDATES = [Optimizer(name=name) for name in ("adafactor", "lamb", "lars", "muon", "shampoo", "soap", "galore")]
+"""Those that work on whole parameters."""
 
 
 @st.composite
@@ -57,6 +61,8 @@ def plans(draw):
     loss = draw(st.sampled_from(losses))
     computes = [one for one in computes if one != "fp16_amp" or loss == Loss()]
     policy = draw(st.sampled_from(["none", "full", "every", "segments", "selective", "attention"]))
+    whole = tp == 1 and (strategy in {"none", "ddp", "zero1"} or shard * replicate == 1)
+    updates = [it for it in UPDATES if strategy != "zero1" or not it.state] + (WHOLE_UPDATES if whole else [])
     plan = Plan(
         mesh=Mesh(dp_shard=shard, dp_replicate=replicate, tp=tp, pp=pp),
         batch=Batch(accumulation=draw(st.sampled_from([1, 4]))),
@@ -68,7 +74,7 @@ def plans(draw):
         ),
         loss=loss,
         tensor=Tensor(sequence_parallel=draw(st.booleans()), loss_parallel=draw(st.booleans())),
-        optimizer=draw(st.sampled_from(UPDATES)),
+        optimizer=draw(st.sampled_from(updates)),
         offload=Offload(
             activations=draw(st.sampled_from(["none", "all", "every"] if pp == 1 else ["none"])),
             every=draw(st.sampled_from([1, 2])),
