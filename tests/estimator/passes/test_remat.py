@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.remat import PRODUCTS, apply
 from dnnmem.estimator.plan import Plan, Remat
@@ -97,3 +97,42 @@ def test_memory_never_rises_and_work_never_falls(policy):
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(UnsupportedError, match="finds nothing to compute again"):
         remat(replace(gpt(3), modules=()), "full")
+
+
+def test_ops_run_again_that_are_not_kept():
+    # GIVEN a step whose blocks keep some of their ops, one of them all, and one its input
+    trace = gpt(3, batch=16)
+    found = remat(trace, "ops", keep="0:addmm.0.2,attention/2:input", early_stop=False)
+    forward = Counter(
+        (op.name, op.module[1]) for op in trace.ops if op.phase is Phase.FORWARD and op.module[:1] == ("blocks",)
+    )
+    repeated = Counter()
+    for (name, module), n in again(trace, found).items():
+        repeated[name, module[1]] += n
+    # THEN block 1 runs once, block 2 twice, block 0 but for what it keeps
+    kept = Counter({("aten.addmm.default", "0"): 2, ("aten._scaled_dot_product_efficient_attention.default", "0"): 1})
+    assert repeated == Counter({key: n for key, n in (forward - kept).items() if key[1] != "1"})
+
+
+def test_the_more_is_kept_the_more_it_takes():
+    trace = gpt(3, batch=16)
+    peaks = [
+        passes_peak(remat(trace, "ops", keep=keep))
+        for keep in ("input", "attention", "addmm.0,attention", "addmm.0.2,attention", "all")
+    ]
+    assert peaks == sorted(peaks)
+    assert peaks[0] == passes_peak(remat(trace, "full"))
+    assert peaks[-1] == passes_peak(trace)
+
+
+def test_selective_is_a_rule_for_ops():
+    trace = gpt(3, batch=16)
+    assert passes_peak(remat(trace, "ops", keep="addmm.0.2,attention")) == passes_peak(remat(trace, "selective"))
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"), [("bmm", "block 0 has no such op"), ("1:addmm.4", r"addmm\.4"), ("3:all", "has 3 blocks")]
+)
+def test_ops_that_blocks_lack_are_told(keep, said):
+    with pytest.raises(UsageError, match=said):
+        remat(gpt(3), "ops", keep=keep)
