@@ -12,6 +12,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import PASSES, rewrite
 from dnnmem.estimator.plan import (
     Batch,
+    Compression,
     Loss,
     Mesh,
     Offload,
@@ -40,6 +41,12 @@ UPDATES = [
 ]
 WHOLE_UPDATES = [Optimizer(name=name) for name in ("adafactor", "lamb", "lars", "muon", "shampoo", "soap", "galore")]
 """Those that work on whole parameters."""
+COMPRESSIONS = [
+    Compression(),
+    Compression(bits=4),
+    Compression(bits=8, masks=True),
+    Compression(bits=2, projection=0.25),  # only where nothing is computed again
+]
 
 
 @st.composite
@@ -61,6 +68,8 @@ def plans(draw):
     loss = draw(st.sampled_from(losses))
     computes = [one for one in computes if one != "fp16_amp" or loss == Loss()]
     policy = draw(st.sampled_from(["none", "full", "every", "segments", "selective", "attention"]))
+    sent = draw(st.sampled_from(["none", "all", "every"] if pp == 1 else ["none"]))
+    smaller = COMPRESSIONS if sent == "none" and policy not in {"selective", "attention"} else [Compression()]
     whole = tp == 1 and (strategy in {"none", "ddp", "zero1"} or shard * replicate == 1)
     updates = [it for it in UPDATES if strategy != "zero1" or not it.state] + (WHOLE_UPDATES if whole else [])
     plan = Plan(
@@ -76,7 +85,7 @@ def plans(draw):
         tensor=Tensor(sequence_parallel=draw(st.booleans()), loss_parallel=draw(st.booleans())),
         optimizer=draw(st.sampled_from(updates)),
         offload=Offload(
-            activations=draw(st.sampled_from(["none", "all", "every"] if pp == 1 else ["none"])),
+            activations=sent,
             every=draw(st.sampled_from([1, 2])),
             min_bytes=draw(st.sampled_from([0, 1 << 10, 1 << 20])),
             optimizer=draw(st.booleans()),
@@ -87,6 +96,7 @@ def plans(draw):
             every=draw(st.sampled_from([1, 2])),
             early_stop=draw(st.booleans()),
         ),
+        compression=draw(st.sampled_from(smaller if policy == "none" else smaller[:-1] or smaller)),
         sharding=Sharding(
             strategy=strategy,
             reshard_after_forward=draw(st.booleans()),
@@ -153,6 +163,7 @@ def test_a_default_plan_leaves_the_trace_equal(name, field):
     "plan",
     [
         Plan(remat=Remat(policy="full")),
+        Plan(compression=Compression(bits=2, masks=True)),
         Plan(mesh=Mesh(tp=2)),
         Plan(mesh=Mesh(tp=2), tensor=Tensor(sequence_parallel=True)),
         Plan(mesh=Mesh(dp_replicate=2), sharding=Sharding(strategy="ddp")),
@@ -160,7 +171,7 @@ def test_a_default_plan_leaves_the_trace_equal(name, field):
         Plan(mesh=Mesh(dp_shard=2), sharding=Sharding(strategy="zero3"), remat=Remat(policy="full")),
         Plan(mesh=Mesh(pp=2)),
     ],
-    ids=["full", "tp", "sp", "ddp", "zero2", "zero3", "pp"],
+    ids=["full", "codes", "tp", "sp", "ddp", "zero2", "zero3", "pp"],
 )
 def test_other_models_are_rewritten_or_refused(name, plan):
     # GIVEN any model of the zoo  THEN a pass gives a valid trace, or says what it needs
