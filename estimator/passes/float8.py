@@ -88,8 +88,8 @@ def _layers(trace: Trace) -> dict[int, tuple[int, int]]:
 
 
 def _cast(draft: Draft, place: Op, read: int, shape: tuple[int, int], *, is_gradient: bool = False) -> tuple[int, Op]:
-    """The op that casts `read`, seen as `shape`, and what it makes; at the place of another op."""
-    count, size = prod(shape), SIZES[draft.trace.storages[read].dtype]
+    """The op that casts `read`, seen as `shape`, and what it makes; at the place of a product, in its type."""
+    count, size = prod(shape), SIZES[draft.trace.storages[place.writes[0]].dtype]
     kind = "float8_e5m2" if is_gradient else "float8_e4m3fn"
     low = draft.add(Storage(id=0, nbytes=count, kind=Kind.TEMP, shape=shape, dtype=kind, module=place.module))
     sizes, wide, scaled, clamped = (size * count, -1), (_WIDE * count, -2), (_WIDE * count, -3), (_WIDE * count, -4)
