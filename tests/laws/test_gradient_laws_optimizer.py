@@ -207,12 +207,15 @@ def test_the_host_updates_alike_with(plan, maker):
 
 
 @pytest.mark.parametrize("maker", [adamw, sgd])
-@pytest.mark.parametrize("parameters", [False, True])
-def test_states_on_disk_update_alike(maker, parameters, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("compute", "parameters"), [(None, False), (None, True), ("fp16_amp", False)], ids=["states", "parameters", "fp16"]
+)
+def test_states_on_disk_update_alike(maker, compute, parameters, tmp_path, monkeypatch):
     # GIVEN a folder for files  WHEN a model is trained with its optimizer's states there
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    losses, plain, _ = trained("gpt", Plan(), maker)
-    plan = Plan(offload=Offload(optimizer=True, disk=True, parameters=parameters))
+    plan = Plan(precision=Precision(compute=compute))
+    losses, plain, _ = trained("gpt", plan, maker)
+    plan = replace(plan, offload=Offload(optimizer=True, disk=True, parameters=parameters))
     found, updated, optimizer = trained("gpt", plan, maker)
     assert found == losses
     assert all(torch.equal(one, other) for one, other in zip(updated, plain, strict=True))
