@@ -1,6 +1,6 @@
 """How far a plan that loses something is from the plain gradients: one step of the target on the CPU, both ways.
 
-    python -m dnnmem.profilers.gradient_error REQUEST.json PLAN.json      prints the error, a share, as a line of JSON
+    python -m dnnmem.profilers.gradient_error REQUEST.json PLAN.json OUT.json      writes the error, a share
 
 The model is as it is built, with a batch of two samples as its target makes them; weights, batch and the random numbers
 that it draws are the same both times. The error is  |g' - g| / |g|  over the gradients of all parameters.
@@ -87,10 +87,10 @@ def _check_memory(target: Target) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Print what is found."""
+    """Write what is found."""
     request = Request.from_json(Path(argv[0]).read_text("utf-8"))
     plan = from_json(json.loads(Path(argv[1]).read_text("utf-8")), argv[1])
-    sys.stdout.write(f"{json.dumps({'gradient_error': gradient_error(request, plan)})}\n")
+    Path(argv[2]).write_text(json.dumps({"gradient_error": gradient_error(request, plan)}), "utf-8")
 
 
 if __name__ == "__main__":
