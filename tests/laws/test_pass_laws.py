@@ -67,7 +67,7 @@ def plans(draw):
     ]
     loss = draw(st.sampled_from(losses))
     computes = [one for one in computes if one != "fp16_amp" or loss == Loss()]
-    policy = draw(st.sampled_from(["none", "full", "every", "segments", "selective", "attention"]))
+    policy = draw(st.sampled_from(["none", "full", "every", "segments", "selective", "attention", "ops"]))
     sent = draw(st.sampled_from(["none", "all", "every"] if pp == 1 else ["none"]))
     smaller = COMPRESSIONS if sent == "none" and policy not in {"selective", "attention"} else [Compression()]
     whole = tp == 1 and (strategy in {"none", "ddp", "zero1"} or shard * replicate == 1)
@@ -93,6 +93,7 @@ def plans(draw):
         remat=Remat(
             policy=policy,
             segments=draw(st.sampled_from(["0", "0-3", "0-3(2-3)", "0,2-3"])) if policy == "segments" else "",
+            keep=draw(st.sampled_from(["input", "add.0", "1-2:add,attention/3:input"])) if policy == "ops" else "",
             every=draw(st.sampled_from([1, 2])),
             early_stop=draw(st.booleans()),
         ),

@@ -6,13 +6,17 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.remat import PRODUCTS, apply
 from dnnmem.estimator.plan import Plan, Remat
-from dnnmem.estimator.trace import Phase
+from dnnmem.estimator.trace import Origin, Phase
+from dnnmem.profilers.fake import profile_fake
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, passes_peak, reserved
+from tests.profilers.recorded import loss_step, target_of
 
 MODELS = pytest.mark.parametrize("arguments", [{}, LLAMA, WRITTEN], ids=["gpt", "llama", "written scores"])
 
@@ -136,3 +140,38 @@ def test_selective_is_a_rule_for_ops():
 def test_ops_that_blocks_lack_are_told(keep, said):
     with pytest.raises(UsageError, match=said):
         remat(gpt(3), "ops", keep=keep)
+
+
+class Blocks(nn.Module):
+    """Blocks of which the first makes what all read, as T5's position bias is made."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line, self.bias = nn.Linear(8, 8), nn.Embedding(4, 8)
+
+        def forward(self, x, bias=None):
+            bias = self.bias(torch.arange(4, device=x.device)) if bias is None else bias
+            return self.line(x + bias).tanh(), bias
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, x):
+        bias = None
+        for block in self.blocks:
+            x, bias = block(x, bias)
+        return x
+
+
+@pytest.mark.parametrize(
+    "keep", ["input", "0:embedding/1:input", "0:embedding/1-2:input", "0:embedding,addmm/1-2:tanh"]
+)
+def test_what_a_kept_op_makes_for_others_too_is_freed_once(keep):
+    target = target_of(
+        Blocks, lambda size: torch.ones(size, 4, 8), loss_step(lambda model, batch: model(batch).sum()),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1), batch_size=2,
+    )  # fmt: skip
+    trace = profile_fake(target, steps=2, origin=Origin(gpu="h100-sxm-80gb"), on_step=lambda _: None)[0]
+    remat(trace, "ops", keep=keep)
