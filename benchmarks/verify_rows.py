@@ -1,4 +1,4 @@
-"""Does a plan need what `dnnmem recommend` says? Plans of eight models, applied and run on a virtual GPU.
+"""Does a plan need what `dnnmem recommend` says? Plans of nine models, applied and run on a virtual GPU.
 
     python benchmarks/verify_rows.py [--cluster h100:8] [--best 5] [--spread N] [--json FILE] [MODEL ...]
 
@@ -48,6 +48,7 @@ MODELS = {
     "U-Net": Request(target=str(SAMPLES / "unet.py"), batch_size=16),
     "BERT": Request(target="hf:bert", batch_size=16, seq_len=512),
     "T5": Request(target="hf:t5", batch_size=16, seq_len=512),
+    "LSTM": Request(target=str(SAMPLES / "lstm.py"), batch_size=64, seq_len=128),
     "MoE": Request(target=str(SAMPLES / "moe.py"), batch_size=8, seq_len=512),
 }
 ALTERING = frozenset({"precision", "optimizer"})

@@ -12,7 +12,7 @@ arithmetic is that of `profilers/apply/codes.py`, op by op.
 
 >>> codes = Encoding(kind="codes", bits=4)
 >>> [(part.name, part.nbytes) for part in kept(codes, Shape(elements=1024, item_bytes=4))]
-[('codes', 512), ('low', 16), ('step', 16)]
+[('low', 16), ('step', 16), ('codes', 512)]
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def kept(encoding: Encoding, shape: Shape) -> tuple[Part, ...]:
     if encoding.kind == "codes":
         groups = 4 * whole // encoding.group
         parts = [("low", groups, "float32"), ("step", groups, "float32")]
-        parts = [("codes", whole // encoding.parts, "uint8"), *parts, ("rest", rest[0], rest[1])]
+        parts += [("codes", whole // encoding.parts, "uint8"), ("rest", rest[0], rest[1])]
     elif encoding.kind in ("sign", "bool"):
         parts = [("bits", whole // 8, "uint8"), ("rest", n - whole, "bool")]
     elif encoding.kind == "rows":

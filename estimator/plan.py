@@ -74,6 +74,9 @@ class Precision:
     """Of the gradients that the optimizer reads."""
     reduce: str | None = None
     """Of gradients on the wire; None = as `grad`."""
+    linear: str | None = None
+    """`float8`: linear layers of blocks multiply in 8 bits, scaled by each tensor's largest (torchao; compute
+    capability 8.9)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +204,8 @@ class Offload:
     leave as they are made."""
     resident: int = 0
     """For `parameters`: so many blocks stay on the GPU, spread over the model."""
+    disk: bool = False
+    """With `optimizer`: its states are in files, which the host's memory holds as far as there is room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +275,7 @@ OPTIMIZERS = (
 """Names of `Optimizer.name`."""
 _CHOICES = {
     ("precision", "compute"): ("float32", "tf32", "bf16_amp", "fp16_amp", "bfloat16", None),
+    ("precision", "linear"): ("float8", None),
     ("optimizer", "name"): (*OPTIMIZERS, None),
     ("optimizer", "state"): ("bfloat16", "float16", None),
     ("optimizer", "kernel"): ("for_loop", "foreach", "fused", None),

@@ -18,11 +18,12 @@ def check_offload(offload: Offload) -> None:
             "blocks, and with no other",
             hint="--set offload.activations=blocks --set offload.blocks=0-3,7",
         )
-    if offload.parameters and not offload.optimizer:
-        raise UsageError(
-            "offload.parameters is set without offload.optimizer: what rests on the host is updated there",
-            hint="--set offload.optimizer=true",
-        )
+    for name in ("parameters", "disk"):
+        if getattr(offload, name) and not offload.optimizer:
+            raise UsageError(
+                f"offload.{name} is set without offload.optimizer: what rests on the host is updated there",
+                hint="--set offload.optimizer=true",
+            )
     if offload.resident < 0 or (offload.resident and not offload.parameters):
         raise UsageError(
             f"offload.resident is {offload.resident}; it is 0 or more, and above 0 with offload.parameters only"

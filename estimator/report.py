@@ -28,6 +28,9 @@ class Verified:
     """Measured; None on a virtual GPU."""
     message: str = ""
     """What a run that failed said."""
+    gradient_error: float | None = None
+    """Of a plan that loses something: how far the gradients of a step on the CPU are off, over their length; None =
+    nothing is lost, or it was not measured."""
 
     def difference(self, predicted_bytes: int | None) -> float | None:
         """The reserved peak over what was predicted, less 1; None if either is unknown."""

@@ -17,7 +17,13 @@ from dnnmem.estimator.collectives import collective_seconds, group_of
 from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.local_step import Chunk, LocalStep
 from dnnmem.estimator.op_class import OpClass
-from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S, HOST_UPDATE
+from dnnmem.estimator.passes.offload_optimizer import (
+    DISK_BYTES_PER_S,
+    HOST_BYTES_PER_S,
+    HOST_UPDATE,
+    READ_STATES,
+    WRITE_STATES,
+)
 from dnnmem.estimator.pipeline_timing import pipeline_seconds
 from dnnmem.estimator.roofline import by_class, host_seconds, op_seconds, peak_rates
 from dnnmem.estimator.schedules import SCHEDULES
@@ -28,6 +34,8 @@ from dnnmem.estimator.trace import Lane, Op, Phase
 Index = npt.NDArray[np.intp]
 _IN_PARTS = ("all_gather", "reduce_scatter")
 """Messages along the sequence: where it is no first dimension, torch copies the parts together, or apart."""
+_SHARED = {HOST_UPDATE: HOST_BYTES_PER_S, READ_STATES: DISK_BYTES_PER_S, WRITE_STATES: DISK_BYTES_PER_S}
+"""What the GPUs of a node share, by the ops that use it."""
 SHARES = ("compute", "memory", "communication", "bubble", "host")
 """What bounds a step."""
 
@@ -153,8 +161,8 @@ def _priced(chunk: Chunk, step: LocalStep, model: TimeModel) -> _Priced:
     for i, op in enumerate(chunk.trace.ops):
         if op.lane in (Lane.TO_HOST, Lane.TO_DEVICE):
             seconds[i] = op.moved_bytes / copies + link.latency_seconds
-            if op.name == HOST_UPDATE:
-                seconds[i] = op.moved_bytes * step.cluster.gpus_per_node / HOST_BYTES_PER_S
+            if op.name in _SHARED:
+                seconds[i] = op.moved_bytes * step.cluster.gpus_per_node / _SHARED[op.name]
     work = chunk.work
     arithmetic = work.flops * device.memory_bytes_per_s > work.bytes * peak_rates(work, device)
     return _Priced(chunk=chunk, seconds=seconds, host=host_seconds(work, model), arithmetic=arithmetic)

@@ -24,6 +24,7 @@ from dnnmem.profilers.run import QUIET
 from dnnmem.profilers.script_request import ScriptRequest
 from dnnmem.profilers.script_result import OutOfMemory
 from dnnmem.profilers.spread import spread
+from dnnmem.profilers.verify_gradients import is_lossy, measured_error
 
 STEPS = 3
 """Steps that are made where the request names no number."""
@@ -41,10 +42,12 @@ def verify(
     timeout_seconds: float | None = None,
     cache: Path | None = None,
     on_output: Callable[[str], None] = lambda _: None,
+    gradients: bool = True,
 ) -> Verified:
     """Apply `plan` to the target of `request` and make its steps on a virtual `gpu`, as rank 0 of the plan's ranks.
 
-    Args: `cache` keeps what the virtual GPU is built of; `on_output` gets each line that the run prints.
+    Args: `cache` keeps what the virtual GPU is built of; `on_output` gets each line that the run prints; `gradients`:
+    measure on the CPU how far those of a plan that loses something are off.
     The last step counts; what a run dies of is in the result. Raises `UnsupportedError` where there is no virtual GPU.
     """
     with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
@@ -68,6 +71,7 @@ def verify(
     return Verified(
         device="virtual", outcome="ran", peak_allocated_bytes=peak.allocated_bytes,
         peak_reserved_bytes=peak.reserved_bytes,
+        gradient_error=measured_error(request, plan, {**QUIET, **os.environ}) if gradients and is_lossy(plan) else None,
     )  # fmt: skip
 
 

@@ -116,7 +116,10 @@ def sentence(candidate: Candidate) -> str:
     predicted = candidate.estimate.peak_reserved_bytes
     apart = ran.difference(predicted)
     shown = "" if apart is None else f", where {format_bytes(predicted)} were predicted ({100 * apart:+.2f} %)"
-    return f"{told} Run on {ran.device}: {format_bytes(ran.peak_reserved_bytes)} reserved{shown}."
+    told = f"{told} Run on {ran.device}: {format_bytes(ran.peak_reserved_bytes)} reserved{shown}."
+    if ran.gradient_error is None:
+        return told
+    return f"{told} Gradients of a step on the CPU are off by {100 * ran.gradient_error:.2g} %."
 
 
 def alike_words(family: Family) -> str:

@@ -11,7 +11,7 @@ are encoded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -121,9 +121,16 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         return trace
     check_fits(plan)
     draft, known = Draft(trace), lives(trace.ops)
-    held = {i: k for k, op in enumerate(trace.ops) for i in op.releases}
+    held = {i: (k, n) for k, op in enumerate(trace.ops) for n, i in enumerate(op.releases)}
+    gone = {}
     for saved in _all_saved(trace, known, plan):
-        _enter(draft, saved, held)
+        if not _enter(draft, saved):
+            last = max(k for k in saved.life.uses if trace.ops[k].phase is Phase.FORWARD)
+            gone[saved.storage.id] = max((last, -1), held.get(saved.storage.id, (-1, -1)))
+    for i in sorted(gone, key=lambda i: gone[i]):
+        draft.free(gone[i][0], i)
+    for k, behind in draft.after.items():
+        _move_frees(draft, k, behind)
     return draft.finish()
 
 
@@ -181,7 +188,7 @@ def _node(ops: Sequence[Op], k: int) -> tuple[int, int]:
 
 
 def _codes(storage: Storage, plan: Compression) -> Encoding | None:
-    if plan.bits is None or storage.dtype not in _FLOATS or storage.shape[-1:] == (1,):
+    if plan.bits is None or storage.dtype not in _FLOATS:
         return None
     return Encoding(kind="codes", bits=plan.bits, group=plan.group)
 
@@ -197,10 +204,11 @@ def _encoding(step: _Step, storage: Storage, life: Life, k: int) -> Encoding | N
         return None
     if op.name == _RELU and (plan.masks or plan.bits):
         return Encoding(kind="sign")
-    linear = op.name in PRODUCTS and op.module not in step.packed and storage.shape[-1:] != (1,)
-    if plan.projection is not None and linear and _linear(step.trace, storage.id, life) is not None:
+    linear = op.name in PRODUCTS and op.module not in step.packed and _linear(step.trace, storage.id, life) is not None
+    if plan.projection is not None and linear:
         return Encoding(kind="rows", share=plan.projection)
-    return _codes(storage, plan)
+    statistic = storage.shape[-1:] == (1,) and op.name not in PRODUCTS
+    return None if statistic else _codes(storage, plan)
 
 
 def _exact(dtype: str, gradient: str) -> Encoding | None:
@@ -227,36 +235,54 @@ def _shape(trace: Trace, storage: Storage, life: Life) -> Shape:
     return Shape(elements=elements, item_bytes=item, columns=columns, edges=edges)
 
 
-def _enter(draft: Draft, saved: _Saved, held: dict[int, int]) -> None:
-    """Encode a storage, decode it for each use, and let go of it as soon as none needs it as it was."""
+def _enter(draft: Draft, saved: _Saved) -> bool:
+    """Encode a storage, and decode it for each use; True if others need it as it was, so that it stays."""
     i, life, ops = saved.storage.id, saved.life, draft.trace.ops
     plain = [use for use in saved.uses if use.encoding is None]
-    draft.unfree(life.freed, i)
     forward = [k for k in life.uses if ops[k].phase is Phase.FORWARD]
     for encoding in dict.fromkeys(use.encoding for use in saved.uses if use.encoding):
         mine = [use for use in saved.uses if use.encoding == encoding]
         parts = _encode(draft, saved, encoding, _place(ops, saved, mine, forward))
+        if saved.uses[-1] is mine[-1]:
+            _free_instead(draft, life.freed, i, parts.values())
+        else:
+            for part in parts.values():
+                draft.free(mine[-1].last, part)
         for use in mine:
             _decode(draft, saved, encoding, parts, use)
-        end = life.freed if saved.uses[-1] is mine[-1] else mine[-1].last
-        for part in parts.values():
-            draft.free(end, part)
     if not plain:
-        _free_encoded(draft, i, max(forward[-1], held.get(i, -1)))
         draft.storages[i] = storage_like(saved.storage, kind=Kind.TEMP, saved=False)
-    else:
-        draft.free(life.freed if saved.uses[-1] is plain[-1] else plain[-1].last, i)
+    elif saved.uses[-1] is not plain[-1]:
+        draft.free(plain[-1].last, i)
+    return bool(plain)
 
 
-def _free_encoded(draft: Draft, i: int, k: int) -> None:
-    """Free a storage with forward op `k`, or with what encodes it behind that op."""
-    behind = draft.after.get(k, [])
-    at = next((at for at in reversed(range(len(behind))) if i in behind[at].reads), None)
-    if at is None:
-        draft.free(k, i)
-    else:
-        event = Event(-draft.storages[i].nbytes, 0, i)
-        behind[at] = op_like(behind[at], events=(*behind[at].events, event))
+def _free_instead(draft: Draft, k: int, i: int, parts: Iterable[int]) -> None:
+    """Free parts where op `k` freed the whole."""
+    op, freed = draft.ops[k], [Event(-draft.storages[part].nbytes, 0, part) for part in parts]
+    at = next(at for at, event in enumerate(op.events) if event.storage == i and event.nbytes < 0)
+    draft.ops[k] = op_like(op, events=(*op.events[:at], *freed, *op.events[at + 1 :]))
+
+
+def _free_first(draft: Draft, k: int, i: int) -> None:
+    """Free what a node of autograd unpacked: when it has made its gradients, before what it was given goes."""
+    op = draft.ops[k]
+    last = _last_call(op.events)
+    event = Event(-draft.storages[i].nbytes, 0, i)
+    draft.ops[k] = op_like(op, events=(*op.events[: last + 1], event, *op.events[last + 1 :]))
+
+
+def _move_frees(draft: Draft, k: int, behind: list[Op]) -> None:
+    """What the program lets go of after op `k`, it does when the op's outputs are encoded."""
+    events = draft.ops[k].events
+    at = _last_call(events)
+    draft.ops[k] = op_like(draft.ops[k], events=events[: at + 1])
+    behind[-1] = op_like(behind[-1], events=(*behind[-1].events, *events[at + 1 :]))
+
+
+def _last_call(events: Sequence[Event]) -> int:
+    """Index of the last event of the op itself: what follows are frees of others' storages."""
+    return max((at for at, event in enumerate(events) if event.nbytes > 0 or event.storage < 0), default=-1)
 
 
 def _place(ops: Sequence[Op], saved: _Saved, uses: Sequence[_Use], forward: Sequence[int]) -> tuple[int, bool]:
@@ -309,7 +335,7 @@ def _decode(draft: Draft, saved: _Saved, encoding: Encoding, parts: dict[str, in
     draft.before.setdefault(use.first, []).append(op)
     for k in range(use.first, use.last + 1):
         draft.ops[k] = renamed(draft.ops[k], {saved.storage.id: new})
-    draft.free(use.last, new)
+    _free_first(draft, use.last, new)
 
 
 def _events(cost: Cost, named: dict[str, int]) -> tuple[Event, ...]:

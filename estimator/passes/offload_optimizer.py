@@ -5,7 +5,8 @@
             to_device                       | parameters |
 
 Everything waits for everything: the update needs all gradients, the next forward pass all parameters. Without a copy
-in between, what clips gradients before `step` finds them where they always are.
+in between, what clips gradients before `step` finds them where they always are. With `disk` the states are in files
+(ZeRO-Infinity, Rajbhandari et al. 2021), which are read before the update; writing them back holds up no parameters.
 
 >>> from dnnmem.estimator.trace import Storage
 >>> ids = {0: Storage(id=0, nbytes=8, kind=Kind.PARAM, name="w"), 1: Storage(id=1, nbytes=8, kind=Kind.GRAD, name="w"),
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 HOST_UPDATE = "dnnmem.host_update"
 """The update: its `moved_bytes` are those of the host's memory."""
+READ_STATES, WRITE_STATES = "dnnmem.read_states", "dnnmem.write_states"
+"""Between the host's memory and its disk."""
+DISK_BYTES_PER_S = 3e9
+"""Of a node: one NVMe drive as DeepSpeed's users have it (deepspeedai/DeepSpeed, issue 998). Its GPUs share it."""
 HOST_BYTES_PER_S = 2 * 8 * 25.6e9
 """Of a node: two sockets with eight channels of DDR4-3200 each, 25.6 GB/s a channel (JEDEC JESD79-4), as in a DGX A100.
 
@@ -48,11 +53,11 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     Raises `UnsupportedError` for a step without an update.
     """
     del cluster
-    return offload(trace) if plan.offload.optimizer else trace
+    return offload(trace, disk=plan.offload.disk) if plan.offload.optimizer else trace
 
 
-def offload(trace: Trace) -> Trace:
-    """`trace` whose update runs on the host."""
+def offload(trace: Trace, *, disk: bool = False) -> Trace:
+    """`trace` whose update runs on the host, its states on `disk` if so."""
     span = find_update(trace)
     if not span.ops:
         raise UnsupportedError("the recorded step has no update of its parameters, so none can run on the host")
@@ -72,6 +77,11 @@ def offload(trace: Trace) -> Trace:
         _op(HOST_UPDATE, (there,), (back,), 2 * moved[0] + moved[1] + 2 * moved[2]),
         replace(_op("dnnmem.copy_to_device", (back,), tuple(targets), moved[0]), lane=Lane.TO_DEVICE, events=late),
     ]
+    if disk:
+        states = draft.add(made_storage(0, Kind.TEMP, "states"))
+        new[1] = replace(new[1], reads=(there, states), writes=(back, states))
+        new.insert(1, _op(READ_STATES, (), (states,), moved[2]))
+        new.append(_op(WRITE_STATES, (states,), (), moved[2]))
     ops: list[Op] = []
     for k, op in enumerate(trace.ops):
         if k == span.ops[0]:

@@ -3,6 +3,7 @@
     compute bf16_amp, fp16_amp: autocast   bfloat16: the whole model (`whole_type`)   float32, tf32: rates alone
     param   p (bfloat16, computes)  +  master (float32): the update works on it, and casts it back to p
     grad    backward writes gradients in this type, and keeps them in it
+    linear  float8: linear layers multiply in 8 bits (`float8`)
 
 This is mixed precision with master weights (Micikevicius et al. 2018; Megatron-LM). Under zero3 parts of parameters
 rest in the wider type, and are cast when they are gathered: that is done there (`fsdp`), as is `reduce`, the type
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.autocast import autocast
 from dnnmem.estimator.passes.draft import Draft, lives
+from dnnmem.estimator.passes.float8 import in_float8
 from dnnmem.estimator.passes.loss_scaling import with_loss_scaling
 from dnnmem.estimator.passes.update import element_bytes, gradients, in_type, scale_update, states
 from dnnmem.estimator.passes.whole_type import in_whole
@@ -43,8 +45,8 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
 
     Raises `UnsupportedError` for parameters at rest in a narrower type than they compute in.
     """
-    del cluster
     trace = compute_in(trace, plan)
+    trace = in_float8(trace, cluster) if plan.precision.linear == "float8" else trace
     wanted = plan.precision
     if plan.splits_parameters:
         return trace
@@ -127,7 +129,7 @@ def alters_training(plan: Plan) -> tuple[str, ...]:
     """What of `plan.precision` changes the numbers that training computes, as `--set` has it."""
     precision = plan.precision
     words = (("compute", precision.compute), ("param", precision.param), ("grad", precision.grad))
-    more = (("reduce", precision.reduce),)
+    more = (("reduce", precision.reduce), ("linear", precision.linear))
     return tuple(f"precision.{name}={value}" for name, value in (*words, *more) if value not in {None, "float32"})
 
 

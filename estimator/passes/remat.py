@@ -62,15 +62,14 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         return trace
     if plan.remat.policy == "segments":
         return _segments(trace, plan)
-    regions = _regions(trace, plan.remat)
-    if not regions and plan.remat.policy != "ops":
+    regions, policy = _regions(trace, plan.remat), plan.remat.policy
+    if not regions and policy != "ops":
         raise UnsupportedError(
-            f"remat.policy {plan.remat.policy} finds nothing to compute again in {trace.origin.target or 'this step'}: "
-            "it needs blocks in a list (ModuleList, Sequential)"
-            + (" with attention" if plan.remat.policy == "attention" else ""),
+            f"remat.policy {policy} finds nothing to compute again in {trace.origin.target or 'this step'}: "
+            f"it needs blocks in a list (ModuleList, Sequential){', with attention' * (policy == 'attention')}",
             hint="--set remat.policy=none",
         )
-    if plan.remat.policy in ("selective", "ops") and plan.kernels.fusion == "none":
+    if policy in ("selective", "ops") and plan.kernels.fusion == "none":
         trace = _watched(trace, regions)
     for region in regions:
         if region.rule is not None:
@@ -253,9 +252,10 @@ def _recompute(
         _free_before_sum(draft, known[i].freed, new[i])
     needed = {i: None for k in again for i in ops[k].reads if i not in new and i not in draft.trace.pinned}
     for i in {**needed, **(kept if cached else {})}:
-        if 0 <= known[i].freed < start and not (
-            i in kept and i in needed and _free_after_clone(draft, i, known, start)
-        ):
+        early = 0 <= known[i].freed < start
+        if early and i in kept and i in needed and _free_after_clone(draft, i, known, start):
+            later.pop(i, None)  # others, whose backward passes came before, read it too
+        elif early:
             later[i] = max(later.get(i, -1), finish)
 
 

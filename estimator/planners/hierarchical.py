@@ -84,7 +84,7 @@ def blocks_of(problem: Problem) -> list[Block]:
     return blocks
 
 
-def find_with(problem: Problem, ways: WaysOf, *, optimal: bool = False) -> Found:
+def find_with(problem: Problem, ways: WaysOf) -> Found:
     """The fastest plan whose blocks each keep what one of their `ways` does, or all, or their input."""
     blocks, chain = {block.number: block for block in blocks_of(problem)}, problem.chain()
     sets: dict[int, list[Kept]] = {}
@@ -99,14 +99,14 @@ def find_with(problem: Problem, ways: WaysOf, *, optimal: bool = False) -> Found
     plans: dict[str, Found] = {}
     for aim in aims:
         if (chosen := best(chain, choices, aim)) is not None:
-            found = _found(problem, blocks, chosen, optimal=optimal)
+            found = _found(problem, blocks, chosen)
             plans.setdefault(found.remat.keep, found)
     return cheapest(problem, plans.values(), what="rematerialization by op")
 
 
 def find(problem: Problem) -> Found:
     """Ways by knapsack."""
-    return find_with(problem, knapsack, optimal=True)
+    return find_with(problem, knapsack)
 
 
 def best(chain: Chain, choices: Sequence[Sequence[Way]], budget_bytes: float) -> list[Way] | None:
@@ -173,7 +173,7 @@ def chain_bytes(chain: Chain, chosen: Sequence[Way]) -> int:
     return peak
 
 
-def _found(problem: Problem, blocks: dict[int, Block], chosen: Sequence[Way], *, optimal: bool) -> Found:
+def _found(problem: Problem, blocks: dict[int, Block], chosen: Sequence[Way]) -> Found:
     chain = problem.chain()
     expected = Cost(
         peak_bytes=chain.base_bytes + chain_bytes(chain, chosen),
@@ -190,7 +190,7 @@ def _found(problem: Problem, blocks: dict[int, Block], chosen: Sequence[Way], *,
             runs[-2:] = [(runs[-2][0], stage.block)]
         rules[key] = Rule(blocks=tuple(runs), ops=ops)
     remat = Remat(policy="ops", keep=keep_text([*rules.values()])) if rules else Remat()
-    return Found(remat=remat, optimal=optimal, expected=expected)
+    return Found(remat=remat, expected=expected)
 
 
 def named(graph: Graph, works: frozenset[int]) -> dict[str, tuple[int, ...]]:

@@ -32,9 +32,13 @@ class Window:
     """How a max-pooling goes over its images; pairs are (down, across)."""
 
     kernel: tuple[int, int]
+    """Size of a window."""
     stride: tuple[int, int]
+    """From one window to the next."""
     padding: tuple[int, int]
+    """What is put around an image."""
     dilation: tuple[int, int]
+    """From one element of a window to the next."""
     width: int
     """Of the images it reads."""
 
@@ -44,15 +48,19 @@ class Packed:
     """What is kept of a tensor."""
 
     encoding: Encoding
+    """How it is kept."""
     dtype: torch.dtype
     """Its element type."""
     elements: int
-    """How many it had."""
+    """How many it has."""
     device: torch.device
+    """Where it is."""
     parts: dict[str, Tensor] = field(default_factory=dict)
     """By the names in `encoding.kept`."""
     window: Window | None = None
+    """Of the max-pooling, for `window`."""
     columns: int = 1
+    """Length of its rows, for `rows`."""
 
 
 def encode(

@@ -8,7 +8,8 @@ step        left out where a gradient is not finite; then the scale changes
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MethodType, SimpleNamespace
+from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dnnmem.estimator.errors import InternalError
+
+_STEP, _BESIDE = "_dnnmem_unscaled_step", "_dnnmem_beside"
+"""Attributes of an optimizer: its own step, and what is looked at in its place."""
 
 
 class LossScaling:
@@ -28,7 +32,6 @@ class LossScaling:
         """Holds the scale, and how it grows."""
         self._optimizer: Callable[[], Any] = lambda: None  # weak: it may hold the model
         self._in_backward = False
-        self._step: Callable[..., Any] | None = None
 
     @staticmethod
     def find(model: nn.Module) -> LossScaling:
@@ -49,14 +52,16 @@ class LossScaling:
         if not self._in_backward:
             self._in_backward = True
             self._again()
-            torch.autograd.Variable._execution_engine.queue_callback(self._unscale)
+            engine = torch.autograd.Variable._execution_engine
+            # twice: what ranks share is there only when their own callbacks, queued by then, are done
+            engine.queue_callback(lambda: engine.queue_callback(self._unscale))
         return self.scaler.scale(gradient.new_ones((), dtype=torch.float32))
 
     def attach(self, optimizer: Optimizer) -> None:
         """Let `optimizer.step` be left out where gradients are not finite."""
         self._optimizer = ref(optimizer)
         step: Callable[..., Any] = optimizer.step
-        self._step = step
+        optimizer.__dict__[_STEP] = step
 
         def scaled_step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
             now = optimizer.step
@@ -70,10 +75,19 @@ class LossScaling:
 
         optimizer.step = MethodType(scaled_step, optimizer)  # type: ignore[method-assign]
 
-    def look_at(self, parameters: list[Tensor]) -> None:
-        """Look at the gradients of `parameters` from now on: the attached optimizer holds copies on the host."""
-        beside = SimpleNamespace(param_groups=[{"params": parameters}], step=self._step)
-        self._optimizer = lambda: beside
+    def look_at(
+        self,
+        optimizer: Optimizer,
+        parameters: list[Tensor],
+        wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
+    ) -> None:
+        """Look at the gradients of `parameters` from now on, as the attached `optimizer` holds copies on the host.
+
+        What is called in the place of its own `step` is that, put through `wrap`.
+        """
+        beside = _Beside([{"params": parameters}], wrap(optimizer.__dict__[_STEP]))
+        optimizer.__dict__[_BESIDE] = beside
+        self._optimizer = ref(beside)
 
     @torch.no_grad()
     def _unscale(self) -> None:
@@ -91,6 +105,14 @@ class LossScaling:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, self.scaler.get_scale())
+
+
+@dataclass(eq=False)
+class _Beside:
+    """What torch's scaler takes for an optimizer."""
+
+    param_groups: list[dict[str, Any]]
+    step: Callable[..., Any]
 
 
 _OF_MODEL: WeakKeyDictionary[nn.Module, LossScaling] = WeakKeyDictionary()

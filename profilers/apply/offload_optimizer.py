@@ -10,6 +10,7 @@ by its rank.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.optim import Optimizer
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.plan import Plan
 from dnnmem.profilers.apply.loss_scaling import LossScaling
+from dnnmem.profilers.apply.offload_disk import with_states_in_files
 from dnnmem.profilers.apply.offload_parameters import streamed_parameters
 
 
@@ -38,12 +40,21 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
             hint="apply the plan before the first step; load states afterwards",
         )
     there = streamed_parameters(model)
-    own = optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer  # of this rank's parameters
+    own = optimizer
+    if isinstance(optimizer, ZeroRedundancyOptimizer):  # which sends what its groups hold: not the copies
+        own = optimizer.optim
+        own.param_groups = [dict(group) for group in own.param_groups]
     pairs = [pair for group in own.param_groups for pair in _to_host(group, there)]
-    _work_on_host(own, pairs)
-    if plan.precision.compute == "fp16_amp":
-        LossScaling.find(model).look_at([parameter for parameter, _ in pairs])
+    wrap = partial(with_states_in_files, optimizer=own) if plan.offload.disk else _as_it_is
+    if plan.precision.compute == "fp16_amp" and own is optimizer:
+        LossScaling.find(model).look_at(own, [parameter for parameter, _ in pairs], wrap)
+        wrap = _as_it_is
+    _work_on_host(own, wrap(own.step), pairs)
     return optimizer
+
+
+def _as_it_is(step: Callable[..., Any]) -> Callable[..., Any]:
+    return step
 
 
 def _to_host(group: dict[str, Any], there: set[int]) -> list[tuple[Tensor, Tensor]]:
@@ -64,8 +75,7 @@ def _room(like: Tensor) -> Tensor:
     return torch.empty_like(local, device="cpu", pin_memory=local.is_cuda, requires_grad=False)
 
 
-def _work_on_host(optimizer: Optimizer, pairs: list[tuple[Tensor, Tensor]]) -> None:
-    step: Callable[..., Any] = optimizer.step
+def _work_on_host(optimizer: Optimizer, step: Callable[..., Any], pairs: list[tuple[Tensor, Tensor]]) -> None:
     moving = [(parameter, copy) for parameter, copy in pairs if copy is not parameter]
     on_gpu = any(_local(p).is_cuda for p, _ in moving)
 

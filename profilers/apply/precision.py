@@ -4,6 +4,7 @@
     bf16_amp, fp16_amp    forward under torch.autocast, floating outputs in float32 again
     bfloat16              model.to(bfloat16), floating inputs and outputs cast; with `param` float32 the optimizer
                           updates masters
+    linear float8         torchao's linear layers in the blocks
 
 fp16's loss scaling needs no change of the loop: gradients are linear in what enters the backward pass, so that the
 scale goes in where gradients come to the model's outputs. When the pass is over they are unscaled, so that clipping
@@ -25,6 +26,7 @@ from torch.optim import Optimizer
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.precision import AMP
 from dnnmem.estimator.plan import Plan
+from dnnmem.profilers.apply.float8 import to_float8
 from dnnmem.profilers.apply.loss_scaling import LossScaling, scaling_of
 from dnnmem.profilers.apply.master_weights import over_masters
 from dnnmem.profilers.rules.autocast import autocast_device
@@ -36,6 +38,13 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
 
     Raises `UnsupportedError` for autocast of a model whose parameters are not in float32.
     """
+    model = _computing(model, plan)
+    if plan.precision.linear == "float8":
+        model = to_float8(model, under_autocast=plan.precision.compute in AMP)
+    return model
+
+
+def _computing(model: nn.Module, plan: Plan) -> nn.Module:
     compute = plan.precision.compute
     if compute in {"float32", "tf32"}:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = compute == "tf32"

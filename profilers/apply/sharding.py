@@ -26,6 +26,7 @@ from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.passes.replicas import DEFAULT_BUCKET_MIB
 from dnnmem.estimator.plan import Plan
 from dnnmem.profilers.apply.beside_blocks import beside_blocks
+from dnnmem.profilers.apply.loss_scaling import LossScaling
 from dnnmem.profilers.found_blocks import blocks_of
 
 _REPLICA = "_dnnmem_replica"
@@ -52,7 +53,6 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
 
     Raises `UsageError` if `optimizer` has made steps already.
     """
-    del model
     if plan.sharding.strategy != "zero1" or plan.mesh.data_ranks == 1 or plan.mesh.dp_shard == 1:
         return optimizer
     if optimizer.state:
@@ -63,9 +63,12 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
     known = inspect.signature(type(optimizer).__init__).parameters
     defaults: dict[str, Any] = {name: value for name, value in optimizer.defaults.items() if name in known}
     group = _mesh(plan, _device_type())["dp_shard"].get_group()
-    return ZeroRedundancyOptimizer(
+    split = ZeroRedundancyOptimizer(
         [dict(some) for some in optimizer.param_groups], type(optimizer), process_group=group, **defaults
     )
+    if plan.precision.compute == "fp16_amp":
+        LossScaling.find(model).attach(split)
+    return split
 
 
 def sync_gradients(model: nn.Module, on: bool) -> None:  # noqa: FBT001  (the switch is all there is)

@@ -58,7 +58,7 @@ def _update(p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Group, cou
     if sides and count == 1:
         _begin(flat, state, sides, group)
         return
-    _step(p, flat, state, group, count)
+    _step(p, flat, state, group, count - bool(sides))  # the first step has moved nothing
     _collect(flat, state, sides, group)
     if count % group["every"] == 0:
         _renew(state, sides)

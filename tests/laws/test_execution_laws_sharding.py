@@ -44,9 +44,16 @@ WAYS = [
     ("gpt", ZERO1),
     ("gpt", ZERO2),
     ("gpt", (*ZERO3, *BF16, "remat.policy=full")),
+    ("gpt", (*ZERO3, *BF16, "remat.policy=ops", "remat.keep=mm.0.2,attention")),
     ("gpt", (*ZERO3, "sharding.split_root=true")),
     ("gpt", (*ZERO3, "batch.accumulation=2")),
     ("gpt", HSDP),
+    ("gpt", (*ZERO3, "optimizer.kernel=fused")),
+    ("gpt", (*ZERO3, "optimizer.name=momentum")),
+    ("gpt", (*ZERO3, "optimizer.name=lion")),
+    ("gpt", (*ZERO3, "optimizer.state=bfloat16")),
+    ("gpt", (*ZERO1, "optimizer.name=muon")),
+    ("gpt", (*DDP, "optimizer.name=lamb")),
     ("resnet", DDP),
 ]
 

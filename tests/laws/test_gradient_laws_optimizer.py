@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,10 @@ from torch import nn
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.plan import Batch, Offload, Optimizer, Plan, Precision
 from dnnmem.profilers.apply import apply_to_model, apply_to_optimizer
+from dnnmem.profilers.optimizers.layerwise import Lamb, Lars
+from dnnmem.profilers.optimizers.lion import Lion
+from dnnmem.profilers.optimizers.shampoo import Shampoo
+from dnnmem.profilers.optimizers.soap import Soap
 from tests.estimator.passes.steps import SIZES, sample
 
 MODELS = ("gpt", "resnet", "mlp")
@@ -92,6 +97,74 @@ def test_another_algorithm_is_torchs_own(name, cls):
     assert all(torch.equal(one, other) for one, other in zip(applied[1], byhand[1], strict=True))
 
 
+OWN = {
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
+    "lion": lambda parameters: Lion(parameters, lr=1e-3, weight_decay=0.1),
+    "lamb": lambda parameters: Lamb(parameters, lr=1e-3, weight_decay=0.1),
+    "lars": lambda parameters: Lars(parameters, lr=1e-3),
+    "shampoo": lambda parameters: Shampoo(parameters, lr=1e-3, weight_decay=0.1),
+    "soap": lambda parameters: Soap(parameters, lr=1e-3, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", OWN)
+def test_another_algorithm_is_the_one_that_is_named(name, model):
+    # GIVEN a loop with AdamW, and the same with the other one made by hand
+    byhand = trained(model, Plan(), OWN[name])
+    applied = trained(model, Plan(optimizer=Optimizer(name=name)), adamw)
+    # THEN they are one
+    assert type(applied[2]) is type(byhand[2])
+    assert applied[0] == byhand[0]
+    assert all(torch.equal(one, other) for one, other in zip(applied[1], byhand[1], strict=True))
+
+
+INSIDE = {"gpt": {"qkv", "out", "0", "2"}, "mlp": {"0", "2", "4", "6"}}
+"""Layers of matrices inside of models: not embeddings, which give the output too, and not the last."""
+
+
+@pytest.mark.parametrize("model", INSIDE)
+@pytest.mark.parametrize("name", ["muon", "galore"])
+def test_hidden_matrices_are_in_a_group_of_their_own(name, model):
+    module, built, batch = model_and_batch(model)
+    optimizer = apply_to_optimizer(adamw(built.parameters()), built, Plan(optimizer=Optimizer(name=name)))
+    names = {id(p): path.split(".")[-2:] for path, p in built.named_parameters()}
+    groups = {group["hidden"]: [names[id(p)] for p in group["params"]] for group in optimizer.param_groups}
+    assert {owner for owner, _ in groups[True]} == INSIDE[model]
+    assert all(kind == "weight" for _, kind in groups[True])
+    assert sum(map(len, groups.values())) == len(names)
+    # AND a step changes all parameters
+    before = [p.detach().clone() for p in built.parameters()]
+    loss_of(module, built, batch).backward()
+    optimizer.step()
+    assert all(not torch.equal(p, old) for p, old in zip(built.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("optimizer", [Optimizer(), Optimizer(name="lion"), Optimizer(name="muon")], ids=str)
+def test_an_update_may_come_with_its_gradient(name, optimizer):
+    # GIVEN updates at the end of the step
+    losses, parameters, _ = trained(name, Plan(optimizer=optimizer), adamw)
+    found, updated, applied = trained(name, Plan(optimizer=replace(optimizer, in_backward=True)), adamw)
+    # THEN those in the backward pass are the same, and leave no gradients
+    assert found == losses
+    assert all(torch.equal(one, other) for one, other in zip(updated, parameters, strict=True))
+    assert all(p.grad is None for group in applied.param_groups for p in group["params"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("state", "rtol"), [("bfloat16", 2**-7), ("float16", 2**-9)])
+def test_moments_of_16_bits_train_alike(name, state, rtol):
+    losses, _, plain = trained(name, Plan(), adamw)
+    found, _, narrow = trained(name, Plan(optimizer=Optimizer(state=state)), adamw)
+    # THEN losses are alike, moments rest in 16 bits, and are those of the plain step but for their rounding
+    assert found == pytest.approx(losses, rel=1e-3)
+    for wanted, rounded in zip(plain.state.values(), narrow.state.values(), strict=True):
+        assert rounded["exp_avg_sq"].dtype is getattr(torch, state)
+        wide = rounded["exp_avg"].float() * rounded.get("exp_avg_scale", 1)
+        assert (wide - wanted["exp_avg"]).norm() <= 4 * rtol * wanted["exp_avg"].norm() + 1e-6
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("maker", [adamw, sgd])
 def test_micro_batches_are_one_batch(name, maker):
@@ -131,6 +204,29 @@ def test_the_host_updates_alike_with(plan, maker):
     found, updated, _ = trained("gpt", replace(plan, offload=Offload(optimizer=True)), maker, parts=parts)
     assert found == losses
     assert all(torch.equal(one, other) for one, other in zip(updated, parameters, strict=True))
+
+
+@pytest.mark.parametrize("maker", [adamw, sgd])
+@pytest.mark.parametrize(
+    ("compute", "parameters"), [(None, False), (None, True), ("fp16_amp", False)], ids=["states", "parameters", "fp16"]
+)
+def test_states_on_disk_update_alike(maker, compute, parameters, tmp_path, monkeypatch):
+    # GIVEN a folder for files  WHEN a model is trained with its optimizer's states there
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    plan = Plan(precision=Precision(compute=compute))
+    losses, plain, _ = trained("gpt", plan, maker)
+    plan = replace(plan, offload=Offload(optimizer=True, disk=True, parameters=parameters))
+    found, updated, optimizer = trained("gpt", plan, maker)
+    assert found == losses
+    assert all(torch.equal(one, other) for one, other in zip(updated, plain, strict=True))
+    # THEN they are in files as large as they are
+    states = [s for of_one in optimizer.state.values() for s in of_one.values() if torch.is_tensor(s) and s.numel() > 1]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(path.stat().st_size for path in files) == sorted(state.nbytes for state in states)
+    # AND these go with the optimizer
+    del states, optimizer
+    gc.collect()
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_host_leaves_out_steps_whose_gradients_overflow():
@@ -180,6 +276,25 @@ def test_what_cannot_be_applied_is_said(plan, error, words):
     optimizer.step()
     with pytest.raises(error, match=words):
         apply_to_optimizer(optimizer, model, plan)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (Plan(optimizer=Optimizer(in_backward=True), batch=Batch(accumulation=2)), "batch.accumulation 2"),
+        (Plan(optimizer=Optimizer(in_backward=True), precision=Precision(compute="fp16_amp")), "loss scaling"),
+        (Plan(optimizer=Optimizer(in_backward=True), offload=Offload(optimizer=True)), "the host updates"),
+        (Plan(optimizer=Optimizer(name="sgd", state="bfloat16")), "sgd has no moments"),
+        (Plan(optimizer=Optimizer(name="shampoo", state="float16")), "shampoo has no moments"),
+    ],
+    ids=["accumulation", "fp16", "host", "sgd", "shampoo"],
+)
+def test_updates_that_cannot_be_are_refused(plan, words):
+    # GIVEN a plan  THEN what cannot go together is said before anything is done, with a way out
+    model = nn.Linear(2, 1)
+    with pytest.raises(UnsupportedError, match=words) as refused:
+        apply_to_optimizer(adamw(model.parameters()), model, plan)
+    assert refused.value.hint
 
 
 def test_optimizers_without_a_kernel_say_so():

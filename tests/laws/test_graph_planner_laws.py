@@ -6,17 +6,19 @@ import math
 import random
 import time
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnnmem.estimator.errors import InfeasibleError, UsageError
+from dnnmem.estimator.errors import InfeasibleError, UnsupportedError, UsageError
 from dnnmem.estimator.planners import feng_huang, kusumoto, milp
+from dnnmem.estimator.planners.chain import Chain, Stage
 from dnnmem.estimator.planners.checkmate import schedule
 from dnnmem.estimator.planners.dtr import HEURISTICS, play
 from dnnmem.estimator.planners.graph_schedule import peak_of, plain, seconds_of
+from dnnmem.estimator.planners.hierarchical import Way, best, chain_bytes
 from dnnmem.estimator.planners.min_cut import cut, kept, knapsack
 from dnnmem.estimator.planners.op_graph import Graph, Work, graph_of_chain
 from dnnmem.estimator.planners.rotor import solve
@@ -229,3 +231,56 @@ def test_splits_are_brute_force(pieces):
     found = feng_huang.split(inside, between, together)
     if able:
         assert found.total_bytes == min(map(total, able)) == total(frozenset(found.cuts))
+
+
+@st.composite
+def stages_and_ways(draw):
+    """A chain of stages of which only what they leave counts, and ways to run each."""
+    stage = Stage(
+        forward_seconds=0.0, backward_seconds=0.0, input_bytes=0, saved_bytes=0, gradient_bytes=0, left_bytes=0,
+        light_bytes=0, forward_bytes=0, backward_bytes=0,
+    )  # fmt: skip
+    lefts = draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
+    chain = Chain(stages=tuple(replace(stage, left_bytes=left) for left in lefts), base_bytes=0)
+    numbers = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(1, 5))
+    way = numbers.map(lambda n: Way(kept=None, seconds=float(n[0]), saved_bytes=n[1], peak_bytes=n[1] + n[2]))
+    return chain, [draw(st.lists(way, min_size=1, max_size=3)) for _ in lefts]
+
+
+@given(stages_and_ways())
+@settings(max_examples=60, deadline=None)
+def test_ways_of_blocks_are_chosen_as_by_brute_force(drawn):
+    # GIVEN every way to run a chain, with its time and peak
+    chain, choices = drawn
+    every = [(sum(way.seconds for way in ways), chain_bytes(chain, ways)) for ways in product(*choices)]
+    for budget in sorted({peak + 0.5 for _, peak in every} | {min(peak for _, peak in every) - 0.5}):
+        # THEN within each budget the least is found
+        least = min((seconds for seconds, peak in every if peak <= budget), default=None)
+        found = best(chain, choices, budget)
+        if least is None:
+            assert found is None
+        else:
+            assert chain_bytes(chain, found) <= budget
+            assert sum(way.seconds for way in found) == least
+
+
+def test_what_is_changed_in_place_is_gone():
+    # GIVEN a value that an op changes in place, and a reader of what it makes
+    works = (
+        Work(name="line", reads=(), makes=(0,), seconds=1.0),
+        Work(name="relu", reads=(0,), makes=(1,), seconds=1.0, extra_bytes=-8, ends=(0,)),
+        Work(name="back", reads=(1,), makes=(2,), seconds=1.0, backward=True),
+    )
+    graph = Graph(works=works, nbytes=(8, 8, 1), stays=frozenset({2}))
+    # THEN it never takes room beside what it became
+    assert peak_of(graph, plain(graph)) == 9
+    run = play(graph, 9)
+    assert (run.works, run.evictions) == ((0, 1, 2), 0)
+
+
+def test_without_a_solver_the_way_out_is_told(monkeypatch):
+    monkeypatch.setattr(milp, "available", lambda: "")
+    graph = layered(4)
+    with pytest.raises(UnsupportedError, match="neither highspy nor scipy") as error:
+        schedule(graph, 0.9 * peak_of(graph, plain(graph)))
+    assert "dnnmem[plan]" in error.value.hint

@@ -12,6 +12,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import PASSES, rewrite
 from dnnmem.estimator.plan import (
     Batch,
+    Compression,
     Loss,
     Mesh,
     Offload,
@@ -34,7 +35,17 @@ UPDATES = [
     Optimizer(),
     Optimizer(kernel="for_loop"),
     Optimizer(kernel="fused"),
-    *(Optimizer(name=name) for name in ("sgd", "adafactor", "adamw8bit")),
+    *(Optimizer(name=name) for name in ("sgd", "momentum", "lion", "adamw8bit")),
+    Optimizer(state="bfloat16"),
+    Optimizer(name="momentum", state="float16"),
+]
+WHOLE_UPDATES = [Optimizer(name=name) for name in ("adafactor", "lamb", "lars", "muon", "shampoo", "soap", "galore")]
+"""Those that work on whole parameters."""
+COMPRESSIONS = [
+    Compression(),
+    Compression(bits=4),
+    Compression(bits=8, masks=True),
+    Compression(bits=2, projection=0.25),  # only where nothing is computed again
 ]
 
 
@@ -56,7 +67,11 @@ def plans(draw):
     ]
     loss = draw(st.sampled_from(losses))
     computes = [one for one in computes if one != "fp16_amp" or loss == Loss()]
-    policy = draw(st.sampled_from(["none", "full", "every", "segments", "selective", "attention"]))
+    policy = draw(st.sampled_from(["none", "full", "every", "segments", "selective", "attention", "ops"]))
+    sent = draw(st.sampled_from(["none", "all", "every"] if pp == 1 else ["none"]))
+    smaller = COMPRESSIONS if sent == "none" and policy not in {"selective", "attention"} else [Compression()]
+    whole = tp == 1 and (strategy in {"none", "ddp", "zero1"} or shard * replicate == 1)
+    updates = [it for it in UPDATES if strategy != "zero1" or not it.state] + (WHOLE_UPDATES if whole else [])
     plan = Plan(
         mesh=Mesh(dp_shard=shard, dp_replicate=replicate, tp=tp, pp=pp),
         batch=Batch(accumulation=draw(st.sampled_from([1, 4]))),
@@ -68,9 +83,9 @@ def plans(draw):
         ),
         loss=loss,
         tensor=Tensor(sequence_parallel=draw(st.booleans()), loss_parallel=draw(st.booleans())),
-        optimizer=draw(st.sampled_from(UPDATES)),
+        optimizer=draw(st.sampled_from(updates)),
         offload=Offload(
-            activations=draw(st.sampled_from(["none", "all", "every"] if pp == 1 else ["none"])),
+            activations=sent,
             every=draw(st.sampled_from([1, 2])),
             min_bytes=draw(st.sampled_from([0, 1 << 10, 1 << 20])),
             optimizer=draw(st.booleans()),
@@ -78,9 +93,11 @@ def plans(draw):
         remat=Remat(
             policy=policy,
             segments=draw(st.sampled_from(["0", "0-3", "0-3(2-3)", "0,2-3"])) if policy == "segments" else "",
+            keep=draw(st.sampled_from(["input", "add.0", "1-2:add,attention/3:input"])) if policy == "ops" else "",
             every=draw(st.sampled_from([1, 2])),
             early_stop=draw(st.booleans()),
         ),
+        compression=draw(st.sampled_from(smaller if policy == "none" else smaller[:-1] or smaller)),
         sharding=Sharding(
             strategy=strategy,
             reshard_after_forward=draw(st.booleans()),
@@ -147,6 +164,7 @@ def test_a_default_plan_leaves_the_trace_equal(name, field):
     "plan",
     [
         Plan(remat=Remat(policy="full")),
+        Plan(compression=Compression(bits=2, masks=True)),
         Plan(mesh=Mesh(tp=2)),
         Plan(mesh=Mesh(tp=2), tensor=Tensor(sequence_parallel=True)),
         Plan(mesh=Mesh(dp_replicate=2), sharding=Sharding(strategy="ddp")),
@@ -154,7 +172,7 @@ def test_a_default_plan_leaves_the_trace_equal(name, field):
         Plan(mesh=Mesh(dp_shard=2), sharding=Sharding(strategy="zero3"), remat=Remat(policy="full")),
         Plan(mesh=Mesh(pp=2)),
     ],
-    ids=["full", "tp", "sp", "ddp", "zero2", "zero3", "pp"],
+    ids=["full", "codes", "tp", "sp", "ddp", "zero2", "zero3", "pp"],
 )
 def test_other_models_are_rewritten_or_refused(name, plan):
     # GIVEN any model of the zoo  THEN a pass gives a valid trace, or says what it needs

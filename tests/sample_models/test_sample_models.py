@@ -15,6 +15,7 @@ TINY = {
     "mlp": {"inputs": 12, "width": 8, "depth": 2, "classes": 5},
     "resnet": {"blocks": (1, 2), "width": 4, "classes": 5, "image": 32},
     "gpt": {"vocab": 31, "context": 16, "width": 16, "layers": 2, "heads": 2, "seq_len": 8},
+    "lstm": {"vocab": 31, "width": 16, "seq_len": 8},
     "moe": {"vocab": 31, "width": 16, "layers": 2, "heads": 2, "experts": 4, "seq_len": 8},
     "unet": {"width": 8, "levels": (1, 2), "image": 16},
     "vit": {"image": 16, "patch": 4, "width": 16, "layers": 2, "heads": 2, "classes": 5},
@@ -24,6 +25,7 @@ PARAMETERS = {
     "mlp": (784 + 1) * 2048 + 3 * (2048 + 1) * 2048 + (2048 + 1) * 10,
     "resnet": 25_557_032,  # ResNet-50, as published by torchvision
     "moe": 2 * 32000 * 512 + 8 * (2 * 512 + 4 * 512**2 + 8 * 512 + 8 * 2 * 512 * 2048) + 512,
+    "lstm": 2 * 10000 * 650 + 10000 + 2 * 4 * (2 * 650**2 + 2 * 650),
     "gpt": 124_439_808,  # GPT-2 small, the output tied to the embedding
     "vit": 86_567_656,  # ViT-B/16, as published by torchvision
 }
@@ -79,7 +81,8 @@ def test_two_steps_train(sample, name):
 
 
 SHAPES = {
-    "mlp": (4, 5), "resnet": (4, 5), "gpt": (4, 8, 31), "moe": (4, 8, 31), "unet": (4, 3, 16, 16), "vit": (4, 5),
+    "mlp": (4, 5), "resnet": (4, 5), "gpt": (4, 8, 31), "lstm": (4, 8, 31), "moe": (4, 8, 31), "unet": (4, 3, 16, 16),
+    "vit": (4, 5),
 }  # fmt: skip
 
 

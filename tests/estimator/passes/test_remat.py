@@ -6,13 +6,17 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
-from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.remat import PRODUCTS, apply
 from dnnmem.estimator.plan import Plan, Remat
-from dnnmem.estimator.trace import Phase
+from dnnmem.estimator.trace import Origin, Phase
+from dnnmem.profilers.fake import profile_fake
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, passes_peak, reserved
+from tests.profilers.recorded import loss_step, target_of
 
 MODELS = pytest.mark.parametrize("arguments", [{}, LLAMA, WRITTEN], ids=["gpt", "llama", "written scores"])
 
@@ -97,3 +101,77 @@ def test_memory_never_rises_and_work_never_falls(policy):
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(UnsupportedError, match="finds nothing to compute again"):
         remat(replace(gpt(3), modules=()), "full")
+
+
+def test_ops_run_again_that_are_not_kept():
+    # GIVEN a step whose blocks keep some of their ops, one of them all, and one its input
+    trace = gpt(3, batch=16)
+    found = remat(trace, "ops", keep="0:addmm.0.2,attention/2:input", early_stop=False)
+    forward = Counter(
+        (op.name, op.module[1]) for op in trace.ops if op.phase is Phase.FORWARD and op.module[:1] == ("blocks",)
+    )
+    repeated = Counter()
+    for (name, module), n in again(trace, found).items():
+        repeated[name, module[1]] += n
+    # THEN block 1 runs once, block 2 twice, block 0 but for what it keeps
+    kept = Counter({("aten.addmm.default", "0"): 2, ("aten._scaled_dot_product_efficient_attention.default", "0"): 1})
+    assert repeated == Counter({key: n for key, n in (forward - kept).items() if key[1] != "1"})
+
+
+def test_the_more_is_kept_the_more_it_takes():
+    trace = gpt(3, batch=16)
+    peaks = [
+        passes_peak(remat(trace, "ops", keep=keep))
+        for keep in ("input", "attention", "addmm.0,attention", "addmm.0.2,attention", "all")
+    ]
+    assert peaks == sorted(peaks)
+    assert peaks[0] == passes_peak(remat(trace, "full"))
+    assert peaks[-1] == passes_peak(trace)
+
+
+def test_selective_is_a_rule_for_ops():
+    trace = gpt(3, batch=16)
+    assert passes_peak(remat(trace, "ops", keep="addmm.0.2,attention")) == passes_peak(remat(trace, "selective"))
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"), [("bmm", "block 0 has no such op"), ("1:addmm.4", r"addmm\.4"), ("3:all", "has 3 blocks")]
+)
+def test_ops_that_blocks_lack_are_told(keep, said):
+    with pytest.raises(UsageError, match=said):
+        remat(gpt(3), "ops", keep=keep)
+
+
+class Blocks(nn.Module):
+    """Blocks of which the first makes what all read, as T5's position bias is made."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line, self.bias = nn.Linear(8, 8), nn.Embedding(4, 8)
+
+        def forward(self, x, bias=None):
+            bias = self.bias(torch.arange(4, device=x.device)) if bias is None else bias
+            return self.line(x + bias).tanh(), bias
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, x):
+        bias = None
+        for block in self.blocks:
+            x, bias = block(x, bias)
+        return x
+
+
+@pytest.mark.parametrize(
+    "keep", ["input", "0:embedding/1:input", "0:embedding/1-2:input", "0:embedding,addmm/1-2:tanh"]
+)
+def test_what_a_kept_op_makes_for_others_too_is_freed_once(keep):
+    target = target_of(
+        Blocks, lambda size: torch.ones(size, 4, 8), loss_step(lambda model, batch: model(batch).sum()),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1), batch_size=2,
+    )  # fmt: skip
+    trace = profile_fake(target, steps=2, origin=Origin(gpu="h100-sxm-80gb"), on_step=lambda _: None)[0]
+    remat(trace, "ops", keep=keep)

@@ -7,6 +7,7 @@ from sample_models import gpt
 SIZES = {"vocab": 96, "context": 16, "width": 32, "layers": 3, "heads": 4}
 STEPS = 3
 SHARD = ("mesh.dp_shard=2",)
+OPS = ("remat.policy=ops", "remat.keep=0:addmm.0.2,gelu/2:input")
 PLANS = {
     "ddp": ("mesh.dp_replicate=2", "sharding.strategy=ddp"),
     "ddp, small buckets": ("mesh.dp_replicate=2", "sharding.strategy=ddp", "sharding.bucket_mib=1"),
@@ -16,10 +17,21 @@ PLANS = {
     "zero3, reshard all": (*SHARD, "sharding.strategy=zero3", "sharding.keep_last=false"),
     "zero3, split root": (*SHARD, "sharding.strategy=zero3", "sharding.split_root=true"),
     "zero3, recompute": (*SHARD, "sharding.strategy=zero3", "remat.policy=full"),
+    "zero3, recompute ops": (*SHARD, "sharding.strategy=zero3", *OPS),
+    "ddp, recompute ops": ("mesh.dp_replicate=2", "sharding.strategy=ddp", *OPS),
     "zero1, updated on the host": (*SHARD, "sharding.strategy=zero1", "offload.optimizer=true"),
     "zero2, updated on the host": (*SHARD, "sharding.strategy=zero2", "offload.optimizer=true"),
     "zero3, updated on the host": (*SHARD, "sharding.strategy=zero3", "offload.optimizer=true"),
     "ddp, updated on the host": ("mesh.dp_replicate=2", "sharding.strategy=ddp", "offload.optimizer=true"),
+    "ddp, float16": ("mesh.dp_replicate=2", "sharding.strategy=ddp", "precision.compute=fp16_amp"),
+    "zero3, float16": (*SHARD, "sharding.strategy=zero3", "precision.compute=fp16_amp"),
+    "zero1, float16": (*SHARD, "sharding.strategy=zero1", "precision.compute=fp16_amp"),
+    "zero1, float16, updated on the host": (
+        *SHARD,
+        "sharding.strategy=zero1",
+        "precision.compute=fp16_amp",
+        "offload.optimizer=true",
+    ),
     "hsdp of one": ("mesh.dp_replicate=2", "sharding.strategy=zero3"),
 }
 """Ways to train on two ranks, each by its `--set`."""
