@@ -42,9 +42,9 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
             hint="--set offload.activations=all",
         )
     travel = _Travel(min_bytes=plan.offload.min_bytes)
-    model.forward = wraps(model.forward)(partial(travel.run, model.forward))  # type: ignore[method-assign]
+    model.forward = wraps(model.forward)(partial(travel.run, model.forward))
     for conv in convs:
-        conv.forward = partial(travel.convolve, conv.forward)  # type: ignore[method-assign]
+        conv.forward = partial(travel.convolve, conv.forward)
     return model
 
 

@@ -48,7 +48,7 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
         streamed = _streamed(block, place, others) if number in chosen else None
         if streamed is not None:
             flow.order.append(streamed)
-        block.forward = partial(flow.run, block.forward, streamed)  # type: ignore[method-assign]
+        block.forward = partial(flow.run, block.forward, streamed)
     _OF_MODEL[model] = {id(p) for some in flow.order for p, _, _ in some.twins}
     _move_rest(model, _OF_MODEL[model], place)
     model.register_forward_pre_hook(lambda _, __: flow.begin_forward())
@@ -223,7 +223,8 @@ class _Flow:
         stream.wait_stream(torch.cuda.current_stream(self.place))
         with torch.cuda.stream(stream):
             to.copy_(source, non_blocking=True)
-            return stream.record_event()
+            event: torch.cuda.Event = stream.record_event()
+            return event
 
 
 def _uses(model: nn.Module, blocks: list[nn.Module]) -> dict[int, int]:
