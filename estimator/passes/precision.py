@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.autocast import autocast
-from dnnmem.estimator.passes.draft import Draft, lives
+from dnnmem.estimator.passes.draft import Draft, Life, lives, resized
 from dnnmem.estimator.passes.float8 import in_float8
 from dnnmem.estimator.passes.loss_scaling import with_loss_scaling
 from dnnmem.estimator.passes.update import element_bytes, gradients, in_type, scale_update, states
 from dnnmem.estimator.passes.whole_type import in_whole
-from dnnmem.estimator.trace import Kind, Op, Phase, Trace
-from dnnmem.estimator.trace_copy import op_like, storage_like
+from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
+from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 from dnnmem.estimator.work import COMPUTE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from dnnmem.estimator.cluster import Cluster
-    from dnnmem.estimator.plan import Plan
+    from dnnmem.estimator.plan import Plan, Precision
 
 AMP = {"bf16_amp": "bfloat16", "fp16_amp": "float16"}
 """Types that autocast does products in."""
@@ -64,12 +66,13 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
             )
     draft, known = Draft(trace), lives(trace.ops)
     _widen_gradients(draft, grads, wanted.grad)
+    cast = _cast_gradients(draft, known, [trained[p] for p in masters], wanted)
     copies = _master_weights(draft, masters, wanted.param)
     owned = {(storages[p].module, storages[p].name) for p in masters}
     wide = [i for i in states(storages) if (storages[i].module, storages[i].name.split(".")[0]) in owned]
     now = {i: in_type(storages[i], wanted.param) for i in wide}
     now.update({g: in_type(storages[g], wanted.grad) for g in grads})
-    shares = {i: Fraction(s.nbytes, storages[i].nbytes) for i, s in now.items() if storages[i].nbytes}
+    shares = {i: Fraction(s.nbytes, storages[i].nbytes) for i, s in (now | cast).items() if storages[i].nbytes}
     shares.update({p: Fraction(draft.storages[m].nbytes, storages[p].nbytes) for p, m in copies.items()})
     scale_update(draft, known, shares)
     draft.resize({i: s.nbytes for i, s in now.items()})
@@ -141,6 +144,36 @@ def _widen_gradients(draft: Draft, grads: list[int], dtype: str | None) -> None:
             extra = sum(more.get(i, 0) for i in (*op.reads, *op.writes))
             if extra:
                 draft.ops[k] = op_like(draft.ops[k], moved_bytes=max(0, op.moved_bytes + extra))
+
+
+def _cast_gradients(
+    draft: Draft, known: Mapping[int, Life], grads: Iterable[list[int]], wanted: Precision
+) -> dict[int, Storage]:
+    """Before the update each narrow gradient is cast to its master's type, and goes; gradient -> what the update reads.
+
+    Gradients that outlive the step are left as they are.
+    """
+    ops, storages = draft.trace.ops, draft.trace.storages
+    start = next((k for k, op in enumerate(ops) if op.phase is Phase.STEP), len(ops))
+    wide: dict[int, Storage] = {}
+    for g in (g for mine in grads for g in mine):
+        held = in_type(storages[g], wanted.grad)
+        cast = in_type(storages[g], wanted.param)
+        if cast.nbytes <= held.nbytes or g not in known or known[g].freed < start or g in draft.pinned:
+            continue
+        new = draft.add(storage_like(cast, kind=Kind.TEMP))
+        wide[g] = draft.storages[new]
+        draft.before.setdefault(start, []).append(
+            Op(
+                name="aten._to_copy.default", module=("<optimizer>",), phase=Phase.STEP, reads=(g,), writes=(new,),
+                events=(Event(cast.nbytes, 0, new), Event(-held.nbytes, 0, g)), moved_bytes=held.nbytes + cast.nbytes,
+            )
+        )  # fmt: skip
+    for k in range(start, len(ops)):
+        op = renamed(draft.ops[k], {g: s.id for g, s in wide.items()})
+        sizes = {s.id: s.nbytes for s in wide.values()}
+        draft.ops[k] = op_like(op, events=resized(op.events, sizes))
+    return wide
 
 
 def _master_weights(draft: Draft, params: list[int], dtype: str | None) -> dict[int, int]:

@@ -65,9 +65,23 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
     """`optimizer` that unscales and skips under `fp16_amp`, and that works on masters where `param` is wider."""
     if plan.precision.compute == "fp16_amp":
         LossScaling.find(model).attach(optimizer)
+    if not plan.splits_parameters:
+        _check_gradients(model, plan)
     if plan.precision.param is not None and not plan.splits_parameters:
         over_masters(optimizer, plan.precision)
     return optimizer
+
+
+def _check_gradients(model: nn.Module, plan: Plan) -> None:
+    """Raise `UnsupportedError` for gradients that neither rest in their parameters' type nor in their masters'."""
+    grad = plan.precision.grad
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    if grad not in {None, plan.precision.param} and own is not getattr(torch, str(grad)):
+        raise UnsupportedError(
+            f"precision.grad is {grad}, but parameters are in {str(own).removeprefix('torch.')}, and torch keeps "
+            "gradients in the type of what they belong to",
+            hint=f"--set precision.param={grad} keeps masters in it, and their gradients",
+        )
 
 
 def _is_sharded_mixed(plan: Plan) -> bool:

@@ -39,6 +39,7 @@ LLAMA = {
 }  # fmt: skip
 RECORDED = {
     "llama": Request(target="hf:llama", batch_size=4, seq_len=256, args=LLAMA),
+    "gpt": REQUESTS["gpt"],
     "unet": Request(target=str(SAMPLES / "unet.py"), batch_size=4),
     "mlp": Request(target=str(SAMPLES / "mlp.py"), batch_size=64),
 }
@@ -51,6 +52,8 @@ WAYS = [
     ("llama", ("precision.compute=bf16_amp",)),
     ("llama", ("precision.compute=bfloat16",)),
     ("llama", MIXED),
+    ("llama", ("precision.compute=bfloat16", "precision.param=float32", "precision.grad=float32")),
+    ("gpt", ("precision.compute=bfloat16", "precision.param=float32")),
     ("unet", ("precision.compute=bf16_amp",)),
     ("mlp", ("precision.compute=fp16_amp",)),
 ]

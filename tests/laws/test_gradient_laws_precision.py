@@ -140,3 +140,10 @@ def test_a_scheduler_can_wrap_the_step():
 def test_autocast_of_a_narrow_model_is_refused():
     with pytest.raises(UnsupportedError, match="parameters in bfloat16"):
         to_model(nn.Linear(2, 2).bfloat16(), Plan(precision=Precision(compute="bf16_amp")))
+
+
+def test_gradients_of_a_type_that_nobody_keeps_are_refused():
+    plan = Plan(precision=Precision(compute="bfloat16", grad="float32"))
+    model = to_model(nn.Linear(2, 2), plan)
+    with pytest.raises(UnsupportedError, match="gradients in the type"):
+        to_optimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, plan)
