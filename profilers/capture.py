@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.optim import Optimizer
 
+from dnnmem.estimator.declared import declared_notes
 from dnnmem.estimator.trace import Module, Origin, Trace
 from dnnmem.profilers.history import use_history
 from dnnmem.profilers.holds import saved_hooks
@@ -92,10 +93,10 @@ def capture(
     seconds = _median_seconds(recorder.log, clock) if clock is not None else []
     if history is not None:
         use_history(recorder.log, history())
-    origin = replace(origin, notes=(*origin.notes, *sorted(recorder.log.notes)))
-    return to_trace(
-        recorder.log, seconds=seconds, modules=describe_modules(built.model), batch=target.batch, origin=origin
-    )
+    modules = describe_modules(built.model)
+    notes = (*origin.notes, *sorted(recorder.log.notes), *declared_notes(modules))
+    origin = replace(origin, notes=notes)
+    return to_trace(recorder.log, seconds=seconds, modules=modules, batch=target.batch, origin=origin)
 
 
 def _median_seconds(log: Log, clock: Clock) -> list[float | None]:
