@@ -175,3 +175,39 @@ def test_what_a_kept_op_makes_for_others_too_is_freed_once(keep):
     )  # fmt: skip
     trace = profile_fake(target, steps=2, origin=Origin(gpu="h100-sxm-80gb"), on_step=lambda _: None)[0]
     remat(trace, "ops", keep=keep)
+
+
+class Residuals(nn.Module):
+    """Blocks that autograd keeps a copy of their input of, and not the input."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line = nn.Linear(8, 8, dtype=torch.bfloat16)
+
+        def forward(self, x):
+            return x + self.line(x.float().tanh().bfloat16())
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_an_input_that_only_a_checkpoint_keeps_counts_as_saved():
+    # GIVEN blocks whose inputs are gone after the forward pass
+    target = target_of(
+        Residuals, lambda size: torch.ones(size, 4, 8, dtype=torch.bfloat16),
+        loss_step(lambda model, batch: model(batch).sum()), lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        batch_size=2,
+    )  # fmt: skip
+    trace = profile_fake(target, steps=2, origin=Origin(gpu="h100-sxm-80gb"), on_step=lambda _: None)[0]
+    sums = [op.writes[0] for op in trace.ops if op.name == "aten.add.Tensor" and op.phase is Phase.FORWARD]
+    assert not any(trace.storages[i].saved for i in sums)
+    # WHEN they are computed again  THEN what goes into the second and the third is saved
+    found = remat(trace, "full")
+    assert [found.storages[i].saved for i in sums] == [True, True, False]
