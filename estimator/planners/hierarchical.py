@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -29,6 +30,8 @@ _SLOTS = 2000
 """Parts of a budget; bytes are rounded to the nearest, as what comes out is held against the step itself."""
 _PLANS = 64
 """Budgets that are planned for, evenly from the least to all."""
+_WORTH = 0.005
+"""Share of a block's forward pass: ops that take less are not named, so that rules stay readable."""
 _WAYS = 32
 """Ways of a block that are followed, at most; they spread over its bytes."""
 
@@ -106,7 +109,7 @@ def find_with(problem: Problem, ways: WaysOf) -> Found:
 
 def find(problem: Problem) -> Found:
     """Ways by knapsack."""
-    return find_with(problem, knapsack)
+    return find_with(problem, partial(knapsack, worth=_WORTH))
 
 
 def best(chain: Chain, choices: Sequence[Sequence[Way]], budget_bytes: float) -> list[Way] | None:

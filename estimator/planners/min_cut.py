@@ -47,9 +47,13 @@ def seconds_again(graph: Graph, works: Collection[int]) -> float:
     return sum(graph.works[k].seconds for k in again if k <= stop)
 
 
-def knapsack(graph: Graph) -> list[Kept]:
-    """The sets that no other beats in both bytes and seconds, fewest bytes first."""
+def knapsack(graph: Graph, worth: float = 0.0) -> list[Kept]:
+    """The sets that no other beats in both bytes and seconds, fewest bytes first.
+
+    `worth`: share of the forward pass's time from which on a work is looked at; what must be kept is so in any case.
+    """
     works, needed = graph.works, graph.needed()
+    least = worth * sum(work.seconds for work in works[: graph.turn])
     size = [sum(graph.nbytes[v] for v in work.makes) for work in works]
     grain = max(sum(size[: graph.turn]) // _GRAINS, 1)
     makers = [k for k in range(graph.turn) if not needed.isdisjoint(works[k].makes)]
@@ -61,7 +65,7 @@ def knapsack(graph: Graph) -> list[Kept]:
         total = sum(works[k].seconds for k in range(stop + 1))
         front = [(sum(size[k] for k in forced), total, forced)]
         for k in range(stop):
-            if works[k].keeps and works[k].seconds:
+            if works[k].keeps and works[k].seconds > least:
                 more = [(saved + size[k], time - works[k].seconds, (*chosen, k)) for saved, time, chosen in front]
                 front = _front([*front, *more], grain)
         found += front

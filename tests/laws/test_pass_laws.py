@@ -93,7 +93,7 @@ def plans(draw):
         remat=Remat(
             policy=policy,
             segments=draw(st.sampled_from(["0", "0-3", "0-3(2-3)", "0,2-3"])) if policy == "segments" else "",
-            keep=draw(st.sampled_from(["input", "add.0", "1-2:add,attention/3:input"])) if policy == "ops" else "",
+            keep=draw(st.sampled_from(["input", "add.0", "1-2:add/3:input"])) if policy == "ops" else "",
             every=draw(st.sampled_from([1, 2])),
             early_stop=draw(st.booleans()),
         ),
