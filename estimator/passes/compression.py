@@ -128,7 +128,10 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
             last = max(k for k in saved.life.uses if trace.ops[k].phase is Phase.FORWARD)
             gone[saved.storage.id] = max((last, -1), held.get(saved.storage.id, (-1, -1)))
     for i in sorted(gone, key=lambda i: gone[i]):
-        draft.free(gone[i][0], i)
+        if known[i].made == gone[i][0]:  # no variable of the program's has ever held it
+            _free_first(draft, gone[i][0], i)
+        else:
+            draft.free(gone[i][0], i)
     for k, behind in draft.after.items():
         _move_frees(draft, k, behind)
     return draft.finish()
@@ -265,7 +268,7 @@ def _free_instead(draft: Draft, k: int, i: int, parts: Iterable[int]) -> None:
 
 
 def _free_first(draft: Draft, k: int, i: int) -> None:
-    """Free what a node of autograd unpacked: when it has made its gradients, before what it was given goes."""
+    """Free what only op `k` holds: when it is done, before what it was given goes."""
     op = draft.ops[k]
     last = _last_call(op.events)
     event = Event(-draft.storages[i].nbytes, 0, i)

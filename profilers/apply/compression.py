@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +46,9 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     if plan.compression == Compression():
         return model
     check_fits(plan)
-    model.forward = partial(_run, weakref.ref(model), _State(plan=plan.compression), model.forward)
+    forward = model.forward
+    compressing = partial(_run, weakref.ref(model), _State(plan=plan.compression), forward)
+    model.forward = update_wrapper(compressing, forward)  # its parameters stay known
     return model
 
 
