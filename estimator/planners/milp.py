@@ -114,8 +114,8 @@ def _by_highspy(
         lp.integrality_ = [kinds[int(w)] for w in whole]
     model.passModel(lp)
     if start is not None:
-        index, value = np.array([*start], dtype=np.int32), np.array([*start.values()], dtype=np.float64)
-        model.setSolution(len(index), index, value)
+        known = np.array([*start], dtype=np.int32)
+        model.setSolution(len(known), known, np.array([*start.values()], dtype=np.float64))
     model.run()
     status, info = model.getModelStatus(), model.getInfo()
     found = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
