@@ -68,9 +68,9 @@ def available() -> str:
 def solve(
     program: Program, time_limit_seconds: float, *, relaxed: bool = False, start: Mapping[int, float] | None = None
 ) -> Solved:
-    """Solve `program`; `relaxed` takes whole numbers for any, `start` has some
-    variables of a solution to begin with.
+    """The best solution of `program` that is found in time.
 
+    Args: `relaxed` takes whole numbers for any; `start` has some variables of a solution to begin with.
     Raises `UnsupportedError` where no solver is installed.
     """
     whole = np.array(program.whole, dtype=bool) & (not relaxed)
