@@ -40,7 +40,7 @@ class GaLore(Optimizer):
         super().__init__(params, {**defaults, "rank": rank, "every": every, "scale": scale, "hidden": False})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; returns what `closure` does."""
         loss = loss_of(closure)
         for group in self.param_groups:
@@ -73,4 +73,5 @@ def _update(p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Group, cou
 
 def _projection(grad: Tensor, rank: int, *, wide: bool) -> Tensor:
     """Singular vectors of the short side; the matrix is decomposed standing, which takes less room."""
-    return torch.linalg.svd(grad.T if wide else grad, full_matrices=False).Vh[:rank].T.contiguous()
+    right: Tensor = torch.linalg.svd(grad.T if wide else grad, full_matrices=False).Vh
+    return right[:rank].T.contiguous()

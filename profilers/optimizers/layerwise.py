@@ -10,7 +10,7 @@ length, as in both authors' own programs; so does a weight or an update of lengt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Lamb(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; returns what `closure` does."""
         loss = loss_of(closure)
         for group in self.param_groups:
@@ -62,7 +62,7 @@ class Lars(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; returns what `closure` does."""
         loss = loss_of(closure)
         for group in self.param_groups:
@@ -111,7 +111,7 @@ def _lars(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], grou
     torch._foreach_add_(params, buffers, alpha=-1)
 
 
-def _scale(updates: Sequence[Tensor], lengths: Tensor, others: Tensor, factor: float = 1.0) -> None:
+def _scale(updates: list[Tensor] | tuple[Tensor, ...], lengths: Tensor, others: Tensor, factor: float = 1.0) -> None:
     """Multiply each update by `factor` times the quotient of two lengths; by 1 where either is 0."""
     ratios = lengths.div(others).mul_(factor)
     ratios.masked_fill_(lengths.mul(others).eq_(0).bool(), 1.0)

@@ -42,7 +42,7 @@ class Muon(Optimizer):
         super().__init__(params, {**defaults, "hidden": False})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; returns what `closure` does."""
         loss = loss_of(closure)
         for group in self.param_groups:

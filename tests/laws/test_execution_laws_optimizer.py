@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -36,14 +37,30 @@ WAYS = {
     "fused": Plan(optimizer=Optimizer(kernel="fused")),
     "adafactor": Plan(optimizer=Optimizer(name="adafactor")),
     "adafactor, foreach": Plan(optimizer=Optimizer(name="adafactor", kernel="foreach")),
+    "momentum": Plan(optimizer=Optimizer(name="momentum")),
+    "lion": Plan(optimizer=Optimizer(name="lion")),
+    "lamb": Plan(optimizer=Optimizer(name="lamb")),
+    "lars": Plan(optimizer=Optimizer(name="lars")),
+    "muon": Plan(optimizer=Optimizer(name="muon")),
+    "shampoo": Plan(optimizer=Optimizer(name="shampoo")),
+    "soap": Plan(optimizer=Optimizer(name="soap")),
+    "galore": Plan(optimizer=Optimizer(name="galore")),
+    "bfloat16": Plan(optimizer=Optimizer(state="bfloat16")),
+    "float16": Plan(optimizer=Optimizer(state="float16")),
+    "in backward": Plan(optimizer=Optimizer(in_backward=True)),
+    "adafactor in backward": Plan(optimizer=Optimizer(name="adafactor", in_backward=True)),
     "accumulation": Plan(batch=Batch(accumulation=4)),
     "host": Plan(offload=Offload(optimizer=True)),
 }
-PEAK_IN_UPDATE = ("adafactor", "adafactor, foreach")
-"""Where the update is the peak, what CUDA's reductions of large matrices keep inside shows, and is not predicted."""
+STEPS = {"shampoo": 11, "soap": 10, "galore": 201}
+"""The last of these renews roots, bases or projections, as the step that is predicted does."""
+FIRST_STEP_RESERVES = ("shampoo", "soap", "in backward")
+"""What the first step leaves between blocks is not predicted, and makes more of a difference."""
+ALONE = ("accumulation", "host")
+"""Ways on the language model alone."""
 CASES = [
-    *(("mlp", way) for way in WAYS if way not in PEAK_IN_UPDATE),
-    *(("gpt", way) for way in (*PEAK_IN_UPDATE, "accumulation", "host")),
+    *(("mlp", way) for way in WAYS if way not in ALONE),
+    *(("gpt", way) for way in ("adafactor", "adafactor, foreach", "muon", "soap", "in backward", *ALONE)),
 ]
 
 
@@ -61,11 +78,13 @@ def test_a_pass_needs_what_its_apply_needs(name, way):
     [found] = rewrite(plain_step(name), plan)
     found.check()
     held = replay_on(found, GPU)
-    ran = verify(SIZES[name], plan, GPU, cache=cache_folder(os.environ))
+    ran = verify(replace(SIZES[name], steps=STEPS.get(way)), plan, GPU, cache=cache_folder(os.environ))
     # THEN the peaks agree
     assert ran.outcome == "ran", ran.message
-    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.01)
-    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.02)
+    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.005)
+    assert held.peak_reserved_bytes == pytest.approx(
+        ran.peak_reserved_bytes, rel=0.06 if way in FIRST_STEP_RESERVES else 0.02
+    )
 
 
 def test_8_bit_states_need_what_torchao_needs(tmp_path):
