@@ -33,7 +33,7 @@ def update_alone(optimizer: Optimizer, wanted: Choice) -> None:
     alone = _Alone(optimizer, getattr(torch, wanted.state) if wanted.state else None)
     if wanted.in_backward:
         for group in optimizer.param_groups:
-            for p in group["params"]:
+            for p in (p for p in group["params"] if p.requires_grad):
                 p.register_post_accumulate_grad_hook(alone.update_and_drop(group))
     step = _nothing if wanted.in_backward else alone.step
     optimizer.step = MethodType(Optimizer.profile_hook_step(step), optimizer)  # type: ignore[method-assign]

@@ -278,6 +278,25 @@ def test_what_cannot_be_applied_is_said(plan, error, words):
         apply_to_optimizer(optimizer, model, plan)
 
 
+@pytest.mark.parametrize("name", [*OWN, "muon", "galore", "adafactor"])
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_frozen_parameters_stay_and_have_no_states(name, in_backward):
+    # GIVEN a model of which the first layers are frozen, in an optimizer of all
+    module, model, batch = model_and_batch("mlp")
+    frozen = list(model[0].parameters()) + list(model[2].parameters())
+    for p in frozen:
+        p.requires_grad_(requires_grad=False)
+    before = [p.detach().clone() for p in frozen]
+    plan = Plan(optimizer=Optimizer(name=name, in_backward=in_backward))
+    optimizer = apply_to_optimizer(adamw(model.parameters()), model, plan)
+    for _ in range(2):
+        loss_of(module, model, batch).backward()
+        optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(frozen, before, strict=True))
+    assert not any(optimizer.state.get(p) for p in frozen)
+    assert all(optimizer.state.get(p) for p in model.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize(
     ("plan", "words"),
     [

@@ -81,6 +81,23 @@ def recorded(maker):
     return profile_fake(target, steps=2, origin=Origin(gpu="h100-sxm-80gb"), on_step=lambda _: None)[0]
 
 
+@cache
+def recorded_with_frozen():
+    """The same model, of which the last matrix and its bias are trained."""
+    nn = torch.nn
+
+    def make():
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 24), nn.Linear(24, 16)
+        )
+        model[:4].requires_grad_(requires_grad=False)
+        return model
+
+    step = loss_step(lambda model, batch: model(batch).mean())
+    target = target_of(make, lambda size: torch.randn(size, 3, 8, 8), step, torch.optim.AdamW)
+    return profile_fake(target, steps=2, origin=Origin(gpu="h100-sxm-80gb"), on_step=lambda _: None)[0]
+
+
 def is_solved(op):
     """What cuSOLVER does: its work and its flops are not recorded."""
     return op.name.startswith(("aten._linalg_", "aten.linalg_qr"))
@@ -155,6 +172,48 @@ def test_groups_stay_lists_of_their_own():
     # THEN they are lists under another kernel too
     found = apply(trace, Plan(optimizer=Optimizer(kernel="fused")))
     assert [len(op.reads) for op in found.ops if "_fused_adamw_" in op.name] == [15, 25]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_parameters_have_no_states(name):
+    # GIVEN a step that trains the last matrix alone
+    found = apply(recorded_with_frozen(), Plan(optimizer=Optimizer(name=name)))
+    found.check()
+    owners = {s.module for s in found.storages.values() if s.kind is Kind.OPTIMIZER}
+    assert owners <= {("4",)}
+    assert owners or name == "sgd"
+
+
+@pytest.mark.parametrize("name", [None, "lion", "adafactor", "muon"])
+@pytest.mark.parametrize("state", [None, "float16"])
+def test_gradients_never_live_together_where_updates_come_with_them(name, state):
+    if name == "adafactor" and state:
+        return
+    trace = gpt(3)
+    found = apply(trace, Plan(optimizer=Optimizer(name=name, state=state, in_backward=True)))
+    found.check()
+    # THEN a gradient is gone before another one is complete, nothing is left to do at the end
+    live, most = 0, 0
+    for op in found.ops:
+        for event in op.events:
+            if event.storage >= 0 and found.storages[event.storage].kind is Kind.GRAD:
+                live += event.nbytes
+                most = max(most, live)
+    total = sum(s.nbytes for s in found.storages.values() if s.kind is Kind.GRAD)
+    assert live == 0
+    assert most < 0.4 * total
+    assert not any(op.writes for op in found.ops if op.phase is Phase.STEP)
+
+
+def test_moments_of_16_bits_are_half_as_large():
+    trace = gpt(3)
+    params = sum(s.nbytes for i, s in trace.storages.items() if s.kind is Kind.PARAM and i in trace.pinned)
+    for state, scales in (("bfloat16", 0), ("float16", 4)):
+        found = apply(trace, Plan(optimizer=Optimizer(state=state)))
+        found.check()
+        states = [s for i, s in found.storages.items() if s.kind is Kind.OPTIMIZER and i in found.pinned]
+        assert sum(s.nbytes for s in states if s.shape) == params
+        assert sum(s.nbytes for s in states if not s.shape) == scales * sum(1 for s in states if s.shape)
 
 
 def test_states_of_8_bit():
