@@ -251,11 +251,10 @@ def _recompute(
         draft.storages[i] = storage_like(draft.storages[i], kind=Kind.TEMP, saved=False)
         _free_before_sum(draft, known[i].freed, new[i])
     needed = {i: None for k in again for i in ops[k].reads if i not in new and i not in draft.trace.pinned}
-    for i in {**needed, **(kept if cached else {})}:
-        early = 0 <= known[i].freed < start
-        if early and i in kept and i in needed and _free_after_clone(draft, i, known, start):
+    for i in (i for i in {**needed, **(kept if cached else {})} if 0 <= known[i].freed < start):
+        if i in kept and i in needed and _free_after_clone(draft, i, known, start):
             later.pop(i, None)  # others, whose backward passes came before, read it too
-        elif early:
+        else:
             later[i] = max(later.get(i, -1), finish)
 
 
