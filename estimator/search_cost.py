@@ -10,7 +10,6 @@ exact   all passes op by op: the estimate that is told
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from dnnmem.estimator.block_list import main_list
 from dnnmem.estimator.cluster import Cluster
-from dnnmem.estimator.coarsen import NAME, Runs, coarsen, live_peak, rounded
+from dnnmem.estimator.coarsen import Runs, coarsen, live_peak
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import InfeasibleError, UnsupportedError
 from dnnmem.estimator.estimate import Estimate, price
@@ -31,15 +30,15 @@ from dnnmem.estimator.planners.remat import plan_remat
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.repeat import repeat, repeated_flops
 from dnnmem.estimator.roofline import host_seconds, op_seconds
+from dnnmem.estimator.search_core import STATES, Core, resting, with_costs
 from dnnmem.estimator.segments import blocks_again
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.trace import Kind, Phase, Trace
 from dnnmem.estimator.work import work_of
 
-_STATES = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER})
-_OTHERS = frozenset(Kind) - _STATES - {Kind.COMM}
-_LASTING = _STATES | {Kind.COMM}
+_OTHERS = frozenset(Kind) - STATES - {Kind.COMM}
+_LASTING = STATES | {Kind.COMM}
 _OPTIMIZER = frozenset({Kind.OPTIMIZER})
 _ALL_PARTS = ("zero2", "zero3")
 """Strategies that may split all that rests between steps."""
@@ -49,7 +48,7 @@ _CERTAIN = 0.98
 """Blocks that are alike differ by less: the first and the last one have other neighbours."""
 _DRAWN = 0.99
 """Paths through a step repeat after two blocks, or the first ones differ: less than that in all that was tried."""
-WHOLE = ("every", "segments")
+WHOLE = ("every", "segments", "ops")
 """Policies that count blocks over the model, which has to be whole then."""
 
 
@@ -61,32 +60,6 @@ class Cost:
     """Of one optimizer step."""
     peak_bytes: int
     """What is allocated at the peak; reserved, where the price is exact."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Core:
-    """A micro-batch's step as the passes of the model leave it."""
-
-    trace: Trace
-    """Op by op; of few blocks if `layers`."""
-    layers: int | None
-    """Blocks that it is to be repeated to; None = it is whole."""
-    runs: Trace
-    """In runs, whole."""
-    micro_seconds: float
-    """Of the compute lane, forward and backward."""
-    update_seconds: float
-    """Of the compute lane, the update."""
-    states: Mapping[Kind, int]
-    """Bytes that live between steps, by kind."""
-    others_bytes: int
-    """Largest sum of what is neither state nor message, before the update."""
-    whole: Trace | None = None
-    """Op by op and whole, once it was needed."""
-    chain: Chain | None = None
-    """In stages, once it was needed."""
-    few: tuple[tuple[int, Trace], tuple[int, Trace]] | None = None
-    """With as many blocks as `trace` has, and one more, once they were needed."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -180,14 +153,15 @@ class Costs:
     def resting_bytes(self, plan: Plan) -> int:
         """What lives between steps, at least."""
         core, parts = self.core(plan), self._parts(plan)
-        kinds = _STATES - _OPTIMIZER if plan.offload.optimizer else _STATES
+        kinds = STATES - _OPTIMIZER if plan.offload.optimizer else STATES
+        kinds -= {Kind.PARAM, Kind.GRAD} if plan.offload.parameters else frozenset()
         return sum(core.states[kind] // parts[kind] for kind in kinds)
 
     def _parts(self, plan: Plan) -> dict[Kind, int]:
         """In how many parts ranks hold states, by kind."""
         strategy = plan.sharding.strategy
-        split = _STATES if strategy in _ALL_PARTS else _OPTIMIZER if strategy == "zero1" else frozenset[Kind]()
-        return {kind: plan.mesh.dp_shard if kind in split else 1 for kind in _STATES}
+        split = STATES if strategy in _ALL_PARTS else _OPTIMIZER if strategy == "zero1" else frozenset[Kind]()
+        return {kind: plan.mesh.dp_shard if kind in split else 1 for kind in STATES}
 
     @collector_paused()
     def by_runs(self, plan: Plan) -> Cost:
@@ -198,10 +172,11 @@ class Costs:
         return found
 
     def _by_runs(self, plan: Plan) -> Cost:
-        if plan.offload.activations != "none":  # copied as ops make them, within runs; no step is faster for copies
-            without = replace(plan, offload=replace(plan.offload, activations="none"))
-            least, drawn = self.by_runs(without).seconds, self._drawn_out(plan)
-            return Cost(seconds=max(least, drawn.seconds), peak_bytes=max(self.lasting[without], drawn.peak_bytes))
+        if plan.offload.activations != "none" or plan.offload.parameters:  # copied within runs
+            without = replace(plan, offload=replace(plan.offload, activations="none", parameters=False, resident=0))
+            least, drawn = self.by_runs(without).seconds, self._drawn_out(plan)  # no step is faster for copies
+            lasting = self.resting_bytes(plan) if plan.offload.parameters else self.lasting[without]
+            return Cost(seconds=max(least, drawn.seconds), peak_bytes=max(lasting, drawn.peak_bytes))
         if self._is_apart(plan):
             plain = replace(plan, remat=Remat())
             bound = self.bound(plan)
@@ -212,7 +187,7 @@ class Costs:
         core = self.core(plan)
         local = rewrite_rank(core.runs, plan, self.cluster)
         self.lasting[plan] = int(live_peak(local, _LASTING) * RUNS_MARGIN)
-        step = _with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
+        step = with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
         return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=int(live_peak(local) * RUNS_MARGIN))
 
     def _drawn_out(self, plan: Plan) -> Cost:
@@ -315,7 +290,8 @@ class Costs:
     def core(self, plan: Plan) -> Core:
         """That of a plan."""
         key: tuple[object, ...] = (
-            self.micro_batch(plan), plan.precision, plan.tensor, plan.optimizer, plan.remat,
+            self.micro_batch(plan), plan.precision, plan.loss, plan.tensor, plan.optimizer, plan.remat,
+            plan.compression,
         )  # fmt: skip
         if plan.precision != Plan().precision:  # whose pass leaves parameters at rest to them
             key = (*key, plan.sharding.strategy in _ALL_PARTS)
@@ -355,34 +331,6 @@ class Costs:
         micro = sum(self.runs.costs[op.name].seconds for op in runs.ops if op.name in self.runs.costs)
         passes = tuple(op for op in runs.ops if op.phase is not Phase.STEP)  # what an update makes is split with it
         return Core(
-            trace=trace, layers=layers, runs=runs, micro_seconds=micro, update_seconds=update, states=_resting(runs),
+            trace=trace, layers=layers, runs=runs, micro_seconds=micro, update_seconds=update, states=resting(runs),
             others_bytes=live_peak(replace(runs, ops=passes), _OTHERS),
         )  # fmt: skip
-
-
-def _resting(trace: Trace) -> dict[Kind, int]:
-    """Bytes that live between steps, by kind."""
-    states = dict.fromkeys(_STATES, 0)
-    for i in trace.pinned:
-        storage = trace.storages[i]
-        if storage.kind in states:
-            states[storage.kind] += rounded(storage.nbytes)
-    return states
-
-
-def _with_costs(step: LocalStep, runs: Runs, model: TimeModel) -> LocalStep:
-    """`step` with the seconds of its runs; what is left of the host's time goes to the next op."""
-    [chunk] = step.chunks
-    work = chunk.work
-    measured, host = work.measured.copy(), work.host_ops.copy()
-    left = 0.0
-    for k, op in enumerate(chunk.trace.ops):
-        host[k] += left
-        left = 0.0
-        if op.name.startswith(NAME):
-            cost = runs.costs[op.name]
-            measured[k] = cost.seconds
-            host[k] += cost.issue / model.host_seconds - 1
-            left = cost.left / model.host_seconds
-    work = replace(work, measured=measured, host_ops=host)
-    return replace(step, chunks=(replace(chunk, work=work),))

@@ -1,0 +1,72 @@
+"""A micro-batch's step as the passes of the model leave it: what many plans of a search share.
+
+core    op by op, of few blocks where blocks are alike    ->    runs of ops, whole; what rests; what must be computed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from dnnmem.estimator.coarsen import NAME, Runs, rounded
+from dnnmem.estimator.local_step import LocalStep
+from dnnmem.estimator.planners.chain import Chain
+from dnnmem.estimator.time_model import TimeModel
+from dnnmem.estimator.trace import Kind, Trace
+
+STATES = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER})
+"""What lives between steps."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Core:
+    """A micro-batch's step as the passes of the model leave it."""
+
+    trace: Trace
+    """Op by op; of few blocks if `layers`."""
+    layers: int | None
+    """Blocks that it is to be repeated to; None = it is whole."""
+    runs: Trace
+    """In runs, whole."""
+    micro_seconds: float
+    """Of the compute lane, forward and backward."""
+    update_seconds: float
+    """Of the compute lane, the update."""
+    states: Mapping[Kind, int]
+    """Bytes that live between steps, by kind."""
+    others_bytes: int
+    """Largest sum of what is neither state nor message, before the update."""
+    whole: Trace | None = None
+    """Op by op and whole, once it was needed."""
+    chain: Chain | None = None
+    """In stages, once it was needed."""
+    few: tuple[tuple[int, Trace], tuple[int, Trace]] | None = None
+    """With as many blocks as `trace` has, and one more, once they were needed."""
+
+
+def resting(trace: Trace) -> dict[Kind, int]:
+    """Bytes that live between steps, by kind."""
+    states = dict.fromkeys(STATES, 0)
+    for i in trace.pinned:
+        storage = trace.storages[i]
+        if storage.kind in states:
+            states[storage.kind] += rounded(storage.nbytes)
+    return states
+
+
+def with_costs(step: LocalStep, runs: Runs, model: TimeModel) -> LocalStep:
+    """`step` with the seconds of its runs; what is left of the host's time goes to the next op."""
+    [chunk] = step.chunks
+    work = chunk.work
+    measured, host = work.measured.copy(), work.host_ops.copy()
+    left = 0.0
+    for k, op in enumerate(chunk.trace.ops):
+        host[k] += left
+        left = 0.0
+        if op.name.startswith(NAME):
+            cost = runs.costs[op.name]
+            measured[k] = cost.seconds
+            host[k] += cost.issue / model.host_seconds - 1
+            left = cost.left / model.host_seconds
+    work = replace(work, measured=measured, host_ops=host)
+    return replace(step, chunks=(replace(chunk, work=work),))
