@@ -18,7 +18,7 @@ from dnnmem.estimator.passes.loss_pieces import Pieces
 from dnnmem.estimator.passes.loss_site import Site, find_head, find_sites
 from dnnmem.estimator.plan import Loss, Plan
 from dnnmem.estimator.trace import Event, Op, Phase, Trace
-from dnnmem.estimator.trace_copy import op_like, storage_like
+from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -108,7 +108,19 @@ def _fused(trace: Trace, plan: Plan, site: Site) -> Trace:
         trace.storages[head.hidden], saved=any(trace.ops[k].phase is Phase.BACKWARD for k in later)
     )
     _free_targets(rewriter, site)
-    return rewriter.run()
+    return _summed_in_place(rewriter.run(), head.of_weight)
+
+
+def _summed_in_place(trace: Trace, first: int | None) -> Trace:
+    """Autograd adds the gradient of a tied embedding into the head's, which is no view any more but a tensor."""
+    for k, op in enumerate(trace.ops):
+        if op.phase is Phase.BACKWARD and op.name == "aten.add.Tensor" and op.reads[:1] == (first,):
+            total = op.writes[0]
+            ops = [renamed(other, {op.reads[0]: total}) for other in trace.ops[: k + 1]]
+            events = tuple(e for e in ops[k].events if e.storage != total)
+            ops[k] = op_like(ops[k], name="aten.add_.Tensor", events=events)
+            return replace(trace, ops=(*ops, *trace.ops[k + 1 :]))
+    return trace
 
 
 def _free_targets(rewriter: _Rewriter, site: Site) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.block_list import block_lists
 from dnnmem.estimator.passes import offload_conv
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
-from dnnmem.estimator.passes.offload_copies import leave, travel
+from dnnmem.estimator.passes.offload_copies import leave, settle, travel
 from dnnmem.estimator.sent_blocks import sent_runs
 from dnnmem.estimator.trace import Phase, Trace
 
@@ -63,6 +63,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     for n in (n for n in reversed(range(len(units))) if saved[n]):
         start = min(units[n + 1].backward[0], *_reads(trace, known, units[n].backward, saved[n]))
         travel(draft, known, saved[n], units[n].backward, start)
+    settle(draft, known, gone)
     return draft.finish()
 
 
@@ -84,7 +85,10 @@ def _units(trace: Trace, plan: Plan) -> list[_Unit]:
 
 
 def _saved(trace: Trace, known: dict[int, Life], unit: _Unit, least: int, *, made_inside: bool) -> dict[int, int]:
-    """What a unit's backward pass reads of the forward pass, in the order of its last use there, which is the value."""
+    """What a unit's backward pass reads of the forward pass, in the order of its first use there.
+
+    Each with the op after which it is copied: no op of the unit changes it any more.
+    """
     inside, later = set(unit.forward), set(unit.backward)
     found: dict[int, int] = {}
     for i in {i for k in unit.backward for i in (*trace.ops[k].reads, *trace.ops[k].frees)}:
@@ -93,8 +97,10 @@ def _saved(trace: Trace, known: dict[int, Life], unit: _Unit, least: int, *, mad
             continue
         if not back_uses(storage, life, later) or not (made_inside or life.made not in inside):
             continue
-        found[i] = max((k for k in life.uses if k in inside), default=unit.forward[0])
-    return {i: found[i] for i in sorted(found, key=lambda i: (found[i], i))}
+        found[i] = next((k for k in life.uses if k in inside), unit.forward[0])
+    order = sorted(found, key=lambda i: (found[i], known[i].made in inside, i))
+    writes = {i: k for k in unit.forward for i in trace.ops[k].writes}
+    return {i: max(found[i], writes.get(i, -1)) for i in order}
 
 
 def _other_uses(life: Life, i: int, reads: dict[int, int], saved: Sequence[Container[int]]) -> Iterable[int]:

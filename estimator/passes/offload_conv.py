@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
-from dnnmem.estimator.passes.offload_copies import leave, travel
+from dnnmem.estimator.passes.offload_copies import leave, settle, travel
 from dnnmem.estimator.trace import Phase, Trace
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         first = back_uses(trace.storages[i], known[i], later)[0]
         start = min(first, _back(trace, order[n + 1][1], backward)) if n + 1 < len(order) else min(first, begin)
         travel(draft, known, {i: k}, backward, start)
+    settle(draft, known, sent)
     return draft.finish()
 
 

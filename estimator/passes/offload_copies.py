@@ -5,7 +5,7 @@ forward   op that uses it last   [copy_to_host]   ...   free        backward   [
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase
@@ -16,10 +16,16 @@ OUT, IN = "dnnmem.copy_to_host.offload", "dnnmem.copy_to_device.offload"
 
 
 def leave(draft: Draft, i: int, life: Life, k: int) -> None:
-    """Free a storage at op `k` instead of where it was; its copies are freed there."""
+    """Free a storage at op `k` too, if that is before it was; where it was, `settle` takes it back."""
     if k < life.freed:
-        draft.unfree(life.freed, i)
         draft.free(k, i)
+
+
+def settle(draft: Draft, known: Mapping[int, Life], ids: Iterable[int]) -> None:
+    """Let storages be freed once: where they were only if nothing else frees them, and no copy took that place."""
+    for i in ids:
+        if known[i].freed >= 0 and any(i in op.frees for k, op in enumerate(draft.ops) if k < known[i].freed):
+            draft.unfree(known[i].freed, i)
 
 
 def travel(
@@ -50,7 +56,8 @@ def travel(
         )  # fmt: skip
         draft.before.setdefault(start, []).append(back)
         uses = back_uses(storage, known[i], reading)
-        end = known[i].freed if known[i].freed in reading else max(uses)
-        for k in uses:
+        ends = known[i].freed in reading
+        for k in dict.fromkeys((*uses, known[i].freed) if ends else uses):
             draft.ops[k] = renamed(draft.ops[k], {i: new[i]})
-        draft.free(end, new[i])
+        if not ends:
+            draft.free(max(uses), new[i])

@@ -31,7 +31,7 @@ _MASKS = Technique(
 )  # fmt: skip
 _PROJECTED = Technique(
     name="project-linear", settings=(f"compression.projection={_SHARE}",), words="inputs of linear layers projected",
-    why=f"keeps of what linear layers read random sums, {_SHARE:.0%} of the rows",
+    why=f"keeps of what linear layers read random sums, {100 * _SHARE:.0f} % of the rows",
     alters="random projections: gradients of linear layers are right on average",
 )  # fmt: skip
 

@@ -35,11 +35,11 @@ REQUESTS = {
         },
     ),
     "gpt2": Request(
-        target="hf:gpt2", batch_size=4, seq_len=256,
-        args={"n_embd": "256", "n_layer": "3", "n_head": "4", "vocab_size": "16000", "n_positions": "512"},
+        target="hf:gpt2", batch_size=4, seq_len=512,
+        args={"n_embd": "768", "n_layer": "6", "n_head": "12", "vocab_size": "50257", "n_positions": "512"},
     ),
 }  # fmt: skip
-CHUNKED, FUSED = ("loss.chunks=4",), ("loss.chunks=4", "loss.fused=true")
+CHUNKED, FUSED = ("loss.chunks=8",), ("loss.chunks=8", "loss.fused=true")
 WAYS = [
     ("gpt", CHUNKED),
     ("gpt", FUSED),
@@ -49,6 +49,7 @@ WAYS = [
     ("llama", (*FUSED, "remat.policy=full")),
     ("llama", (*FUSED, "precision.compute=bfloat16")),
     ("llama", (*CHUNKED, "mesh.dp_shard=4", "sharding.strategy=zero3")),
+    ("gpt2", CHUNKED),
     ("gpt2", FUSED),
 ]
 

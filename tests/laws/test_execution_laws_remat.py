@@ -11,6 +11,7 @@ from dnnmem.cli.cache import cache_folder
 from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Plan, Remat
+from dnnmem.estimator.planners.solve import solve
 from dnnmem.estimator.replay import replay_on
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.run import run
@@ -40,6 +41,8 @@ CASES = [
     *(("vit", way) for way in ("full", "selective", "ops")),
     *(("resnet", way) for way in ("full", "convolutions")),
 ]
+FRAGMENTS = {("vit", "ops"): 0.05}
+"""Where pass and apply agree in what is allocated, and less in what that leaves in fragments."""
 
 
 @cache
@@ -61,4 +64,18 @@ def test_a_pass_needs_what_its_apply_needs(model, way, root):
     # THEN the peaks agree
     assert ran.outcome == "ran", ran.message
     assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.005)
-    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.02)
+    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=FRAGMENTS.get((model, way), 0.02))
+
+
+@pytest.mark.parametrize("share", [0.6, 0.8])
+def test_planned_ops_keep_their_budget_when_they_run(share, root):
+    # GIVEN a plan for a budget
+    trace = plain_step("resnet", root)
+    budget = int(share * replay_on(trace, find_device(GPU)).peak_reserved_bytes)
+    plan = solve(trace, budget, "hierarchical").plan
+    # WHEN it runs on a virtual GPU  THEN it needs no more
+    asked = Request(**{**MODELS["resnet"], "target": str(root / MODELS["resnet"]["target"])})
+    ran = verify(asked, plan, find_device(GPU), cache=cache_folder(os.environ))
+    assert plan.remat.policy == "ops"
+    assert ran.outcome == "ran", ran.message
+    assert ran.peak_reserved_bytes <= budget

@@ -44,7 +44,9 @@ def _optimizer(ask: Ask, said: set[str]) -> dict[str, Any]:
     chosen = ask.plan.optimizer
     if chosen.name is None and chosen.kernel != "fused":
         return {}
-    name = _OPTIMIZERS[chosen.name or "adamw"]
+    name = _OPTIMIZERS.get(chosen.name or "adamw")
+    if name is None:
+        return {}
     said.add("optimizer.name")
     if name == "adamw_torch" and chosen.kernel == "fused":
         said.add("optimizer.kernel")
