@@ -21,9 +21,11 @@ class Kept:
     """A storage that was saved."""
 
     device: Tensor | None
+    """None while it is on the host alone."""
     host: Tensor | None
     """None until it is sent."""
     place: torch.device
+    """Where `device` is."""
     unit: list[weakref.ref[Kept]]
     """What comes back together with it, itself among them."""
     done: torch.cuda.Event | None = None
