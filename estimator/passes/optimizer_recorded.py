@@ -38,7 +38,7 @@ class Recorded:
     owners: Mapping[int, int]
     """What is updated -> the parameter; itself where there are no master weights."""
     grads: Mapping[int, int]
-    """What is updated -> its gradient."""
+    """What is updated -> its gradient, or what that was cast to for the update."""
     states: frozenset[int]
     """The optimizer's storages, master weights left out."""
     name: str | None
@@ -91,7 +91,11 @@ def recorded_update(trace: Trace) -> Recorded:
     ops = [trace.ops[k] for k in mine]
     read = {i for op in ops for i in op.reads}
     found = gradients(storages)
-    grads = {t: next((g for g in found.get(p, ()) if g in read), -1) for t, p in owners.items()}
+    casts = {op.reads: op.writes for op in trace.ops if op.phase is Phase.STEP and "_to_copy" in op.name}
+    grads = {
+        t: next((i for g in found.get(p, ()) for i in (g, *casts.get((g,), ())) if i in read), -1)
+        for t, p in owners.items()
+    }
     kernel = _kernel(ops)
     decayed = any(op.name in _DECAYS and any(i in owners for i in op.reads) for op in ops)
     plain = not any(word in op.name for op in ops for word in _STRANGE)
