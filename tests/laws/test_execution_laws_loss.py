@@ -50,7 +50,6 @@ WAYS = [
     ("llama", (*FUSED, "precision.compute=bfloat16")),
     ("llama", (*CHUNKED, "mesh.dp_shard=4", "sharding.strategy=zero3")),
     ("gpt2", CHUNKED),
-    ("gpt2", FUSED),
 ]
 
 
