@@ -88,7 +88,7 @@ class Chain:
             return path
         number = copy if copy is not None else index if index <= self.pattern else index + self.copies
         depth = len(self.blocks.root)
-        return (*path[:depth], str(number), *path[depth + 1 :])
+        return (*self.blocks.path(number), *path[depth + 1 :])
 
 
 @dataclass(slots=True, kw_only=True)

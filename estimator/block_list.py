@@ -1,9 +1,10 @@
-"""Which modules of a model are its repeated blocks: the children of a list, all of one class.
+"""Which modules of a model are its repeated blocks: the numbered children of one module, all of one class.
 
     model.layers (ModuleList)          blocks of the step: model.layers.0, model.layers.1, model.layers.2
       0, 1, 2 (LlamaDecoderLayer)      their ops: a forward run each, in order; backward runs in the reverse order
 
-Lists inside blocks do not count. A residual network has several lists, one a stage.
+Children of a Sequential or ModuleDict may be named `encoder_layer_0`, `encoder_layer_1`, ... Lists inside blocks do not
+count. A residual network has several lists, one a stage.
 
 >>> modules = [Module(path=("h",), type="ModuleList"), *(Module(path=("h", str(i)), type="Block") for i in range(3))]
 >>> ops = (Op(name="aten.mm.default", module=("h", "0", "up")),)
@@ -23,7 +24,7 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockList:
-    """Children `0`, `1`, ... of one module, all of one class."""
+    """Children `0`, `1`, ... of one module, or `layer_0`, `layer_1`, ..., all of one class."""
 
     root: Path
     """Path of the module that holds them."""
@@ -33,13 +34,16 @@ class BlockList:
     """How many there are; 2 or more."""
     equal: bool
     """True if their modules agree in names and classes too."""
+    prefix: str = ""
+    """What stands before the number in each name."""
 
     def index(self, path: Path) -> int | None:
         """Number of the block that `path` lies in, None if it lies in none."""
         depth = len(self.root)
-        if len(path) <= depth or path[:depth] != self.root or not path[depth].isdigit():
+        if len(path) <= depth or path[:depth] != self.root or not path[depth].startswith(self.prefix):
             return None
-        return int(path[depth])
+        number = path[depth][len(self.prefix) :]
+        return int(number) if number.isdigit() else None
 
     def numbers(self, ops: Sequence[Op]) -> list[int | None]:
         """The block that each op's module lies in."""
@@ -48,7 +52,7 @@ class BlockList:
 
     def path(self, index: int) -> Path:
         """Path of a block."""
-        return (*self.root, str(index))
+        return (*self.root, f"{self.prefix}{index}")
 
 
 def block_lists(trace: Trace) -> tuple[BlockList, ...]:
@@ -67,7 +71,12 @@ def block_lists(trace: Trace) -> tuple[BlockList, ...]:
         if any(parent.path[: len(known.root)] == known.root for known in found) or not _are_blocks(inside, used):
             continue
         shapes = {_shape(inner[child.path], child.path) for child in inside}
-        found.append(BlockList(root=parent.path, type=inside[0].type, count=len(inside), equal=len(shapes) == 1))
+        found.append(
+            BlockList(
+                root=parent.path, type=inside[0].type, count=len(inside), equal=len(shapes) == 1,
+                prefix=_prefix(inside),
+            )
+        )  # fmt: skip
     return tuple(found)
 
 
@@ -99,8 +108,9 @@ def blocks_of_ops(ops: Sequence[Op], blocks: BlockList) -> list[int | None]:
 
 
 def _are_blocks(inside: Sequence[Module], used: set[Path]) -> bool:
-    names = [module.path[-1] for module in inside]
-    if len(inside) < 2 or names != [str(i) for i in range(len(inside))] or len({m.type for m in inside}) != 1:
+    if len(inside) < 2 or len({m.type for m in inside}) != 1:
+        return False
+    if [m.path[-1] for m in inside] != [f"{_prefix(inside)}{i}" for i in range(len(inside))]:
         return False
     depth = len(inside[0].path)
     running = {path[:depth] for path in used}
@@ -108,6 +118,10 @@ def _are_blocks(inside: Sequence[Module], used: set[Path]) -> bool:
     return any(m.path in running for m in inside) and any(
         len(path) > depth and path[:depth] == inside[0].path for path in used
     )
+
+
+def _prefix(inside: Sequence[Module]) -> str:
+    return inside[0].path[-1].removesuffix("0")
 
 
 def _shape(modules: Sequence[Module], root: Path) -> tuple[tuple[Path, str], ...]:

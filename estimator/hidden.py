@@ -40,4 +40,4 @@ def hidden_of(trace: Trace) -> frozenset[Name]:
 
 def _pattern(path: Path) -> Path:
     """The same for modules of several blocks that have one place in them; a number at its end counts as a name."""
-    return (*("*" if part.isdigit() else part for part in path[:-1]), *path[-1:])
+    return (*(part.rstrip("0123456789") + "*" if part[-1:].isdigit() else part for part in path[:-1]), *path[-1:])

@@ -16,6 +16,7 @@ from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.nothing_fits import nearest_words
 from dnnmem.estimator.offers import precision_words
 from dnnmem.estimator.passes import PASSES
+from dnnmem.estimator.passes.loss_site import logits_share
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.ranking import TIE_WINDOW, pareto, ranked, tied
 from dnnmem.estimator.reasons import why
@@ -124,6 +125,7 @@ def scope_of(recorded: Recorded, wanted: Wanted) -> Scope:
         only=wanted.only,
         without=wanted.without,
         max_techniques=wanted.max_techniques,
+        logits_share=logits_share(next(iter(recorded.traces.values()))),
     )
 
 

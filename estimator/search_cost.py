@@ -24,7 +24,7 @@ from dnnmem.estimator.estimate import Estimate, price
 from dnnmem.estimator.local_step import LocalStep, step_of
 from dnnmem.estimator.passes import rewrite_model, rewrite_rank
 from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S
-from dnnmem.estimator.plan import Plan, Remat
+from dnnmem.estimator.plan import Loss, Plan, Remat
 from dnnmem.estimator.planners.chain import Chain, chain_of, leaving_parts
 from dnnmem.estimator.planners.remat import plan_remat
 from dnnmem.estimator.recorded import Recorded
@@ -44,6 +44,8 @@ _ALL_PARTS = ("zero2", "zero3")
 """Strategies that may split all that rests between steps."""
 RUNS_MARGIN = 0.998
 """By runs, what lives and dies within one counts as if it did so just where the passes cut in: up to 0.1 % too much."""
+_CHUNKS_MARGIN = 0.97
+"""The same where a head runs in chunks, between which parameters are gathered and gradients sent."""
 _CERTAIN = 0.98
 """Blocks that are alike differ by less: the first and the last one have other neighbours."""
 _DRAWN = 0.99
@@ -172,11 +174,15 @@ class Costs:
         return found
 
     def _by_runs(self, plan: Plan) -> Cost:
-        if plan.offload.activations != "none" or plan.offload.parameters:  # copied within runs
-            without = replace(plan, offload=replace(plan.offload, activations="none", parameters=False, resident=0))
-            least, drawn = self.by_runs(without).seconds, self._drawn_out(plan)  # no step is faster for copies
-            lasting = self.resting_bytes(plan) if plan.offload.parameters else self.lasting[without]
-            return Cost(seconds=max(least, drawn.seconds), peak_bytes=max(lasting, drawn.peak_bytes))
+        if plan.offload.parameters:  # gradients leave as they are made, where they else would leave at the end
+            bound, drawn = self.bound(plan), self._drawn_out(plan)
+            return Cost(
+                seconds=max(bound.seconds, drawn.seconds), peak_bytes=max(self.resting_bytes(plan), drawn.peak_bytes)
+            )
+        if plan.offload.activations != "none":  # copied as ops make them, within runs; no step is faster for copies
+            without = replace(plan, offload=replace(plan.offload, activations="none"))
+            least, drawn = self.by_runs(without).seconds, self._drawn_out(plan)
+            return Cost(seconds=max(least, drawn.seconds), peak_bytes=max(self.lasting[without], drawn.peak_bytes))
         if self._is_apart(plan):
             plain = replace(plan, remat=Remat())
             bound = self.bound(plan)
@@ -186,9 +192,10 @@ class Costs:
             )
         core = self.core(plan)
         local = rewrite_rank(core.runs, plan, self.cluster)
-        self.lasting[plan] = int(live_peak(local, _LASTING) * RUNS_MARGIN)
+        margin = RUNS_MARGIN if plan.loss == Loss() else _CHUNKS_MARGIN
+        self.lasting[plan] = int(live_peak(local, _LASTING) * margin)
         step = with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
-        return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=int(live_peak(local) * RUNS_MARGIN))
+        return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=int(live_peak(local) * margin))
 
     def _drawn_out(self, plan: Plan) -> Cost:
         """From as many blocks as the record has and from one more, op by op, to all of them.
@@ -196,7 +203,8 @@ class Costs:
         Both are maxima over moments, and over paths through the step, each of which grows evenly with the blocks: such
         a maximum grows ever faster, so that a line through two of its points is not above it beyond them.
         """
-        core = None if self._is_apart(plan) else self.core(plan)
+        some_blocks = plan.offload.activations not in {"none", "all", "conv"} or plan.offload.resident
+        core = None if some_blocks or self._is_apart(plan) else self.core(plan)
         if core is None or core.layers is None:
             return Cost(seconds=0.0, peak_bytes=0)
         if core.few is None:
@@ -206,16 +214,22 @@ class Costs:
         (some, few), (_, more) = core.few
         (first, low), (second, high) = self._priced_few(few, plan), self._priced_few(more, plan)
         left = core.layers - some
-        in_buckets = plan.mesh.data_ranks > 1 and not plan.splits_parameters  # which few blocks hardly fill
         return Cost(
-            seconds=0.0 if in_buckets else (first + left * (second - first)) * _DRAWN,
+            seconds=(first + left * (second - first)) * _DRAWN,
             peak_bytes=int((low + left * (high - low)) * RUNS_MARGIN),
         )
 
     def _priced_few(self, trace: Trace, plan: Plan) -> tuple[float, int]:
+        """Seconds and bytes. Where few blocks hardly fill a bucket of gradients, seconds are those of copies alone.
+
+        What is sent last is fetched first, so that nothing is fetched before all is sent.
+        """
         local = rewrite_rank(trace, plan, self.cluster)
-        step = step_of([local], trace, plan, self.cluster, 0)
-        return time_step(step, self.model).seconds, live_peak(local)
+        timed = time_step(step_of([local], trace, plan, self.cluster, 0), self.model)
+        if plan.mesh.data_ranks == 1 or plan.splits_parameters:
+            return timed.seconds, live_peak(local)
+        out, back = timed.lanes["to_host"], timed.lanes["to_device"]
+        return max(out, back) if plan.offload.parameters else out + back, live_peak(local)
 
     def _peak_again(self, plan: Plan, plain: Plan) -> int:
         """The peak by runs that are computed again whole: at most their output too high."""
