@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from verify_rows import LLAMA_1B, SAMPLES
+
 from dnnmem.cli.cache import cache_folder
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.devices import find_device
@@ -29,7 +31,6 @@ from dnnmem.estimator.trace import Trace
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.run import run
 from dnnmem.profilers.verify import verify_many
-from verify_rows import LLAMA_1B, SAMPLES
 
 DOCS = Path(__file__).parents[1] / "docs" / "accuracy.md"
 START, END = "<!-- technique rows -->", "<!-- end of technique rows -->"
