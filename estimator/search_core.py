@@ -8,14 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from dnnmem.estimator.block_list import main_list
 from dnnmem.estimator.coarsen import NAME, Runs, rounded
 from dnnmem.estimator.local_step import LocalStep
+from dnnmem.estimator.passes import offload
+from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.planners.chain import Chain
+from dnnmem.estimator.repeat import repeat
 from dnnmem.estimator.time_model import TimeModel
-from dnnmem.estimator.trace import Kind, Trace
+from dnnmem.estimator.trace import Kind, Lane, Trace
 
 STATES = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER})
 """What lives between steps."""
+EVENLY = ("all", "conv")
+"""Activations that go to the host from all blocks alike."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -42,6 +48,31 @@ class Core:
     """In stages, once it was needed."""
     few: tuple[tuple[int, Trace], tuple[int, Trace]] | None = None
     """With as many blocks as `trace` has, and one more, once they were needed."""
+    sent_bytes: float | None = None
+    """What all activations that go to the host have, once it was needed."""
+
+
+def few_of(core: Core) -> tuple[tuple[int, Trace], tuple[int, Trace]]:
+    """A core of few blocks with as many as it has, and with one more, each after its number of blocks."""
+    if core.few is None:
+        blocks = main_list(core.trace)
+        count = blocks.count if blocks else core.layers or 0
+        core.few = ((count, core.trace), (count + 1, repeat(core.trace, count + 1)))
+    return core.few
+
+
+def sent_bytes(core: Core, plan: Plan) -> float:
+    """What the activations of a micro-batch send to the host, at least."""
+    if plan.offload.activations not in EVENLY or core.layers is None:
+        return 0.0
+    if core.sent_bytes is None:
+        (some, few), (_, more) = few_of(core)
+        first, second = (
+            sum(op.moved_bytes for op in offload.apply(trace, plan).ops if op.lane is Lane.TO_HOST)
+            for trace in (few, more)
+        )
+        core.sent_bytes = first + (core.layers - some) * (second - first)
+    return core.sent_bytes
 
 
 def resting(trace: Trace) -> dict[Kind, int]:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dnnmem.estimator.block_list import main_list
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.coarsen import Runs, coarsen, live_peak
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import InfeasibleError, UnsupportedError
 from dnnmem.estimator.estimate import Estimate, price
+from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.local_step import LocalStep, step_of
 from dnnmem.estimator.passes import rewrite_model, rewrite_rank
 from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S
@@ -30,7 +30,7 @@ from dnnmem.estimator.planners.remat import plan_remat
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.repeat import repeat, repeated_flops
 from dnnmem.estimator.roofline import host_seconds, op_seconds
-from dnnmem.estimator.search_core import STATES, Core, resting, with_costs
+from dnnmem.estimator.search_core import EVENLY, STATES, Core, few_of, resting, sent_bytes, with_costs
 from dnnmem.estimator.segments import blocks_again
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import TimeModel
@@ -50,6 +50,8 @@ _CERTAIN = 0.98
 """Blocks that are alike differ by less: the first and the last one have other neighbours."""
 _DRAWN = 0.99
 """Paths through a step repeat after two blocks, or the first ones differ: less than that in all that was tried."""
+_SPARED = 0.996
+"""Early stop spares the host ops too: half of that in all that was tried."""
 WHOLE = ("every", "segments", "ops")
 """Policies that count blocks over the model, which has to be whole then."""
 
@@ -142,6 +144,9 @@ class Costs:
         seconds = (
             core.micro_seconds * plan.batch.accumulation + update / max(parts.values()) + self.model.iteration_seconds
         )
+        if plan.offload.activations != "none":  # what is sent last is fetched first: all is sent before
+            copies = 2 * sent_bytes(core, plan) * plan.batch.accumulation
+            seconds = max(seconds, _DRAWN * copies / copy_bytes_per_s(self.cluster, self.model))
         return Cost(seconds=seconds, peak_bytes=self.resting_bytes(plan) + others)
 
     def _is_apart(self, plan: Plan) -> bool:
@@ -184,12 +189,8 @@ class Costs:
             least, drawn = self.by_runs(without).seconds, self._drawn_out(plan)
             return Cost(seconds=max(least, drawn.seconds), peak_bytes=max(self.lasting[without], drawn.peak_bytes))
         if self._is_apart(plan):
-            plain = replace(plan, remat=Remat())
-            bound = self.bound(plan)
-            return Cost(
-                seconds=max(bound.seconds, self.by_runs(plain).seconds),
-                peak_bytes=max(bound.peak_bytes, self._peak_again(plan, plain)),
-            )
+            bound, again = self.bound(plan), self._again(plan, replace(plan, remat=Remat()))
+            return Cost(seconds=max(bound.seconds, again.seconds), peak_bytes=max(bound.peak_bytes, again.peak_bytes))
         core = self.core(plan)
         local = rewrite_rank(core.runs, plan, self.cluster)
         margin = RUNS_MARGIN if plan.loss == Loss() else _CHUNKS_MARGIN
@@ -203,15 +204,11 @@ class Costs:
         Both are maxima over moments, and over paths through the step, each of which grows evenly with the blocks: such
         a maximum grows ever faster, so that a line through two of its points is not above it beyond them.
         """
-        some_blocks = plan.offload.activations not in {"none", "all", "conv"} or plan.offload.resident
+        some_blocks = plan.offload.activations not in {"none", *EVENLY} or plan.offload.resident
         core = None if some_blocks or self._is_apart(plan) else self.core(plan)
         if core is None or core.layers is None:
             return Cost(seconds=0.0, peak_bytes=0)
-        if core.few is None:
-            blocks = main_list(core.trace)
-            count = blocks.count if blocks else core.layers
-            core.few = ((count, core.trace), (count + 1, repeat(core.trace, count + 1)))
-        (some, few), (_, more) = core.few
+        (some, few), (_, more) = few_of(core)
         (first, low), (second, high) = self._priced_few(few, plan), self._priced_few(more, plan)
         left = core.layers - some
         return Cost(
@@ -220,26 +217,27 @@ class Costs:
         )
 
     def _priced_few(self, trace: Trace, plan: Plan) -> tuple[float, int]:
-        """Seconds and bytes. Where few blocks hardly fill a bucket of gradients, seconds are those of copies alone.
-
-        What is sent last is fetched first, so that nothing is fetched before all is sent.
-        """
+        """Seconds, none where few blocks hardly fill a bucket of gradients, and bytes."""
         local = rewrite_rank(trace, plan, self.cluster)
-        timed = time_step(step_of([local], trace, plan, self.cluster, 0), self.model)
-        if plan.mesh.data_ranks == 1 or plan.splits_parameters:
-            return timed.seconds, live_peak(local)
-        out, back = timed.lanes["to_host"], timed.lanes["to_device"]
-        return max(out, back) if plan.offload.parameters else out + back, live_peak(local)
+        if plan.mesh.data_ranks > 1 and not plan.splits_parameters:
+            return 0.0, live_peak(local)
+        return time_step(step_of([local], trace, plan, self.cluster, 0), self.model).seconds, live_peak(local)
 
-    def _peak_again(self, plan: Plan, plain: Plan) -> int:
-        """The peak by runs that are computed again whole: at most their output too high."""
-        runs = self.core(plain).runs
+    def _again(self, plan: Plan, plain: Plan) -> Cost:
+        """By runs that are computed again whole: less what early stop may spare of each, seconds and its output."""
+        runs, layers = self.core(plain).runs, self.recorded.layers or 1
         try:
-            again = rewrite_rank(rewrite_model(runs, Plan(remat=plan.remat)), plain, self.cluster)
-            made = max((stage.input_bytes for stage in self.chain(plain).stages), default=0)
+            local = rewrite_rank(rewrite_model(runs, Plan(remat=plan.remat)), plain, self.cluster)
+            stages = self.chain(plain).stages
         except UnsupportedError:  # op by op it may do
-            return 0
-        return int(live_peak(again) * RUNS_MARGIN) - made
+            return Cost(seconds=self.by_runs(plain).seconds, peak_bytes=0)
+        block = max((stage.forward_seconds for stage in stages if stage.block is not None), default=0.0)
+        spared = max(block - _CERTAIN * self._seconds_again(plain) / layers, 0.0) * blocks_again(plan.remat, layers)
+        step = with_costs(step_of([local], runs, plan, self.cluster, 0), self.runs, self.model)
+        return Cost(
+            seconds=time_step(step, self.model).seconds * _SPARED - spared * plan.batch.accumulation,
+            peak_bytes=int(live_peak(local) * RUNS_MARGIN) - max((stage.input_bytes for stage in stages), default=0),
+        )
 
     @collector_paused()
     def exact(self, plan: Plan) -> Estimate:
