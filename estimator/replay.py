@@ -28,7 +28,7 @@ from dnnmem.estimator.allocator_versions import AllocatorRules, rules_of
 from dnnmem.estimator.errors import TraceError
 from dnnmem.estimator.out_of_memory import OutOfMemoryError
 from dnnmem.estimator.timeline import Timeline
-from dnnmem.estimator.trace import Event, Kind, Phase, Storage, Trace
+from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 
 if TYPE_CHECKING:
     from dnnmem.estimator.device import Device
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 FIRST_STEP = frozenset({Kind.OPTIMIZER, Kind.TEMP, Kind.COMM})
 """What the first step makes and leaves alive: states of the optimizer, workspaces of libraries; and buckets that are
 made when it is over, in the place of what the set-up had for them."""
+_STEPS = 2
+_UPDATED = frozenset({Kind.PARAM, Kind.OPTIMIZER})
+MASTER = ".master"
+"""How names of masters end."""
 _OWN_WORKSPACES = ("convolution", "attention")
 """In names of ops whose products are not cuBLAS's, and do not use its workspace."""
 
@@ -83,9 +87,15 @@ def replay(
 
 
 def replay_trace(
-    trace: Trace, settings: AllocatorSettings | None = None, steps: int = 2, *, capacity_bytes: int | None = None
+    trace: Trace,
+    settings: AllocatorSettings | None = None,
+    steps: int | None = None,
+    *,
+    capacity_bytes: int | None = None,
 ) -> ReplayResult:
     """Play the set-up of `trace`, then its step `steps` times; the peaks are those of the last step.
+
+    Without a number it is played twice, and once more where that still made the allocator reserve more.
 
     Pinned storages that the set-up does not allocate (a trace that a pass has made may have none) are allocated after
     it, in the order of their ids; `FIRST_STEP` within the first step. Raises `TraceError` as `replay` does.
@@ -94,7 +104,7 @@ def replay_trace(
     step = [event for _, event in trace.events()]
     try:
         player = _started(allocator, trace)
-        for _ in range(max(1, steps - player.steps)):
+        for _ in _rounds(allocator, player.steps, steps):
             allocator.reset_peak()
             player.play(step)
     except OutOfMemoryError as error:
@@ -134,20 +144,29 @@ class Curve:
         return int(self.reserved[at] - self.allocated[at])
 
 
-def replay_curve(trace: Trace, settings: AllocatorSettings | None = None, steps: int = 2) -> Curve:
-    """What the allocator holds after each event of the last of `steps` steps; raises `TraceError` as `replay` does."""
+def replay_curve(trace: Trace, settings: AllocatorSettings | None = None, steps: int | None = None) -> Curve:
+    """What the allocator holds after each event of the last step that `replay_trace` plays; raises as it does."""
     allocator = CachingAllocator(settings, rules=_rules(trace))
     player = _started(allocator, trace)
     step = [event for _, event in trace.events()]
-    for _ in range(steps - 1 - player.steps):
-        player.play(step)
-    stats = allocator.stats
-    allocated, reserved = [stats.allocated_bytes], [stats.reserved_bytes]
-    for event in step:
-        player.play((event,))
-        allocated.append(stats.allocated_bytes)
-        reserved.append(stats.reserved_bytes)
+    for _ in _rounds(allocator, player.steps, steps):
+        stats = allocator.stats
+        allocated, reserved = [stats.allocated_bytes], [stats.reserved_bytes]
+        for event in step:
+            player.play((event,))
+            allocated.append(stats.allocated_bytes)
+            reserved.append(stats.reserved_bytes)
     return Curve(allocated=np.array(allocated, np.int64), reserved=np.array(reserved, np.int64))
+
+
+def _rounds(allocator: CachingAllocator, played: int, steps: int | None) -> Iterator[int]:
+    """Counts the steps to play where some were `played`: `steps` in all, or until nothing grows any more."""
+    before = allocator.stats.reserved_bytes
+    for n in range(max(1, (steps or _STEPS) - played)):
+        before = allocator.stats.reserved_bytes
+        yield n
+    if steps is None and allocator.stats.reserved_bytes > before:
+        yield _STEPS
 
 
 def with_reserved(trace: Trace, curve: Timeline) -> Timeline:
@@ -203,8 +222,8 @@ def _started(allocator: CachingAllocator, trace: Trace) -> _Player:
     player = _Player(allocator=allocator, late=late)
     player.play(trace.setup)
     missing = [trace.storages[i] for i in sorted(trace.pinned - player.addresses.keys()) if trace.storages[i].nbytes]
-    first = [s for s in missing if s.kind in FIRST_STEP]
-    player.play(Event(s.nbytes, 0, s.id) for s in missing if s.kind not in FIRST_STEP)
+    first = [s for s in missing if is_of_first_step(s)]
+    player.play(Event(s.nbytes, 0, s.id) for s in missing if not is_of_first_step(s))
     if first:
         player.play(_first_step(trace, [s for s in first if s.kind is not Kind.COMM]))
         buckets = [s for s in first if s.kind is Kind.COMM]
@@ -225,15 +244,36 @@ def _first_step(trace: Trace, late: list[Storage]) -> Iterator[Event]:
     for n, s in enumerate(s for s in late if s.kind is not Kind.OPTIMIZER):
         spaces[Phase.BACKWARD if n % 2 else Phase.FORWARD].append(s)
     for op in trace.ops:
-        if op.phase is Phase.STEP and states:
+        if states and is_update(trace, op):
             yield from (Event(s.nbytes, 0, s.id) for s in states)
             states = []
         yield from op.events
-        if spaces[op.phase] and op.flops and not any(kernel in op.name for kernel in _OWN_WORKSPACES):
+        if spaces[op.phase] and op.flops and not has_own_workspace(op):
             s = spaces[op.phase].pop(0)
             yield Event(s.nbytes, 0, s.id)
     left = [*states, *(s for some in spaces.values() for s in some)]
     yield from (Event(s.nbytes, 0, s.id) for s in left)
+
+
+def is_of_first_step(storage: Storage) -> bool:
+    """True for what no step finds when training begins; masters are made with the optimizer."""
+    return storage.kind in FIRST_STEP and not is_master(storage)
+
+
+def is_master(storage: Storage) -> bool:
+    """True for what an update works on in the place of a narrower parameter."""
+    return storage.kind is Kind.OPTIMIZER and storage.name.endswith(MASTER)
+
+
+def is_update(trace: Trace, op: Op) -> bool:
+    """True for what an optimizer does once it has its states; casts and norms of gradients come before."""
+    of_model = (trace.storages[i].kind for i in (*op.reads, *op.writes) if i in trace.storages)
+    return op.phase is Phase.STEP and any(kind in _UPDATED for kind in of_model)
+
+
+def has_own_workspace(op: Op) -> bool:
+    """True for products that do not use cuBLAS's."""
+    return any(kernel in op.name for kernel in _OWN_WORKSPACES)
 
 
 def _result(allocator: CachingAllocator, error: OutOfMemoryError | None = None) -> ReplayResult:

@@ -25,6 +25,7 @@ from torch import distributed
 
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import from_json
+from dnnmem.profilers.apply.layout import lay_out
 from dnnmem.profilers.apply.target import applied_target
 from dnnmem.profilers.planned_model import built_on_host, built_without_memory, fill
 from dnnmem.profilers.request import Request
@@ -62,8 +63,11 @@ def _built(request: Request, plan: Plan, kind: str) -> Callable[[], object]:
     plain = resolve(request)
     if plan.splits_parameters:
         plain = replace(plain, make_model=partial(built_without_memory, plain.make_model, _say))
-    if plan.offload.parameters:
+    elif plan.offload.parameters:
         plain = replace(plain, make_model=partial(built_on_host, plain.make_model))
+    else:
+        make_model = plain.make_model
+        plain = replace(plain, make_model=lambda: lay_out(make_model()))
     target = applied_target(plain, plan)
     with torch.device(kind):
         model = target.make_model()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Draft, Life, lives
 from dnnmem.estimator.passes.fsdp_groups import LOSS
-from dnnmem.estimator.replay import FIRST_STEP
+from dnnmem.estimator.replay import FIRST_STEP, has_own_workspace, is_of_first_step, is_update
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dnnmem.estimator.plan import Plan
 
 _ADD = "aten.add_.Tensor"
+_SUMS = {_ADD, "aten.add.Tensor"}
 
 
 def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
@@ -84,7 +85,8 @@ def with_first_steps(trace: Trace) -> Trace:
     if not grads:
         return trace
     terms = {term: grad for term, grad in terms.items() if grad in grads}
-    late = {kind: [i for i in sorted(trace.pinned) if trace.storages[i].kind is kind] for kind in FIRST_STEP}
+    new = [trace.storages[i] for i in sorted(trace.pinned) if is_of_first_step(trace.storages[i])]
+    late = {kind: [s.id for s in new if s.kind is kind] for kind in FIRST_STEP}
     first = {i for some in late.values() for i in some}
     events = [e for e in trace.setup if e.storage not in grads | first]
     only_first = {e.storage: e for e in events if e.nbytes > 0 and e.storage not in trace.pinned}
@@ -94,11 +96,15 @@ def with_first_steps(trace: Trace) -> Trace:
     events += _first_micro_batch(trace, terms, late[Kind.TEMP])
     states = _made(trace, late[Kind.OPTIMIZER])
     for op in trace.ops:
-        if op.phase is Phase.STEP and states:
+        if states and is_update(trace, op):
             events += states
             states = []
         events += op.events
-    events += [Event(-trace.storages[i].nbytes, 0, i) for i in sorted(grads)]
+    params = [(s.module, s.name) for s in trace.storages.values() if s.kind is Kind.PARAM]
+    place = {owner: n for n, owner in enumerate(params)}  # in which `zero_grad` goes through them
+    order = sorted(grads, key=lambda i: (place.get((trace.storages[i].module, trace.storages[i].name), len(place)), i))
+    events += states
+    events += [Event(-trace.storages[i].nbytes, 0, i) for i in order]
     events += [Event(-e.nbytes, e.stream, e.storage) for e in only_first.values()]
     events += _made(trace, late[Kind.COMM])
     return replace(trace, setup=(*events, *_first_micro_batch(trace, terms, [])))
@@ -125,7 +131,7 @@ def _first_micro_batch(trace: Trace, terms: Mapping[int, int], spaces: Sequence[
                     live.pop(e.storage, None)
             elif e.nbytes > 0:
                 events.append(e._replace(storage=terms[e.storage]))
-        if op.flops and left and op.phase not in begun:  # the first product of a pass
+        if op.flops and left and op.phase not in begun and not has_own_workspace(op):  # the first product of a pass
             begun.add(op.phase)
             events += _made(trace, [left.pop(0)])
     events += _made(trace, left)
@@ -171,9 +177,19 @@ def _add(draft: Draft, grad: int, backward: list[int]) -> None:
     term = draft.add(storage_like(draft.trace.storages[grad], kind=Kind.TEMP, name=""))
     for k in backward:
         draft.ops[k] = renamed(draft.ops[k], {grad: term})
-    last, nbytes = backward[-1], draft.trace.storages[grad].nbytes
+    last, nbytes = _delivered(draft.trace.ops, backward[-1]), draft.trace.storages[grad].nbytes
     add = Op(
         name=_ADD, module=draft.trace.ops[last].module, phase=Phase.BACKWARD, reads=(grad, term),
         writes=(grad,), events=(Event(-nbytes, 0, term),), moved_bytes=3 * nbytes,
     )  # fmt: skip
     draft.after.setdefault(last, []).append(add)
+
+
+def _delivered(ops: Sequence[Op], k: int) -> int:
+    """Where a node that ran op `k` has handed on what it made: sums for other nodes come before those of gradients."""
+    before, op = ops[k - 1], ops[k]
+    both = before.module == op.module and before.name == op.name  # the two products of one node
+    made = {*op.writes, *(before.writes if both else ())}
+    while k + 1 < len(ops) and ops[k + 1].name in _SUMS and made.intersection(ops[k + 1].reads):
+        k += 1
+    return k

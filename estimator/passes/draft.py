@@ -15,7 +15,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from dnnmem.estimator.replay import FIRST_STEP
+from dnnmem.estimator.replay import is_master, is_of_first_step
 from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
@@ -138,8 +138,8 @@ class Draft:
     def finish(self, *notes: str) -> Trace:
         """The trace; its set-up allocates what is pinned, in the recorded order, new storages last, then `start`.
 
-        Where there is a `start`, inputs follow it: batches come when the model is there. What the first steps make is
-        left out: the optimizer's states, workspaces, buckets of gradients.
+        Where there is a `start`, or masters, inputs follow: batches come when the model is there. What the first steps
+        make is left out: the optimizer's states, workspaces, buckets of gradients.
         """
         ops: list[Op] = []
         for k, op in enumerate(self.ops):
@@ -148,9 +148,10 @@ class Draft:
             ops += self.after.get(k, ())
         order = dict.fromkeys(e.storage for e in self.trace.setup if e.nbytes > 0 and e.storage in self.pinned)
         order.update(dict.fromkeys(sorted(self.pinned)))
-        first = [s for s in (self.storages[i] for i in order) if s.kind not in FIRST_STEP and s.nbytes]
+        first = [s for s in (self.storages[i] for i in order) if s.nbytes and not is_of_first_step(s)]
         start = [e for e in self.trace.setup if e.storage in self.storages and self._is_start(e.storage)] + self.start
-        late = [s.id for s in first if start and s.kind is Kind.INPUT]
+        waits = bool(start) or any(is_master(s) for s in first)
+        late = [s.id for s in first if waits and s.kind is Kind.INPUT]
         made = (Event(s.nbytes, 0, s.id) for s in first if s.id not in late)
         setup = (*made, *start, *(Event(self.storages[i].nbytes, 0, i) for i in late))
         origin = self.trace.origin

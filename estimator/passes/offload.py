@@ -58,8 +58,9 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     for n, ids in enumerate(saved):
         for i in ids:
             gone[i] = max(gone.get(i, -1), units[n + 1].forward[-1])
-    for i, k in gone.items():
-        leave(draft, i, known[i], max(k, *_other_uses(known[i], i, reads, saved)))
+    held = {i: k for k, op in enumerate(trace.ops) for i in op.releases}
+    for i in sorted(gone, key=lambda i: held.get(i, -1) >= gone[i]):  # variables let go when a block has
+        leave(draft, i, known[i], max(gone[i], held.get(i, -1), *_other_uses(known[i], i, reads, saved)))
     for n in (n for n in reversed(range(len(units))) if saved[n]):
         start = min(units[n + 1].backward[0], *_reads(trace, known, units[n].backward, saved[n]))
         travel(draft, known, saved[n], units[n].backward, start)
@@ -98,9 +99,9 @@ def _saved(trace: Trace, known: dict[int, Life], unit: _Unit, least: int, *, mad
         if not back_uses(storage, life, later) or not (made_inside or life.made not in inside):
             continue
         found[i] = next((k for k in life.uses if k in inside), unit.forward[0])
-    order = sorted(found, key=lambda i: (found[i], known[i].made in inside, i))
     writes = {i: k for k in unit.forward for i in trace.ops[k].writes}
-    return {i: max(found[i], writes.get(i, -1)) for i in order}
+    found = {i: max(k, writes.get(i, -1)) for i, k in found.items()}
+    return {i: found[i] for i in sorted(found, key=lambda i: (found[i], known[i].made in inside, i))}
 
 
 def _other_uses(life: Life, i: int, reads: dict[int, int], saved: Sequence[Container[int]]) -> Iterable[int]:

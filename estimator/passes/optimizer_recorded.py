@@ -17,10 +17,9 @@ from dnnmem.estimator.passes.optimizer_rule import Rule
 from dnnmem.estimator.passes.optimizer_rules import RULES
 from dnnmem.estimator.passes.optimizer_torch import adamw, sgd
 from dnnmem.estimator.passes.update import gradients
+from dnnmem.estimator.replay import MASTER
 from dnnmem.estimator.trace import Kind, Lane, Op, Phase, Trace
 
-MASTER = ".master"
-"""What the names of master weights end with."""
 _DECAYS = ("aten._foreach_add.List", "aten.add.Tensor")
 """Weight decay that is added to gradients makes new ones."""
 _STRANGE = ("mm.", "mm_.", "norm")

@@ -23,6 +23,7 @@ from dnnmem.estimator.passes.float8 import in_float8
 from dnnmem.estimator.passes.loss_scaling import with_loss_scaling
 from dnnmem.estimator.passes.update import element_bytes, gradients, in_type, scale_update, states
 from dnnmem.estimator.passes.whole_type import in_whole
+from dnnmem.estimator.replay import MASTER
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 from dnnmem.estimator.work import COMPUTE
@@ -54,7 +55,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         return trace
     storages = trace.storages
     trained = gradients(storages)
-    masters = [p for p in trained if in_type(storages[p], wanted.param) != storages[p]]
+    masters = [p for p in sorted(trained) if in_type(storages[p], wanted.param) != storages[p]]
     grads = [g for mine in trained.values() for g in mine if in_type(storages[g], wanted.grad) != storages[g]]
     if not masters and not grads:
         return trace
@@ -181,7 +182,7 @@ def _master_weights(draft: Draft, params: list[int], dtype: str | None) -> dict[
     copies: dict[int, int] = {}
     for p in params:
         master = storage_like(in_type(draft.trace.storages[p], dtype), kind=Kind.OPTIMIZER)
-        copies[p] = draft.add(storage_like(master, name=f"{master.name}.master"))
+        copies[p] = draft.add(storage_like(master, name=f"{master.name}{MASTER}"))
     if not copies:
         return copies
     draft.pinned.update(copies.values())

@@ -49,6 +49,8 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
         if streamed is not None:
             flow.order.append(streamed)
         block.forward = partial(flow.run, block.forward, streamed)
+    if place.type == "cuda":
+        torch.cuda.empty_cache()  # the twins have no memory yet
     _OF_MODEL[model] = {id(p) for some in flow.order for p, _, _ in some.twins}
     _move_rest(model, _OF_MODEL[model], place)
     model.register_forward_pre_hook(lambda _, __: flow.begin_forward())

@@ -27,6 +27,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.precision import AMP
 from dnnmem.estimator.plan import Plan
 from dnnmem.profilers.apply.float8 import to_float8
+from dnnmem.profilers.apply.layout import lay_out
 from dnnmem.profilers.apply.loss_scaling import LossScaling, scaling_of
 from dnnmem.profilers.apply.master_weights import over_masters
 from dnnmem.profilers.rules.autocast import autocast_device
@@ -56,7 +57,7 @@ def _computing(model: nn.Module, plan: Plan) -> nn.Module:
     elif compute == "bfloat16" and _is_sharded_mixed(plan):
         _under(model, nullcontext)  # FSDP2 casts what it gathers, and inputs
     elif compute == "bfloat16":
-        _cast(model, torch.bfloat16)
+        lay_out(model, torch.bfloat16)  # else they lie scattered over the segments of wide ones
         _under(model, nullcontext, enter=Tensor.bfloat16)
     return model
 
@@ -87,51 +88,6 @@ def _check_gradients(model: nn.Module, plan: Plan) -> None:
 def _is_sharded_mixed(plan: Plan) -> bool:
     """`sharding` does it: parts rest in the wider type."""
     return plan.splits_parameters and plan.precision.param not in {None, "bfloat16"}
-
-
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """`model.to(dtype)`; on a GPU by way of one flat copy, so that what is left lies as if it had been made so.
-
-    Else narrow parameters would lie scattered over the segments of the wide ones, which then cannot be given back.
-    """
-    wide = {t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() and t.dtype is not dtype}
-    device = next((t.device for t in wide), torch.device("cpu"))
-    if device.type != "cuda" or not all(map(_is_dense, wide)):
-        model.to(dtype)
-        return
-    count = sum(t.numel() for t in wide)
-    wide.clear()  # buffers become other tensors
-    room, _ = torch.cuda.mem_get_info(device)
-    _move_through(
-        model, torch.empty(count, dtype=dtype, device=device if count * dtype.itemsize < room else "cpu"), device
-    )
-    torch.cuda.empty_cache()
-
-
-def _move_through(model: nn.Module, flat: Tensor, device: torch.device) -> None:
-    """Cast what is floating into `flat`, all of it, and then to `device` again."""
-    place = flat.untyped_storage().data_ptr()
-    used = 0
-
-    def enter(t: Tensor) -> Tensor:
-        nonlocal used
-        if not t.is_floating_point() or t.dtype is flat.dtype:
-            return t
-        used += t.numel()
-        return flat.as_strided(t.shape, t.stride(), used - t.numel()).copy_(t)
-
-    def leave(t: Tensor) -> Tensor:
-        return t.to(device, copy=True) if t.untyped_storage().data_ptr() == place else t
-
-    model._apply(enter)
-    torch.cuda.empty_cache()
-    model._apply(leave)
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Its elements lie one after the other, in whatever order."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.numel() == last + 1
 
 
 def _check_float32(model: nn.Module, compute: str) -> None:
