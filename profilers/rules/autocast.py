@@ -154,7 +154,8 @@ def _kernels() -> Kernels:
     return made
 
 
-def _without_autocast() -> Any:
+def without_autocast() -> Any:
+    """A context in which autocast does not act, though it is on."""
     return torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU))
 
 
@@ -164,7 +165,7 @@ def _is_cast(tensor: Tensor) -> bool:
 
 def _to_float32(op: Any) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        with _without_autocast():
+        with without_autocast():
             args, kwargs = tree_map_only(Tensor, lambda x: x.float() if _is_cast(x) else x, (args, kwargs))
             return op(*args, **kwargs)
 
@@ -178,7 +179,7 @@ def _by_dtype(op: Any) -> Callable[..., Any]:
     keyword = op._schema.arguments[place].kwarg_only
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with _without_autocast():
+        with without_autocast():
             given = args[place] if len(args) > place else kwargs.get("dtype")
             if given is not None or not _is_cast(args[0]):
                 return op(*args, **kwargs)
@@ -200,7 +201,7 @@ _HALF_TO_FLOAT = {
 
 def _to_widest(op: Any) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        with _without_autocast():
+        with without_autocast():
             kinds = {x.dtype for x in tensors_in((*args, *kwargs.values())) if _is_cast(x)}
             if len(kinds) > 1:
                 args, kwargs = tree_map_only(Tensor, lambda x: x.float() if _is_cast(x) else x, (args, kwargs))

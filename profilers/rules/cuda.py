@@ -1,7 +1,8 @@
 """All rules together: while they hold, a fake run on the CPU takes the paths that CUDA would take.
 
     what CUDA decides                                     here
-    which kernels a program's calls become                attention.py, dropout.py, autocast.py, norms.py, rms_norm.py
+    which kernels a program's calls become                attention.py, dropout.py, autocast.py, norms.py, rms_norm.py,
+                                                          recurrent.py
     how the optimizer goes over its parameters            foreach.py
     what kernels and libraries allocate for themselves    inside.py
     what the program may ask and say                      words.py
@@ -15,6 +16,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
+
 from dnnmem.estimator.device import Device
 from dnnmem.profilers.rules.attention import attention
 from dnnmem.profilers.rules.autocast import cuda_autocast
@@ -24,9 +27,11 @@ from dnnmem.profilers.rules.foreach import foreach_by_default
 from dnnmem.profilers.rules.gpu import Gpu, gpu_of
 from dnnmem.profilers.rules.inside import Inside
 from dnnmem.profilers.rules.norms import cuda_norms
+from dnnmem.profilers.rules.recurrent import cuda_recurrent
 from dnnmem.profilers.rules.rms_norm import RMS_NORM
 from dnnmem.profilers.rules.words import cuda_words
 from dnnmem.profilers.rules.workspaces import Workspaces
+from dnnmem.profilers.virtual_gpu.certainty import RECURRENT_MODEL
 
 
 class Rules:
@@ -46,7 +51,7 @@ class Rules:
         """What was assumed, in a sentence for people."""
         taken = ", ".join(name for name, _ in self.attention.most_common())
         attended = f", attention by {taken}" if taken else ""
-        recurrent = "; recurrent layers are the CPU's, not cuDNN's" if self.inside.seen else ""
+        recurrent = "".join(_RECURRENT[func] for func in _RECURRENT if func in self.inside.seen)
         return f"kernels of {self.gpu.name} under CUDA are assumed{attended}{recurrent}"
 
 
@@ -63,4 +68,13 @@ def cuda_rules(device: Device, *, cudnn: str = "") -> Iterator[Rules]:
         stack.enter_context(cuda_norms())
         stack.enter_context(foreach_by_default())
         stack.enter_context(cuda_words(device))
+        if device.vendor == "nvidia":
+            stack.enter_context(cuda_recurrent(rules.gpu))
         yield rules
+
+
+_RECURRENT = {
+    torch.ops.aten._cudnn_rnn.default: f"; {RECURRENT_MODEL}",
+    torch.ops.aten.mkldnn_rnn_layer.default: "; recurrent layers are the CPU's, not the GPU's",
+}
+"""What to say of recurrent layers, by the operator that ran."""

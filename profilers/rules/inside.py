@@ -20,6 +20,7 @@ from dnnmem.estimator.trace import Kind
 from dnnmem.profilers.record import Block, Entry, Log
 from dnnmem.profilers.rules.gpu import Gpu
 from dnnmem.profilers.rules.needs import Find, Needs
+from dnnmem.profilers.rules.recurrent_operators import TEMPORARIES as _RECURRENT
 from dnnmem.profilers.rules.temporaries_attention import TEMPORARIES as _ATTENTION
 from dnnmem.profilers.rules.temporaries_convolution import temporaries
 from dnnmem.profilers.rules.temporaries_kernels import TEMPORARIES as _KERNELS
@@ -29,7 +30,7 @@ _aten = torch.ops.aten
 _PRODUCTS = frozenset(
     {_aten.mm.default, _aten.bmm.default, _aten.addmm.default, _aten.baddbmm.default, _aten.mv.default}
 )
-_STAND_INS = frozenset({_aten.mkldnn_rnn_layer.default})
+_TOLD = frozenset({_aten.mkldnn_rnn_layer.default, _aten._cudnn_rnn.default})
 
 
 class Inside:
@@ -38,9 +39,14 @@ class Inside:
     def __init__(self, gpu: Gpu, workspaces: Workspaces) -> None:
         """`gpu`: whose kernels run; `workspaces`: those of cuDNN."""
         self._gpu = gpu
-        self._temporaries: dict[Any, Find] = {**_ATTENTION, **_KERNELS, **temporaries(workspaces)}
+        self._temporaries: dict[Any, Find] = {
+            **_ATTENTION,
+            **_KERNELS,
+            **_RECURRENT,
+            **temporaries(workspaces),
+        }
         self.seen: set[Any] = set()
-        """Operators that the CPU has in place of CUDA's, and that ran."""
+        """Operators that ran and that a report says something about: recurrent layers, cuDNN's or the CPU's."""
         self._threads: set[bool] = set()
 
     def __call__(self, log: Log, entry: Entry, func: Any, *call: Any) -> None:
@@ -48,7 +54,7 @@ class Inside:
         if func in _PRODUCTS:
             self._product(log, entry)
             return
-        if func in _STAND_INS:
+        if func in _TOLD:
             self.seen.add(func)
         find = self._temporaries.get(func)
         if find is not None:
@@ -72,9 +78,10 @@ def _in_order(needs: Needs, outputs: list[tuple[int, int]], names: Iterator[int]
     outputs = [outputs[i] for i in needs.order if i < len(outputs)] or outputs
     before = [(n, next(names)) for n in needs.before if n]
     events = list(before)
-    if len(needs.outputs) == len(outputs):
-        for part, output in zip(needs.outputs, outputs, strict=True):
-            events += _in_order(part, [output], names)
+    if sum(part.count for part in needs.outputs) == len(outputs):
+        for part in needs.outputs:
+            events += _in_order(part, outputs[: part.count], names)
+            outputs = outputs[part.count :]
     else:
         events += outputs
     for group in needs.during:

@@ -20,7 +20,9 @@ class Needs:
     order: tuple[int, ...] = ()
     """Numbers of the outputs in the order in which they are made, if that is not their own; too many do no harm."""
     outputs: Sequence[Needs] = ()
-    """Where one output is made after the other, by kernels of their own: what each of these needs, in that order."""
+    """Where outputs are made one after the other, by kernels of their own: what each of these needs, in that order."""
+    count: int = 1
+    """Of one of `outputs`: how many outputs it makes."""
 
 
 Find = Callable[[Gpu, Any, Any, Any], Needs]

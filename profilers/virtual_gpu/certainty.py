@@ -12,6 +12,8 @@ import torch
 
 from dnnmem.estimator.units import format_bytes
 
+RECURRENT_MODEL = "the scratch memory of recurrent layers is a model of cuDNN's, measured once, in 2017"
+"""Of dnn_rnn.c, and of a fake run, which has its numbers."""
 _MODELLED = {
     0: "cuFFT's work areas are a model (one complex copy of the data)",
     1: "cuSOLVER's scratch memory is a model (what LAPACK documents for the same routine)",
@@ -28,7 +30,7 @@ def certainty_notes() -> list[str]:
     process.vg_modelled_calls.restype = ctypes.c_long
     process.vg_modelled_most.restype = ctypes.c_size_t
     if process.vg_dnn_modelled():
-        notes.append("the scratch memory of recurrent layers is a model of cuDNN's, measured once, in 2017")
+        notes.append(RECURRENT_MODEL)
     for topic, sentence in _MODELLED.items():
         if calls := int(process.vg_modelled_calls(topic)):
             most = format_bytes(int(process.vg_modelled_most(topic)))
