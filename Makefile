@@ -3,6 +3,7 @@
 # Choose the places: make VENV=/tmp/venv PYTHON=python3.12 test
 
 PYTHON   ?= python3
+WORKERS  ?= 2
 VENV     ?= .venv
 VENV_CPU ?= .venv-cpu
 BIN       = $(VENV)/bin
@@ -60,13 +61,13 @@ types: setup
 
 test: lint types
 	@echo "pytest"
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 	@echo "dnnmem check"
 	@$(BIN)/dnnmem check --quiet --require-baseline
 
 test-cpu: setup-cpu
 	@echo "pytest, on the torch of constraints/cpu.txt"
-	@$(VENV_CPU)/bin/pytest -q tests/cli tests/estimator tests/profilers tests/sample_models tests/test_doctests.py
+	@$(VENV_CPU)/bin/pytest -q -n $(WORKERS) --dist loadfile tests/cli tests/estimator tests/profilers tests/sample_models tests/test_doctests.py
 	@echo "dnnmem check, on the torch of constraints/cpu.txt"
 	@$(VENV_CPU)/bin/dnnmem check --quiet --require-baseline
 
