@@ -14,7 +14,7 @@ the first ones leave behind. `fragmentation_bytes` is what is reserved and in no
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ FIRST_STEP = frozenset({Kind.OPTIMIZER, Kind.TEMP, Kind.COMM})
 """What the first step makes and leaves alive: states of the optimizer, workspaces of libraries; and buckets that are
 made when it is over, in the place of what the set-up had for them."""
 _STEPS = 2
-_UPDATED = frozenset({Kind.PARAM, Kind.OPTIMIZER})
+_OPTIMIZER = ("<optimizer>",)
 MASTER = ".master"
 """How names of masters end."""
 _OWN_WORKSPACES = ("convolution", "attention")
@@ -244,9 +244,9 @@ def _first_step(trace: Trace, late: list[Storage]) -> Iterator[Event]:
     for n, s in enumerate(s for s in late if s.kind is not Kind.OPTIMIZER):
         spaces[Phase.BACKWARD if n % 2 else Phase.FORWARD].append(s)
     for op in trace.ops:
-        if states and is_update(trace, op):
-            yield from (Event(s.nbytes, 0, s.id) for s in states)
-            states = []
+        if states and (due := states_due(trace, op, states)):
+            yield from (Event(s.nbytes, 0, s.id) for s in due)
+            states = [s for s in states if s not in due]
         yield from op.events
         if spaces[op.phase] and op.flops and not has_own_workspace(op):
             s = spaces[op.phase].pop(0)
@@ -265,10 +265,19 @@ def is_master(storage: Storage) -> bool:
     return storage.kind is Kind.OPTIMIZER and storage.name.endswith(MASTER)
 
 
-def is_update(trace: Trace, op: Op) -> bool:
-    """True for what an optimizer does once it has its states; casts and norms of gradients come before."""
-    of_model = (trace.storages[i].kind for i in (*op.reads, *op.writes) if i in trace.storages)
-    return op.phase is Phase.STEP and any(kind in _UPDATED for kind in of_model)
+def states_due(trace: Trace, op: Op, states: Sequence[Storage]) -> list[Storage]:
+    """Those of `states` that an optimizer makes before `op` of its first step: all of them once it begins its update.
+
+    Casts and norms of gradients come before that. An update in the backward pass makes those of its own parameter.
+    """
+    touched = [trace.storages[i] for i in (*op.reads, *op.writes) if i in trace.storages]
+    params = [s for s in touched if s.kind is Kind.PARAM]
+    if op.phase is Phase.STEP:
+        return [*states] if params or any(s.kind is Kind.OPTIMIZER for s in touched) else []
+    owners = {(s.module, s.name) for s in params} if op.module == _OPTIMIZER else ()
+    known = {s.id for s in touched}
+    owners = {*owners, *((s.module, s.name.rpartition(".")[0]) for s in states if s.id in known)}
+    return [s for s in states if (s.module, s.name.rpartition(".")[0]) in owners] if owners else []
 
 
 def has_own_workspace(op: Op) -> bool:

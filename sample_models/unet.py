@@ -71,7 +71,7 @@ class UNet(nn.Module):
 
     def forward(self, images: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """The noise in the images."""
-        time = self.time(self._waves(times))
+        time = self.time(self._waves(times).to(images.dtype))
         x, skips = self.stem(images), []
         for block, shrink in zip(self.down, self.shrink, strict=True):
             skips.append(block(x, time))

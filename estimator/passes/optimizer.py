@@ -127,14 +127,17 @@ class _Replacement:
 
     def _entries(self, group: Sequence[int]) -> list[Entry]:
         """The parameters of a group, hidden ones first where they are treated otherwise."""
-        entries = [self._entry(target) for target in group]
-        return sorted(entries, key=lambda entry: not entry.hidden)
+        return [self._entry(target) for target in sorted(group, key=lambda target: not self._is_hidden(target))]
+
+    def _is_hidden(self, target: int) -> bool:
+        owner = self.draft.storages[self.found.owners[target]]
+        return (owner.module, owner.name) in self.hidden
 
     def _entry(self, target: int) -> Entry:
         """One parameter with the states that it gets."""
         draft, found = self.draft, self.found
         owner = draft.storages[found.owners[target]]
-        hidden = (owner.module, owner.name) in self.hidden
+        hidden = self._is_hidden(target)
         layout = self.rule.hidden_states if hidden and self.rule.hidden_states else self.rule.states[self.kernel]
         states = {}
         for name, like in narrow_states(layout(draft.storages[target]), self.wanted.state).items():

@@ -61,10 +61,9 @@ def _renew(update: Update, entry: Entry) -> None:
     )  # fmt: skip
     for i in made[:2]:
         update.free((i,))
-    projection = update.storage(entry.states["projection"])
-    new = update.make("aten.clone.default", made[2:], [projection], moved=2 * projection.nbytes)
+    projection = entry.states["projection"]
+    update.op("aten.copy_.default", (projection, *made[2:]), (projection,), moved=2 * update.storage(projection).nbytes)
     update.free(made[2:])
-    update.free(new)
 
 
 def _matrix(update: Update, entry: Entry) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dnnmem.estimator.passes.optimizer_galore import EVERY, RANK
-from dnnmem.profilers.optimizers.groups import Group, counted, loss_of, trained, update_others
+from dnnmem.profilers.optimizers.groups import Group, begin, counted, loss_of, trained, update_others
 
 
 class GaLore(Optimizer):
@@ -43,6 +43,7 @@ class GaLore(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; returns what `closure` does."""
         loss = loss_of(closure)
+        begin(self, _states)
         for group in self.param_groups:
             if not group["hidden"]:
                 update_others(self, group)
@@ -54,14 +55,18 @@ class GaLore(Optimizer):
         return loss
 
 
+def _states(p: Tensor, group: Group) -> dict[str, Tensor]:
+    short, rank = min(p.shape), min(group["rank"], *p.shape)
+    low = (rank, p.shape[1]) if p.shape[0] <= p.shape[1] else (p.shape[0], rank)
+    return {"projection": p.new_empty(short, rank), "exp_avg": p.new_zeros(low), "exp_avg_sq": p.new_zeros(low)}
+
+
 def _update(p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Group, count: int) -> None:
     (b1, b2), wide = group["betas"], grad.shape[0] <= grad.shape[1]
     if (count - 1) % group["every"] == 0:
-        state["projection"] = _projection(grad, group["rank"], wide=wide)
+        _renew(state["projection"], grad, wide=wide)
     projection = state["projection"]
     low = projection.T @ grad if wide else grad @ projection
-    if count == 1:
-        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(low), torch.zeros_like(low)
     m, v = state["exp_avg"], state["exp_avg_sq"]
     m.lerp_(low, 1 - b1)
     v.mul_(b2).addcmul_(low, low, value=1 - b2)
@@ -71,7 +76,7 @@ def _update(p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Group, cou
     p.add_(update, alpha=-group["lr"] * group["scale"] * (1 - b2**count) ** 0.5 / (1 - b1**count))
 
 
-def _projection(grad: Tensor, rank: int, *, wide: bool) -> Tensor:
+def _renew(projection: Tensor, grad: Tensor, *, wide: bool) -> None:
     """Singular vectors of the short side; the matrix is decomposed standing, which takes less room."""
     right: Tensor = torch.linalg.svd(grad.T if wide else grad, full_matrices=False).Vh
-    return right[:rank].T.contiguous()
+    projection.copy_(right[: projection.shape[1]].T)

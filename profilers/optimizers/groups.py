@@ -42,6 +42,20 @@ def lists(
         yield some, [p.grad for p in some if p.grad is not None]
 
 
+def begin(optimizer: Optimizer, make: Callable[[Tensor, Group], dict[str, Tensor]]) -> None:
+    """Make all states before the first update, as torch's own optimizers do; in groups not `hidden` AdamW's."""
+    for group in optimizer.param_groups:
+        of_group = make if group.get("hidden", True) else _moments
+        for p in trained(group):
+            if not optimizer.state[p]:
+                optimizer.state[p].update(of_group(p, group))
+
+
+def _moments(p: Tensor, group: Group) -> dict[str, Tensor]:
+    del group
+    return {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+
+
 def states(
     optimizer: Optimizer, params: Iterable[Tensor], name: str, layout: torch.memory_format = torch.preserve_format
 ) -> list[Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dnnmem.estimator.passes.optimizer_muon import ITERATIONS
-from dnnmem.profilers.optimizers.groups import Group, loss_of, states, trained, update_others
+from dnnmem.profilers.optimizers.groups import Group, begin, loss_of, trained, update_others
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of Jordan's polynomial."""
@@ -45,12 +45,13 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; returns what `closure` does."""
         loss = loss_of(closure)
+        begin(self, lambda p, _: {"momentum_buffer": torch.zeros_like(p)})
         for group in self.param_groups:
             if not group["hidden"]:
                 update_others(self, group)
                 continue
             params = trained(group)
-            for p, buffer in zip(params, states(self, params, "momentum_buffer"), strict=True):
+            for p, buffer in zip(params, (self.state[p]["momentum_buffer"] for p in params), strict=True):
                 if p.grad is not None:
                     _update(p, p.grad, buffer, group)
         return loss

@@ -9,7 +9,7 @@ Vectors have the diagonal form, which is AdaGrad's. Weight decay is decoupled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dnnmem.estimator.passes.optimizer_shampoo import EVERY, LONGEST
-from dnnmem.profilers.optimizers.groups import Group, counted, loss_of, states, trained
+from dnnmem.profilers.optimizers.groups import Group, begin, counted, loss_of, trained
 
 
 class Shampoo(Optimizer):
@@ -41,6 +41,7 @@ class Shampoo(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; returns what `closure` does."""
         loss = loss_of(closure)
+        begin(self, _states)
         for group in self.param_groups:
             for p in trained(group):
                 if p.grad is None:
@@ -50,16 +51,28 @@ class Shampoo(Optimizer):
                     [count] = counted(self, [p])
                     _matrix(p, p.grad.flatten(1), self.state[p], group, int(count))
                 else:
-                    _vector(p, p.grad, states(self, [p], "sum")[0], group)
+                    _vector(p, p.grad, self.state[p]["sum"], group)
         return loss
 
 
+def _sides(shape: Sequence[int], group: Group) -> list[tuple[str, int]]:
+    """Sides with a preconditioner, and their lengths."""
+    return [(name, n) for name, n in zip(("left", "right"), shape, strict=True) if n <= group["longest"]]
+
+
+def _states(p: Tensor, group: Group) -> dict[str, Tensor]:
+    if p.ndim < 2:
+        return {"sum": torch.zeros_like(p)}
+    found: dict[str, Tensor] = {}
+    for name, n in _sides(p.flatten(1).shape, group):
+        found[name] = torch.eye(n, dtype=p.dtype, device=p.device).mul_(group["eps"])
+        found[f"{name}_root"] = torch.empty_like(found[name])
+    return found
+
+
 def _matrix(p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Group, count: int) -> None:
-    sides = [(name, n) for name, n in zip(("left", "right"), grad.shape, strict=True) if n <= group["longest"]]
-    for name, n in sides:
-        if name not in state:
-            state[name] = torch.eye(n, dtype=grad.dtype, device=grad.device).mul_(group["eps"])
-            state[f"{name}_root"] = torch.empty_like(state[name])
+    sides = _sides(grad.shape, group)
+    for name, _ in sides:
         other = grad if name == "left" else grad.T
         state[name].addmm_(other, other.T)
         if (count - 1) % group["every"] == 0:

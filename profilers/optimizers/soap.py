@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dnnmem.estimator.passes.optimizer_shampoo import EVERY, LONGEST
-from dnnmem.profilers.optimizers.groups import Group, counted, loss_of, states, trained
+from dnnmem.profilers.optimizers.groups import Group, begin, counted, loss_of, trained
 
 
 class Soap(Optimizer):
@@ -42,10 +42,9 @@ class Soap(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; returns what `closure` does."""
         loss = loss_of(closure)
+        begin(self, _states)
         for group in self.param_groups:
             params = trained(group)
-            for name in ("exp_avg", "exp_avg_sq"):
-                states(self, params, name, torch.contiguous_format)
             for p, count in zip(params, counted(self, params), strict=True):
                 if p.grad is not None:
                     _update(p, p.grad, self.state[p], group, int(count))
@@ -69,11 +68,22 @@ def _sides(shape: Sequence[int], longest: int) -> list[str]:
     return [name for name, n in zip(("left", "right"), shape, strict=True) if n <= longest]
 
 
+def _states(p: Tensor, group: Group) -> dict[str, Tensor]:
+    """Moments, and an average with its basis for each side."""
+    like = {"memory_format": torch.contiguous_format}
+    found = {name: torch.zeros_like(p, **like) for name in ("exp_avg", "exp_avg_sq")}
+    flat = p.flatten(1) if p.ndim > 1 else p
+    for name in _sides(flat.shape, group["longest"]) if p.ndim > 1 else []:
+        n = flat.shape[0 if name == "left" else 1]
+        found[name], found[f"{name}_basis"] = p.new_zeros(n, n), p.new_empty(n, n)
+    return found
+
+
 def _begin(grad: Tensor, state: dict[str, Tensor], sides: Sequence[str], group: Group) -> None:
     for name in sides:
         other = grad if name == "left" else grad.T
-        state[name] = (other @ other.T).mul_(1 - group["betas"][1])
-        state[f"{name}_basis"] = torch.linalg.eigh(state[name]).eigenvectors.flip(1).contiguous()
+        torch.mm(other, other.T, out=state[name]).mul_(1 - group["betas"][1])
+        state[f"{name}_basis"].copy_(torch.linalg.eigh(state[name]).eigenvectors.flip(1))
 
 
 def _step(p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Group, count: int) -> None:
