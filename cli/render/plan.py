@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _PLANNED = ("remat.", "offload.")
 """What planners decide, of a plan's settings."""
+_NOTHING = 1e-6
+"""Share of a step that is no time."""
 _TOLD = {"does_not_fit": "does not fit", "does_not_apply": "does not apply", "failed": "failed"}
 
 
@@ -143,10 +145,11 @@ def _table(found: Planned) -> Table:
 def _cells(answer: Answer) -> tuple[str, str, str, str]:
     solution = answer.solution
     if solution is not None:
-        share = f"{100 * solution.extra_seconds / solution.plain.seconds:.1f} %" if solution.plain.seconds else ""
-        seconds = format_seconds(abs(solution.extra_seconds))
-        sign = "-" if solution.extra_seconds < 0 else ""
-        return format_bytes(solution.cost.peak_bytes), f"{sign}{seconds}", share, plan_words(solution)
+        extra, plain_seconds = solution.extra_seconds, solution.plain.seconds
+        extra = 0.0 if abs(extra) < _NOTHING * plain_seconds else extra
+        share = f"{100 * extra / plain_seconds:.1f} %" if plain_seconds else ""
+        seconds = f"{'-' if extra < 0 else ''}{format_seconds(abs(extra))}" if extra else "none"
+        return format_bytes(solution.cost.peak_bytes), seconds, share, plan_words(solution)
     return "-", "-", "", f"{_TOLD[answer.outcome]}{_why(answer)}"
 
 

@@ -29,6 +29,8 @@ _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "12345678"
 _AWAY = "~"
 _SEEN = 0.3
 """Share of a column from which on work is seen in it."""
+_SENT = 0.02
+"""Share of what a group saves from which on it is said to be sent to the host."""
 _LABEL, _FATE = 18, 10
 """Columns of a row's name at most, and of the words beside it."""
 _PHASES = {Phase.FORWARD: "forward", Phase.BACKWARD: "backward", Phase.STEP: "update"}
@@ -56,8 +58,9 @@ def fate_words(group: Group) -> str:
     if again >= 0.05:
         times = f" x{again:.1f}".removesuffix(".0") if again >= 1.5 else ""
         by = f" by {group.run}" if len(group.fates) > group.run > 1 else ""
-        return f"{'part again' if kept >= 0.3 else 'again'}{by}{times}"[:_FATE]
-    return "to host" if away >= 0.05 else "kept"
+        away_too = "+host" if away >= _SENT else ""
+        return f"{'part again' if kept >= 0.3 else 'again'}{away_too or by + times}"[:_FATE]
+    return "to host" if away >= _SENT else "kept"
 
 
 def _line(name: str, words: str, cells: str, label: int) -> str:
