@@ -32,44 +32,53 @@ _MODES = {"rnn_relu": RELU, "rnn_tanh": TANH, "lstm": LSTM, "gru": GRU}
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _FLATTENED = (torch.float64, torch.float32, torch.float16)
 """What `flatten_parameters` takes, `torch.backends.cudnn.CUDNN_TENSOR_DTYPES`."""
+_BFLOAT16 = 91300
+"""The first cuDNN whose recurrent networks take bfloat16; torch gives it to them from 2.10 on."""
 
 
-class _States:
-    """The states of dropout's random numbers: `get_dropout_state`."""
+class _Cudnn:
+    """What the calls of one run share."""
 
     def __init__(self, gpu: Gpu) -> None:
-        self._nbytes = dropout_bytes(gpu)
-        self._block: Tensor | None = None
+        self._gpu = gpu
+        self._states: Tensor | None = None
 
-    def __call__(self, like: Tensor, dropout: float) -> Tensor | None:
-        """The block, made when dropout is first asked for."""
-        if self._block is None and dropout > 0:
-            self._block = torch.empty(self._nbytes, dtype=torch.uint8, device=like.device)
-        return self._block
+    def takes(self, x: Tensor) -> bool:
+        """`cudnn_is_acceptable`; a tensor with memory behind it has no fake operator."""
+        if not isinstance(x, FakeTensor) or not torch.backends.cudnn.enabled or not x.numel():
+            return False
+        setup = self._gpu.setup
+        return x.dtype is not torch.bfloat16 or (setup.torch >= (2, 10, 0) and setup.cudnn >= _BFLOAT16)
+
+    def states(self, like: Tensor, dropout: float) -> Tensor | None:
+        """States of dropout's random numbers, made when it is first asked for: `get_dropout_state`."""
+        if self._states is None and dropout > 0:
+            self._states = torch.empty(dropout_bytes(self._gpu), dtype=torch.uint8, device=like.device)
+        return self._states
 
 
 @contextmanager
 def cuda_recurrent(gpu: Gpu) -> Iterator[None]:
     """Let fake recurrent layers be cuDNN's until the context ends."""
     with (
-        kernels(_kernels(_States(gpu))),
+        kernels(_kernels(_Cudnn(gpu))),
         patch.dict(REPLACEMENTS, RECURRENT_REPLACEMENTS),
         patch.object(nn.RNNBase, "flatten_parameters", _flatten_parameters),
     ):
         yield
 
 
-def _kernels(states: _States) -> Kernels:
+def _kernels(cudnn: _Cudnn) -> Kernels:
     made: dict[tuple[str, str], Callable[..., Any]] = {}
     for name, mode in _MODES.items():
         for overload, run in (("input", _padded), ("data", _packed)):
             full = f"aten::{name}.{overload}"
-            kernel = run(operator(full), partial(_call, mode, states))
+            kernel = run(operator(full), cudnn, partial(_call, mode, cudnn))
             made.update(dict.fromkeys([(full, "AutogradCPU"), (full, "CPU")], kernel))
     return made
 
 
-def _padded(own: Any, call: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+def _padded(own: Any, cudnn: _Cudnn, call: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
     def run(  # noqa: PLR0917 - the operator's own signature
         x: Tensor,
         hidden: Any,
@@ -81,19 +90,19 @@ def _padded(own: Any, call: Callable[..., Any]) -> Callable[..., tuple[Tensor, .
         bidirectional: bool,  # noqa: FBT001
         batch_first: bool,  # noqa: FBT001
     ) -> tuple[Tensor, ...]:
-        if not _takes(x):
+        if not cudnn.takes(x):
             plain: tuple[Tensor, ...] = own._op_dk(
                 _COMPOSITE, x, hidden, weights, biases, layers, dropout, train, bidirectional, batch_first
             )
             return plain
-        options = layers, batch_first, dropout, train, bidirectional, []
+        options: Any = layers, batch_first, dropout, train, bidirectional, []
         result: tuple[Tensor, ...] = call(x, hidden, list(weights), options, biases=biases)
         return result
 
     return run
 
 
-def _packed(own: Any, call: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+def _packed(own: Any, cudnn: _Cudnn, call: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
     def run(  # noqa: PLR0917 - the operator's own signature
         x: Tensor,
         batch_sizes: Tensor,
@@ -105,25 +114,20 @@ def _packed(own: Any, call: Callable[..., Any]) -> Callable[..., tuple[Tensor, .
         train: bool,  # noqa: FBT001
         bidirectional: bool,  # noqa: FBT001
     ) -> tuple[Tensor, ...]:
-        if not _takes(x):
+        if not cudnn.takes(x):
             plain: tuple[Tensor, ...] = own._op_dk(
                 _COMPOSITE, x, batch_sizes, hidden, weights, biases, layers, dropout, train, bidirectional
             )
             return plain
-        options = layers, False, dropout, train, bidirectional, batch_sizes.tolist()
+        options: Any = layers, False, dropout, train, bidirectional, batch_sizes.tolist()
         result: tuple[Tensor, ...] = call(x, hidden, list(weights), options, biases=biases)
         return result
 
     return run
 
 
-def _takes(x: Tensor) -> bool:
-    """`cudnn_is_acceptable`; a tensor with memory behind it has no fake operator."""
-    return isinstance(x, FakeTensor) and torch.backends.cudnn.enabled and x.numel() > 0
-
-
 def _call(  # noqa: PLR0917 - what is known before a call, and the call
-    mode: int, states: _States, x: Tensor, hidden: Any, weights: list[Tensor], options: Any, *, biases: bool
+    mode: int, cudnn: _Cudnn, x: Tensor, hidden: Any, weights: list[Tensor], options: Any, *, biases: bool
 ) -> tuple[Tensor, ...]:
     """`_cudnn_impl`, and `_cudnn_rnn_cast_reflatten` under autocast."""
     layers, _, dropout, train, bidirectional, _ = options
@@ -132,7 +136,7 @@ def _call(  # noqa: PLR0917 - what is known before a call, and the call
     projection = hx.shape[2] if hx.shape[2] != state else 0
     it = network(x, mode, state, projection, layers, bidirectional=bidirectional)
     block = _block_of(weights, it, biases=biases)
-    kept = states(x, dropout if train else 0.0)
+    kept = cudnn.states(x, dropout if train else 0.0)
     casts = torch._C.is_autocast_enabled("cpu")
     with without_autocast():
         if casts:

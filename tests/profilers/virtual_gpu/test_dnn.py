@@ -128,6 +128,41 @@ def test_recurrent_networks_run(on_gpu):
     assert modelled >= len(nets)
 
 
+SCRATCH = """
+    import json, torch
+    from dnnmem.profilers.rules.recurrent_operators import network
+    from dnnmem.profilers.rules.recurrent_sizes import elements, reserve_bytes, workspace_bytes
+    from torch import nn
+    for kind, mode in ((nn.LSTM, 2), (nn.GRU, 3), (nn.RNN, 1)):
+        special = {"proj_size": 64} if mode == 2 else {"bias": False}
+        for options in ({}, {"bidirectional": True, "dropout": 0.5}, special):
+            net, x = kind(96, 128, 3, **options).cuda(), torch.randn(50, 8, 96, device="cuda")
+            block = next(net.parameters()).untyped_storage().nbytes()
+            net(x)  # makes the states of dropout
+            torch.cuda.reset_peak_memory_stats()
+            h = torch.zeros(6 if net.bidirectional else 3, 8, options.get("proj_size", 128), device="cuda")
+            hidden = (h, torch.zeros(len(h), 8, 128, device="cuda")) if mode == 2 else h
+            before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+            out, states = net(x, hidden)
+            made = [out, *(states if mode == 2 else (states,))]
+            peak = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before - sum(t.nbytes for t in made)
+            kept = torch.cuda.memory_stats()["requested_bytes.all.current"] - before - sum(t.nbytes for t in made)
+            it = network(x, mode, 128, net.proj_size, 3, bidirectional=net.bidirectional)
+            reserve = reserve_bytes(it, steps=50, batch=8, element_bytes=4)
+            workspace = workspace_bytes(it, batch=8, element_bytes=4)
+            print(json.dumps([[block, kept, peak], [elements(it) * 4, reserve, reserve + workspace]]))
+            del out, states, made
+"""
+
+
+def test_a_fake_run_has_the_same_sizes(on_gpu):
+    # GIVEN recurrent networks  WHEN they run here  THEN weights, reserve and workspace are those of `recurrent_sizes`
+    told = lines(on_gpu(SCRATCH))
+    assert len(told) == 9
+    for here, fake in told:
+        assert here == fake
+
+
 def test_a_plan_says_what_it_is_made_for(on_gpu, version):  # noqa: ARG001 - skips where no engine has a number
     # GIVEN the first layer of a ResNet in half precision, the gradient of whose weight torch reads a plan's JSON for
     code = """
