@@ -2,7 +2,7 @@
 
     python benchmarks/planner_budgets.py [MODEL ...] [--planner NAME] [--budgets 10] [--save]
 
-Budgets lie evenly between the least that any planner keeps and what the plain step reserves. --save writes the rows to
+Budgets lie evenly between the least that any plan keeps and what the plain step reserves. --save writes the rows to
 tests/accuracy/data and the tables to docs/accuracy.md; --table writes the tables alone, from the rows that were saved.
 """
 
@@ -78,7 +78,7 @@ def problem(request: Request, time_limit: float) -> Problem:
 def budgets(asked: Problem, count: int, names: Sequence[str]) -> list[int]:
     """From the least that a planner keeps to the plain step's."""
     least = most = asked.plain().peak_bytes
-    for name in names:
+    for name in (name for name in names if planners()[name].applied):
         with suppress(DnnmemError):
             least = min(least, _least(asked, name))
     return [least + (most - least) * k // (count - 1) for k in range(count)]

@@ -124,8 +124,8 @@ class Planned:
 
     @property
     def least_bytes(self) -> int | None:
-        """Where nothing fits, the smallest budget that a planner can keep; None = not known."""
-        needed = [answer.needed_bytes for answer in self.answers]
+        """Where nothing fits, the smallest budget that a plan which can be applied keeps; None = not known."""
+        needed = [answer.needed_bytes for answer in self.answers if answer.planner.applied]
         needed += [self.error.needed_bytes] if isinstance(self.error, InfeasibleError) else []
         return min((nbytes for nbytes in needed if nbytes is not None), default=None)
 

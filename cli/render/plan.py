@@ -69,7 +69,7 @@ def headline(found: Planned) -> str:
     chosen, budget = found.chosen, format_bytes(found.budget_bytes)
     if chosen is None:
         least = found.least_bytes
-        needs = f"; the least that a planner can keep is {format_bytes(least)}" if least else ""
+        needs = f"; the least that a plan can keep is {format_bytes(least)}" if least else ""
         return f"NOTHING FITS: {budget} is too little{needs}"
     told = f"FITS: {format_bytes(chosen.cost.peak_bytes)} of the budget of {budget} "
     told += f"({percent(chosen.cost.peak_bytes / found.budget_bytes)})"

@@ -57,5 +57,6 @@ def _update_peak(problem: Problem) -> int:
 
 
 PLANNER = Planner(
-    name="dtr", words="eviction as memory runs out, simulated (Kirisame et al. 2020)", needs="any graph", find=find
-)
+    name="dtr", words="eviction as memory runs out, simulated (Kirisame et al. 2020)", needs="any graph", find=find,
+    applied=False,
+)  # fmt: skip

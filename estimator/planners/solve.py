@@ -45,6 +45,8 @@ class Planner:
     """Its answer. Raises `InfeasibleError` where none fits, `UnsupportedError` for another structure."""
     suits: Callable[[Problem], str] = lambda _: ""
     """Why `auto` takes it for this step, in a clause; empty = it does not."""
+    applied: bool = True
+    """False if no plan ever expresses its schedules: they are predicted only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
