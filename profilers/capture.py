@@ -62,12 +62,14 @@ def capture(
     label: Callable[[str], None] | None = None,
     history: Callable[[], list[dict[str, Any]]] | None = None,
     inside: Callable[..., None] | None = None,
+    moved: Callable[[Log, nn.Module], None] = lambda *_: None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> tuple[Trace, int]:
     """Run `steps` steps and return the trace of the last one, and by how many bytes memory grew over it.
 
     `clock` times operators, the median over all steps but the first; `label` and `history` belong to an allocator that
-    keeps a list of its events under the labels it is given; `inside` adds to the log what only kernels allocate.
+    keeps a list of its events under the labels it is given; `inside` adds to the log what only kernels allocate,
+    `moved` what the model's way to the device did.
     """
     gc.collect()
     tracker = ModuleTracker(built.model)
@@ -81,6 +83,7 @@ def capture(
     )
     names = parameter_names(built.model)
     name_model(recorder, built.model)
+    moved(recorder.log, built.model)
     name_batch(recorder, built.batch)
     with tracker, naming_gradients(recorder, names, built.model):
         for index in range(steps):

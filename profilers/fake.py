@@ -21,6 +21,7 @@ from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Origin, Trace
 from dnnmem.profilers.capture import Built, capture
 from dnnmem.profilers.faking import Faking
+from dnnmem.profilers.rules.recurrent_moved import moved
 from dnnmem.profilers.rules.workspaces import Workspaces
 from dnnmem.profilers.step import Target
 from dnnmem.profilers.tensors import map_tensors
@@ -65,6 +66,7 @@ def profile_fake(
             steps=steps,
             origin=origin,
             inside=rules.inside if rules is not None else None,
+            moved=moved if rules is not None else lambda *_: None,
             on_step=on_step,
         )
     notes = tuple(f"{text} ({count} times)" for text, count in sorted(values.assumptions.items()))
