@@ -99,11 +99,12 @@ class SmallValues:
         self._key = getattr(torch._C.DispatchKey, KEY)
         self._keys = torch._C.DispatchKeySet(self._key)
         names = find_operators(_FROM_DATA)
-        self._libraries = {name: torch.library.Library(name, "IMPL") for name in {n.partition("::")[0] for n in names}}
-        self._libraries["_"] = torch.library.Library("_", "IMPL")
+        spaces = {"_", *(name.partition("::")[0] for name in names)}
+        self._libraries = {name: torch.library.Library(name, "IMPL") for name in spaces}
         for name in names:
-            _registry(self._libraries[name.partition("::")[0]]).impl(name, KEY, partial(self._run, Operator(name)))
-        _registry(self._libraries["_"]).fallback(KEY, torch.library.fallthrough_kernel)
+            _registry(self._libraries, name).impl(name, KEY, partial(self._run, Operator(name)))
+        _registry(self._libraries, "_").fallback(KEY, torch.library.fallthrough_kernel)
+        _registry(self._libraries, "aten").impl(assumptions.CHECK, "CUDA", assumptions.succeed)
         call_when_loaded(MODULE, lambda: assume_matches(self.twins))
         torch._C._dispatch_tls_set_dispatch_key_excluded(self._key, False)  # noqa: FBT003
         torch._C._dispatch_tls_set_dispatch_key_included(self._key, True)  # noqa: FBT003
@@ -133,9 +134,7 @@ class SmallValues:
                 return func._op(*args, **kwargs)
             if torch._C._functorch.peek_interpreter_stack() is not None:
                 return self._transformed(func._op(*args, **kwargs))
-            inputs = list(tensors_in(args))
-            if kwargs:
-                inputs.extend(tensors_in(kwargs.values()))
+            inputs = [*tensors_in(args), *(tensors_in(kwargs.values()) if kwargs else ())]
             if not all(type(tensor) in _PLAIN for tensor in inputs):
                 return func._op(*args, **kwargs)
             on_gpu = [tensor for tensor in inputs if tensor.is_cuda]
@@ -339,9 +338,9 @@ def _is_traced() -> bool:
     return any(getattr(mode, "_mode_key", None) is not None for mode in _get_current_dispatch_mode_stack())
 
 
-def _registry(library: torch.library.Library) -> Any:
-    """What a library registers with; its own methods check more, and take longer."""
-    return library.m
+def _registry(libraries: dict[str, torch.library.Library], name: str) -> Any:
+    """What an operator's library registers with; its own methods check more, and take longer."""
+    return libraries[name.partition("::")[0]].m
 
 
 def _may_make_cuda(inputs: list[Tensor], kwargs: dict[str, Any]) -> bool:
