@@ -25,8 +25,10 @@ def lay_out(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     count = sum(_room(t, dtype) for t in tensors)
     del tensors  # buffers become other tensors
     room, _ = torch.cuda.mem_get_info(device)
-    _through(model, torch.empty(count, dtype=torch.uint8, device=device if _LARGE < count < room else "cpu"), dtype)
-    torch.cuda.empty_cache()
+    on_gpu = _LARGE < count < room
+    _through(model, torch.empty(count, dtype=torch.uint8, device=device if on_gpu else "cpu"), dtype)
+    if on_gpu:  # else what the move itself leaves stays: recurrent layers free their weights for one block of all
+        torch.cuda.empty_cache()
     return model
 
 
