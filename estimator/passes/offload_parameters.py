@@ -161,7 +161,8 @@ def _send(draft: Draft, g: int, writers: Sequence[int], end: int) -> None:
         moved_bytes=storage.nbytes,
     )  # fmt: skip
     if fresh is not None:
-        draft.ops[writers[-1]] = out
+        others = tuple(e for e in draft.ops[writers[-1]].events if e.storage != fresh)
+        draft.ops[writers[-1]] = op_like(out, events=others)
     else:
         for k in writers:
             op = renamed(draft.ops[k], {g: sent})
