@@ -53,7 +53,7 @@ class _Unit:
 class _Walk:
     """Goes through a chain and its runs."""
 
-    def __init__(self, stages: Sequence[Stage], at: Mapping[int | None, int], sent: frozenset[int]) -> None:
+    def __init__(self, stages: Sequence[Stage], at: Mapping[int, int], sent: frozenset[int]) -> None:
         self.stages, self.at, self.sent = stages, at, sent
         self.peak_bytes = 0
         self.sent_bytes = 0

@@ -58,7 +58,7 @@ class Table:
     @property
     def rows(self) -> int:
         """Budgets, 0 among them."""
-        return self.seconds[0].shape[1]
+        return int(self.seconds[0].shape[1])
 
     def seconds_at(self, budget_bytes: float) -> float:
         """Of the step within `budget_bytes` above what lives when it begins; infinite if it does not fit."""

@@ -70,8 +70,7 @@ def _sides(shape: Sequence[int], longest: int) -> list[str]:
 
 def _states(p: Tensor, group: Group) -> dict[str, Tensor]:
     """Moments, and an average with its basis for each side."""
-    like = {"memory_format": torch.contiguous_format}
-    found = {name: torch.zeros_like(p, **like) for name in ("exp_avg", "exp_avg_sq")}
+    found = {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name in ("exp_avg", "exp_avg_sq")}
     flat = p.flatten(1) if p.ndim > 1 else p
     for name in _sides(flat.shape, group["longest"]) if p.ndim > 1 else []:
         n = flat.shape[0 if name == "left" else 1]
