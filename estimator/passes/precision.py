@@ -55,7 +55,10 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         return trace
     storages = trace.storages
     trained = gradients(storages)
-    masters = [p for p in sorted(trained) if in_type(storages[p], wanted.param) != storages[p]]
+    order = {event.storage: k for k, event in enumerate(trace.setup)}  # in which the model has its parameters
+    masters = sorted(
+        (p for p in trained if in_type(storages[p], wanted.param) != storages[p]), key=lambda p: (order.get(p, 0), p)
+    )
     grads = [g for mine in trained.values() for g in mine if in_type(storages[g], wanted.grad) != storages[g]]
     if not masters and not grads:
         return trace
