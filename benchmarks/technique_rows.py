@@ -1,15 +1,18 @@
 """Each technique for one GPU, alone, on eight models: what its pass says the step needs, and what a run of it needed.
 
     python benchmarks/technique_rows.py [--gpu h100-sxm-80gb] [--workers 2] [--save] [--only NAME ...] [MODEL ...]
+    python benchmarks/technique_rows.py --above 0.02 --save        those again whose kept rows are further off
 
 The plain step is recorded without a GPU and rewritten by the pass; the apply does the same to the model, whose steps a
-virtual GPU runs. A row for each model and technique, the allocator's peaks in MiB; --save writes them into
-docs/accuracy.md. Types are recorded in themselves, as `recommend` does where the model is at hand.
+virtual GPU runs. A row for each model and technique, the allocator's peaks in MiB; --save keeps them in
+tests/accuracy/data/technique_rows.csv and writes the table of all that are kept into docs/accuracy.md. Types are
+recorded in themselves, as `recommend` does where the model is at hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import statistics
 import sys
@@ -33,8 +36,12 @@ from dnnmem.profilers.run import run
 from dnnmem.profilers.verify import verify_many
 
 DOCS = Path(__file__).parents[1] / "docs" / "accuracy.md"
+KEPT = Path(__file__).parents[1] / "tests" / "accuracy" / "data" / "technique_rows.csv"
 START, END = "<!-- technique rows -->", "<!-- end of technique rows -->"
 MIB = 2**20
+_COLUMNS = (
+    "model", "technique", "predicted_allocated", "predicted_reserved", "ran_allocated", "ran_reserved", "message",
+)  # fmt: skip
 MODELS = {
     "GPT-2": Request(target=str(SAMPLES / "gpt.py"), batch_size=4, seq_len=1024),
     "Llama, 1B": Request(target="hf:llama", batch_size=2, seq_len=1024, args=LLAMA_1B),
@@ -172,6 +179,38 @@ def table(done: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def load() -> list[Row]:
+    """The rows that are kept."""
+    if not KEPT.exists():
+        return []
+    with KEPT.open(encoding="utf-8", newline="") as file:
+        return [
+            Row(
+                model=r["model"], technique=r["technique"], message=r["message"],
+                predicted=_pair(r["predicted_allocated"], r["predicted_reserved"]),
+                ran=_pair(r["ran_allocated"], r["ran_reserved"]),
+            )
+            for r in csv.DictReader(file)
+        ]  # fmt: skip
+
+
+def keep(done: Sequence[Row]) -> list[Row]:
+    """Replace the kept rows by those of `done`, and return all, in order."""
+    known = {(row.model, row.technique): row for row in (*load(), *done)}
+    found = [known[m, t] for m in MODELS for t in TECHNIQUES if (m, t) in known]
+    with KEPT.open("w", encoding="utf-8", newline="") as file:
+        written = csv.writer(file, lineterminator="\n")
+        written.writerow(_COLUMNS)
+        for row in found:
+            sizes = (*(row.predicted or ("", "")), *(row.ran or ("", "")))
+            written.writerow((row.model, row.technique, *sizes, " ".join(row.message.split())[:200]))
+    return found
+
+
+def _pair(allocated: str, reserved: str) -> tuple[int, int] | None:
+    return (int(allocated), int(reserved)) if allocated else None
+
+
 def main() -> int:
     """Run and print; --save also writes."""
     parser = argparse.ArgumentParser()
@@ -179,19 +218,23 @@ def main() -> int:
     parser.add_argument("--gpu", default="h100-sxm-80gb")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", action="append", default=[], metavar="TECHNIQUE")
+    parser.add_argument("--above", type=float, metavar="SHARE")
     parser.add_argument("--save", action="store_true")
     asked = parser.parse_args()
-    names = asked.only or list(TECHNIQUES)
+    far = {(row.model, row.technique) for row in load() if row.off and abs(row.off[1]) > (asked.above or 0)}
     done: list[Row] = []
     for model in asked.models:
-        for row in rows(model, names, find_device(asked.gpu), asked.workers):
+        names = [n for n in asked.only or TECHNIQUES if asked.above is None or (model, n) in far]
+        for row in rows(model, names, find_device(asked.gpu), asked.workers) if names else ():
             done.append(row)
             _print(row)
-    print("\n" + table(done))
+            if asked.save:
+                keep([row])
+    print("\n" + table(keep(done) if asked.save else done))
     if asked.save:
         text = DOCS.read_text("utf-8")
         before, rest = text.split(START)
-        DOCS.write_text(f"{before}{START}\n{table(done)}\n{END}{rest.split(END)[1]}", "utf-8")
+        DOCS.write_text(f"{before}{START}\n{table(load())}\n{END}{rest.split(END)[1]}", "utf-8")
     return 0
 
 
