@@ -15,4 +15,6 @@ def test_its_examples_are_true(root: Path, monkeypatch: pytest.MonkeyPatch, capf
     # THEN all of them hold, and none prints a word of its own
     assert found.attempted > 15
     assert found.failed == 0
-    assert capfd.readouterr() == ("", "")
+    said = capfd.readouterr()
+    # torch's profiler has its own word where torch was imported before anybody could tell it not to
+    assert [said.out, *(line for line in said.err.splitlines() if not line.startswith("USDT:"))] == [""]

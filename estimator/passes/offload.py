@@ -19,7 +19,7 @@ from dnnmem.estimator.passes import offload_conv
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
 from dnnmem.estimator.passes.offload_copies import leave, settle, travel
 from dnnmem.estimator.sent_blocks import sent_runs
-from dnnmem.estimator.trace import Phase, Trace
+from dnnmem.estimator.trace import Lane, Phase, Trace
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -58,7 +58,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     for n, ids in enumerate(saved):
         for i in ids:
             gone[i] = max(gone.get(i, -1), units[n + 1].forward[-1])
-    held = {i: k for k, op in enumerate(trace.ops) for i in op.releases}
+    held = {i: k for k, op in enumerate(trace.ops) if op.phase is Phase.FORWARD for i in op.releases}
     for i in sorted(gone, key=lambda i: held.get(i, -1) >= gone[i]):  # variables let go when a block has
         leave(draft, i, known[i], max(gone[i], held.get(i, -1), *_other_uses(known[i], i, reads, saved)))
     for n in (n for n in reversed(range(len(units))) if saved[n]):
@@ -75,7 +75,7 @@ def _units(trace: Trace, plan: Plan) -> list[_Unit]:
         base = len(inside)
         inside += [([], []) for _ in range(some.count)]
         for k, owner in enumerate(some.numbers(trace.ops)):
-            if owner is not None and trace.ops[k].phase is not Phase.STEP:
+            if owner is not None and trace.ops[k].phase is not Phase.STEP and trace.ops[k].lane is not Lane.COMM:
                 inside[base + owner][trace.ops[k].phase is Phase.BACKWARD].append(k)
     found: list[_Unit] = []
     for first, last, sends in sent_runs(plan, len(inside)):
