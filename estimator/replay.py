@@ -14,7 +14,7 @@ the first ones leave behind. `fragmentation_bytes` is what is reserved and in no
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -26,23 +26,16 @@ from dnnmem.estimator.allocator import CachingAllocator
 from dnnmem.estimator.allocator_settings import AllocatorSettings
 from dnnmem.estimator.allocator_versions import AllocatorRules, rules_of
 from dnnmem.estimator.errors import TraceError
+from dnnmem.estimator.first_step import first_step, is_of_first_step
 from dnnmem.estimator.out_of_memory import OutOfMemoryError
 from dnnmem.estimator.timeline import Timeline
-from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
+from dnnmem.estimator.trace import Event, Kind, Trace
 
 if TYPE_CHECKING:
     from dnnmem.estimator.device import Device
 
 
-FIRST_STEP = frozenset({Kind.OPTIMIZER, Kind.TEMP, Kind.COMM})
-"""What the first step makes and leaves alive: states of the optimizer, workspaces of libraries; and buckets that are
-made when it is over, in the place of what the set-up had for them."""
 _STEPS = 2
-_OPTIMIZER = ("<optimizer>",)
-MASTER = ".master"
-"""How names of masters end."""
-_OWN_WORKSPACES = ("convolution", "attention")
-"""In names of ops whose products are not cuBLAS's, and do not use its workspace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,64 +218,13 @@ def _started(allocator: CachingAllocator, trace: Trace) -> _Player:
     first = [s for s in missing if is_of_first_step(s)]
     player.play(Event(s.nbytes, 0, s.id) for s in missing if not is_of_first_step(s))
     if first:
-        player.play(_first_step(trace, [s for s in first if s.kind is not Kind.COMM]))
+        player.play(first_step(trace, [s for s in first if s.kind is not Kind.COMM]))
         buckets = [s for s in first if s.kind is Kind.COMM]
         player.steps = 0 if buckets else 1  # the second step is another one, and leaves other segments
         left = [s for i, s in trace.storages.items() if i in player.addresses and i not in trace.pinned]
         player.play([Event(-s.nbytes, 0, s.id) for s in left])
         player.play(Event(s.nbytes, 0, s.id) for s in buckets)
     return player
-
-
-def _first_step(trace: Trace, late: list[Storage]) -> Iterator[Event]:
-    """Events of a step that also makes the states, before its update, and workspaces, in the first products of a pass.
-
-    The backward pass runs on a thread of its own, with a workspace of its own.
-    """
-    states = [s for s in late if s.kind is Kind.OPTIMIZER]
-    spaces: dict[Phase, list[Storage]] = {phase: [] for phase in Phase}
-    for n, s in enumerate(s for s in late if s.kind is not Kind.OPTIMIZER):
-        spaces[Phase.BACKWARD if n % 2 else Phase.FORWARD].append(s)
-    for op in trace.ops:
-        if states and (due := states_due(trace, op, states)):
-            yield from (Event(s.nbytes, 0, s.id) for s in due)
-            states = [s for s in states if s not in due]
-        yield from op.events
-        if spaces[op.phase] and op.flops and not has_own_workspace(op):
-            s = spaces[op.phase].pop(0)
-            yield Event(s.nbytes, 0, s.id)
-    left = [*states, *(s for some in spaces.values() for s in some)]
-    yield from (Event(s.nbytes, 0, s.id) for s in left)
-
-
-def is_of_first_step(storage: Storage) -> bool:
-    """True for what no step finds when training begins; masters are made with the optimizer."""
-    return storage.kind in FIRST_STEP and not is_master(storage)
-
-
-def is_master(storage: Storage) -> bool:
-    """True for what an update works on in the place of a narrower parameter."""
-    return storage.kind is Kind.OPTIMIZER and storage.name.endswith(MASTER)
-
-
-def states_due(trace: Trace, op: Op, states: Sequence[Storage]) -> list[Storage]:
-    """Those of `states` that an optimizer makes before `op` of its first step: all of them once it begins its update.
-
-    Casts and norms of gradients come before that. An update in the backward pass makes those of its own parameter.
-    """
-    touched = [trace.storages[i] for i in (*op.reads, *op.writes) if i in trace.storages]
-    params = [s for s in touched if s.kind is Kind.PARAM]
-    if op.phase is Phase.STEP:
-        return [*states] if params or any(s.kind is Kind.OPTIMIZER for s in touched) else []
-    owners = {(s.module, s.name) for s in params} if op.module == _OPTIMIZER else ()
-    known = {s.id for s in touched}
-    owners = {*owners, *((s.module, s.name.rpartition(".")[0]) for s in states if s.id in known)}
-    return [s for s in states if (s.module, s.name.rpartition(".")[0]) in owners] if owners else []
-
-
-def has_own_workspace(op: Op) -> bool:
-    """True for products that do not use cuBLAS's."""
-    return any(kernel in op.name for kernel in _OWN_WORKSPACES)
 
 
 def _result(allocator: CachingAllocator, error: OutOfMemoryError | None = None) -> ReplayResult:

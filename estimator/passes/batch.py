@@ -17,9 +17,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.first_step import FIRST_STEP, Unmade, has_own_workspace, is_of_first_step
 from dnnmem.estimator.passes.draft import Draft, Life, lives
 from dnnmem.estimator.passes.fsdp_groups import LOSS
-from dnnmem.estimator.replay import FIRST_STEP, has_own_workspace, is_of_first_step, states_due
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
@@ -94,16 +94,14 @@ def with_first_steps(trace: Trace) -> Trace:
         if e.nbytes < 0:
             only_first.pop(e.storage, None)
     events += _first_micro_batch(trace, terms, late[Kind.TEMP])
-    states = [trace.storages[i] for i in late[Kind.OPTIMIZER]]
+    unmade = Unmade(trace, [trace.storages[i] for i in late[Kind.OPTIMIZER]])
     for op in trace.ops:
-        if states and (due := states_due(trace, op, states)):
-            events += _made(trace, [s.id for s in due])
-            states = [s for s in states if s not in due]
+        events += _made(trace, unmade.due(op))
         events += op.events
     params = [(s.module, s.name) for s in trace.storages.values() if s.kind is Kind.PARAM]
     place = {owner: n for n, owner in enumerate(params)}  # in which `zero_grad` goes through them
     order = sorted(grads, key=lambda i: (place.get((trace.storages[i].module, trace.storages[i].name), len(place)), i))
-    events += _made(trace, [s.id for s in states])
+    events += _made(trace, unmade.left)
     events += [Event(-trace.storages[i].nbytes, 0, i) for i in order]
     events += [Event(-e.nbytes, e.stream, e.storage) for e in only_first.values()]
     events += _made(trace, late[Kind.COMM])

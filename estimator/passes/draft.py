@@ -15,7 +15,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from dnnmem.estimator.replay import is_master, is_of_first_step
+from dnnmem.estimator.first_step import is_master, is_of_first_step
 from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 

@@ -23,8 +23,13 @@ def leave(draft: Draft, i: int, life: Life, k: int) -> None:
 
 def settle(draft: Draft, known: Mapping[int, Life], ids: Iterable[int]) -> None:
     """Let storages be freed once: where they were only if nothing else frees them, and no copy took that place."""
+    first: dict[int, int] = {}
+    for k, op in enumerate(draft.ops):
+        for nbytes, _, i in op.events:
+            if nbytes < 0:
+                first.setdefault(i, k)
     for i in ids:
-        if known[i].freed >= 0 and any(i in op.frees for k, op in enumerate(draft.ops) if k < known[i].freed):
+        if i in first and first[i] < known[i].freed:
             draft.unfree(known[i].freed, i)
 
 

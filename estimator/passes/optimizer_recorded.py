@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.first_step import MASTER
 from dnnmem.estimator.passes.optimizer_rule import Rule
 from dnnmem.estimator.passes.optimizer_rules import RULES
 from dnnmem.estimator.passes.optimizer_torch import adamw, sgd
 from dnnmem.estimator.passes.update import gradients
-from dnnmem.estimator.replay import MASTER
 from dnnmem.estimator.trace import Kind, Lane, Op, Phase, Trace
 
 _DECAYS = ("aten._foreach_add.List", "aten.add.Tensor")

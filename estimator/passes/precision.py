@@ -17,13 +17,13 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.first_step import MASTER
 from dnnmem.estimator.passes.autocast import autocast
 from dnnmem.estimator.passes.draft import Draft, Life, lives, resized
 from dnnmem.estimator.passes.float8 import in_float8
 from dnnmem.estimator.passes.loss_scaling import with_loss_scaling
 from dnnmem.estimator.passes.update import element_bytes, gradients, in_type, scale_update, states
 from dnnmem.estimator.passes.whole_type import in_whole
-from dnnmem.estimator.replay import MASTER
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 from dnnmem.estimator.work import COMPUTE

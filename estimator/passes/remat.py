@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -132,7 +133,11 @@ def _segments(trace: Trace, plan: Plan) -> Trace:
     while level := tuple(inner for run in level for inner in run.inner):
         levels.append(level)
     for runs in reversed(levels):
-        regions = [_region(trace.ops, owners, run) for run in runs]
+        places: dict[int, list[int]] = defaultdict(list)
+        for k, owner in enumerate(owners):
+            if owner is not None:
+                places[owner].append(k)
+        regions = [_region(trace.ops, places, run) for run in runs]
         draft = _entered(trace, [region for region in regions if region.forward and region.backward], plan)
         owners = [owner for k, owner in enumerate(owners) for _ in range(len(draft.before.get(k, ())) + 1)]
         trace = draft.finish()
@@ -151,8 +156,8 @@ def _owners(trace: Trace) -> tuple[list[int | None], int]:
     return found, count
 
 
-def _region(ops: Sequence[Op], owners: Sequence[int | None], run: Run) -> _Region:
-    inside = [k for k, owner in enumerate(owners) if owner is not None and owner in run]
+def _region(ops: Sequence[Op], places: Mapping[int, Sequence[int]], run: Run) -> _Region:
+    inside = sorted(k for owner, mine in places.items() if owner in run for k in mine)
     return _Region(
         forward=[k for k in inside if ops[k].phase is Phase.FORWARD],
         backward=[k for k in inside if ops[k].phase is Phase.BACKWARD],
