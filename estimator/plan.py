@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.keep_text import parse_keep
-from dnnmem.estimator.plan_rules import check_compression, check_degrees, check_offload
+from dnnmem.estimator.plan_rules import check_compression, check_degrees, check_gradients, check_offload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +184,26 @@ class Sharding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gradients:
+    """What replicas send each other instead of whole gradients (ddp, and zero1 as PyTorch has it)."""
+
+    compression: str = "none"
+    """`none`; `float16`, `bfloat16`: rounded; `topk`: the largest, what is not sent waits (`dgc`: with momentum);
+    `qsgd`, `terngrad`: few levels, rounded at random; `signsgd`: signs, what they miss waits; `onebit`: so of Adam's
+    first moment, the second one rests (1-bit Adam); `powersgd`: products of narrow matrices, what they miss waits."""
+    density: float = 0.01
+    """topk, dgc: share of the elements that is sent."""
+    bits: int = 8
+    """qsgd: of a code, 8, 4 or 2."""
+    rank: int = 1
+    """powersgd: columns of its matrices."""
+    local_steps: int = 1
+    """Above 1: gradients are not sent; parameters are averaged after so many steps (local SGD)."""
+    warmup: int = 2
+    """First steps of a training, which send whole gradients; 2 or more, since buckets change after the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Offload:
     """What rests in the host's memory."""
 
@@ -254,6 +274,8 @@ class Plan:
     """Smaller activations."""
     sharding: Sharding = field(default_factory=Sharding)
     """Data parallelism."""
+    gradients: Gradients = field(default_factory=Gradients)
+    """What replicas send."""
     offload: Offload = field(default_factory=Offload)
     """The host's memory."""
     pipeline: Pipeline = field(default_factory=Pipeline)
@@ -318,4 +340,5 @@ def check(plan: Plan) -> None:
         parse_keep(plan.remat.keep)
     check_offload(plan.offload)
     check_compression(plan.compression)
+    check_gradients(plan)
     check_degrees(plan)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.errors import UsageError
 
 if TYPE_CHECKING:
-    from dnnmem.estimator.plan import Compression, Offload, Plan
+    from dnnmem.estimator.plan import Compression, Gradients, Offload, Plan
 
 
 def check_offload(offload: Offload) -> None:
@@ -36,6 +36,64 @@ def check_compression(compression: Compression) -> None:
         raise UsageError(f"compression.group is {compression.group}; it is a multiple of 8")
     if compression.projection is not None and not 0 < compression.projection < 1:
         raise UsageError(f"compression.projection is {compression.projection}; it is a share, above 0 and below 1")
+
+
+GRADIENTS = (
+    "none", "topk", "dgc", "qsgd", "terngrad", "signsgd", "onebit", "powersgd", "float16", "bfloat16",
+)  # fmt: skip
+"""Names of `Gradients.compression`."""
+_KEEPS = ("topk", "dgc", "signsgd", "onebit", "powersgd")
+"""Those that keep what was not sent for the next step."""
+
+
+def check_gradients(plan: Plan) -> None:
+    """Raise `UsageError` unless there are whole gradients of replicas to send otherwise."""
+    wanted, sharding, mesh = plan.gradients, plan.sharding, plan.mesh
+    _check_values(wanted)
+    if wanted.compression == "none" and wanted.local_steps == 1:
+        return
+    what = f"gradients.compression {wanted.compression}"
+    if wanted.local_steps > 1:
+        what = f"gradients.local_steps {wanted.local_steps}"
+        if wanted.compression != "none":
+            raise UsageError(
+                f"gradients.compression is {wanted.compression}, but with {what} parameters are sent, not gradients",
+                hint="leave one of them out",
+            )
+    whole = sharding.strategy == "ddp" or (sharding.strategy == "zero1" and not sharding.even_parts)
+    if not whole or not sharding.overlap:
+        raise UsageError(
+            f"{what} goes with buckets of whole gradients, as DistributedDataParallel has them beside the backward "
+            f"pass; sharding.strategy is {sharding.strategy}, even_parts {str(sharding.even_parts).lower()}, overlap "
+            f"{str(sharding.overlap).lower()}",
+            hint="--set sharding.strategy=ddp, with all ranks in mesh.dp_replicate",
+        )
+    own = "onebit" if wanted.compression == "onebit" else "dgc" if wanted.compression == "dgc" else ""
+    if sharding.strategy == "zero1" and (own or wanted.local_steps > 1):
+        raise UsageError(f"{what} needs all states of the optimizer on each rank, but zero1 splits them",
+                         hint="--set sharding.strategy=ddp")  # fmt: skip
+    if wanted.compression in _KEEPS and plan.precision.compute == "fp16_amp":
+        raise UsageError(
+            f"{what} keeps what was not sent, but fp16_amp scales the gradients of each step by another number",
+            hint="--set precision.compute=bf16_amp",
+        )
+    if wanted.local_steps > 1 and mesh.world_size != mesh.data_ranks:
+        raise UsageError(
+            f"{what}: replicas that go apart for some steps are whole models, but tp {mesh.tp} * pp {mesh.pp} * cp "
+            f"{mesh.cp} ranks share one", hint="leave tp, pp and cp 1",
+        )  # fmt: skip
+
+
+def _check_values(wanted: Gradients) -> None:
+    if wanted.compression not in GRADIENTS:
+        raise UsageError(f"gradients.compression is {wanted.compression!r}; it is one of {', '.join(GRADIENTS)}")
+    if not 0 < wanted.density <= 1:
+        raise UsageError(f"gradients.density is {wanted.density}; it is a share, above 0 and at most 1")
+    if wanted.bits not in (8, 4, 2):
+        raise UsageError(f"gradients.bits is {wanted.bits}; it is 8, 4 or 2")
+    for name, least in (("rank", 1), ("local_steps", 1), ("warmup", 2)):
+        if getattr(wanted, name) < least:
+            raise UsageError(f"gradients.{name} is {getattr(wanted, name)}; it is {least} or more")
 
 
 def check_degrees(plan: Plan) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +25,7 @@ from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.passes.replicas import DEFAULT_BUCKET_MIB
 from dnnmem.estimator.plan import Plan
 from dnnmem.profilers.apply.beside_blocks import beside_blocks
+from dnnmem.profilers.apply.device_mesh import check_ranks, device_mesh
 from dnnmem.profilers.apply.loss_scaling import LossScaling
 from dnnmem.profilers.found_blocks import blocks_of
 
@@ -62,7 +62,7 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
         )
     known = inspect.signature(type(optimizer).__init__).parameters
     defaults: dict[str, Any] = {name: value for name, value in optimizer.defaults.items() if name in known}
-    group = _mesh(plan, _device_type())["dp_shard"].get_group()
+    group = device_mesh(plan)["dp_shard"].get_group()
     split = ZeroRedundancyOptimizer(
         [dict(some) for some in optimizer.param_groups], type(optimizer), process_group=group, **defaults
     )
@@ -85,38 +85,40 @@ def _check(plan: Plan) -> None:
                 f"sharding.{name}={str(not usual).lower()} is predicted only: PyTorch does not do it",
                 hint=f"--set sharding.{name}={str(usual).lower()}",
             )
-    ranks = distributed.get_world_size() if distributed.is_initialized() else 0
-    if ranks != plan.mesh.world_size:
-        have = f"the process group has {ranks}" if ranks else "there is no process group"
-        raise UsageError(
-            f"the plan is for {plan.mesh.world_size} ranks, but {have}",
-            hint=f"torchrun --nproc-per-node {plan.mesh.world_size}, and init_process_group() before this",
-        )
-
-
-def _device_type() -> str:
-    return "cuda" if "nccl" in distributed.get_backend() else "cpu"
-
-
-def _mesh(plan: Plan, device_type: str) -> DeviceMesh:
-    sizes = (plan.mesh.dp_replicate, plan.mesh.dp_shard)
-    return init_device_mesh(device_type, sizes, mesh_dim_names=("dp_replicate", "dp_shard"))
+    check_ranks(plan)
 
 
 def _replicate(model: nn.Module, plan: Plan) -> None:
     """Let a DistributedDataParallel do around each call of the model what it does around its own."""
     size = plan.sharding.bucket_mib
-    replica: Any = DistributedDataParallel(model, bucket_cap_mb=None if size == DEFAULT_BUCKET_MIB else size)
+    replica: Any = DistributedDataParallel(
+        model, bucket_cap_mb=None if size == DEFAULT_BUCKET_MIB else size, process_group=_replicas(plan)
+    )
     model.__dict__[_REPLICA] = replica  # no submodule: the model is one of it
     model.register_forward_pre_hook(lambda _, args, named: replica._pre_forward(*args, **named), with_kwargs=True)
     model.register_forward_hook(lambda _, __, output: replica._post_forward(output))
 
 
+def _replicas(plan: Plan) -> distributed.ProcessGroup | None:
+    """The ranks that hold the same parameters; None = all of them."""
+    if plan.mesh.data_ranks == plan.mesh.world_size:
+        return None
+    mesh = device_mesh(plan)
+    names = [name for name in ("dp_replicate", "dp_shard") if getattr(plan.mesh, name) > 1]
+    if len(names) > 1:
+        raise UnsupportedError(
+            f"{plan.sharding.strategy} over dp_replicate {plan.mesh.dp_replicate} and dp_shard {plan.mesh.dp_shard} "
+            f"beside tp {plan.mesh.tp} is predicted only",
+            hint="leave one of the two 1",
+        )
+    return mesh[names[0]].get_group()
+
+
 def _shard(model: nn.Module, plan: Plan) -> None:
     """FSDP2 on each block, then on what is left."""
-    mesh = _mesh(plan, _device_type())
+    mesh = device_mesh(plan)
     options: dict[str, Any] = {
-        "mesh": mesh if plan.mesh.dp_replicate > 1 else mesh["dp_shard"],
+        "mesh": mesh["dp_replicate", "dp_shard"] if plan.mesh.dp_replicate > 1 else mesh["dp_shard"],
         "mp_policy": _policy(model, plan),
     }
     sharding = plan.sharding
