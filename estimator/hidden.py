@@ -35,7 +35,7 @@ def hidden_of(trace: Trace) -> frozenset[Name]:
     """Those of the model whose step it is."""
     params = [s for i, s in sorted(trace.storages.items()) if s.kind is Kind.PARAM and i in trace.pinned]
     types = {module.path: module.type for module in trace.modules}
-    return hidden_matrices(types, [(s.module, s.name, len(s.shape)) for s in params])
+    return hidden_matrices(types, [(t.module, t.name, len(t.shape)) for s in params for t in s.tensors])
 
 
 def _pattern(path: Path) -> Path:

@@ -78,6 +78,17 @@ class Event(NamedTuple):
     """Storage id; a negative id is a temporary inside the op, which no other op ever sees."""
 
 
+class Part(NamedTuple):
+    """One of several tensors that lie in one storage."""
+
+    module: tuple[str, ...]
+    """Path of the module that owns it."""
+    name: str
+    """Name within its owner."""
+    shape: tuple[int, ...]
+    """Its own shape."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
     """A block of device memory behind one or more tensors."""
@@ -100,6 +111,13 @@ class Storage:
     """True if that tensor is an image whose channels lie next to each other in memory (NHWC)."""
     saved: bool = False
     """True if autograd keeps it from the forward pass for the backward pass."""
+    parts: tuple[Part, ...] = ()
+    """Parameters, or gradients, that lie in it, where these are several: weights of cuDNN's recurrent layers do."""
+
+    @property
+    def tensors(self) -> tuple[Part, ...]:
+        """Its parts, or the one tensor that it is."""
+        return self.parts or (Part(self.module, self.name, self.shape),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

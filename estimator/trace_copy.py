@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage
+from dnnmem.estimator.trace import Event, Kind, Op, Part, Phase, Storage
 
 _Op: Any = type("_Op", (), {"__slots__": tuple(field.name for field in fields(Op))})
 _Storage: Any = type("_Storage", (), {"__slots__": tuple(field.name for field in fields(Storage))})
@@ -78,6 +78,7 @@ def storage_like(
     module: tuple[str, ...] | None = None,
     name: str | None = None,
     saved: bool | None = None,
+    parts: tuple[Part, ...] | None = None,
 ) -> Storage:
     """`storage` with what is given here; None keeps a field."""
     new = _Storage()
@@ -90,6 +91,7 @@ def storage_like(
     new.name = storage.name if name is None else name
     new.channels_last = storage.channels_last
     new.saved = storage.saved if saved is None else saved
+    new.parts = storage.parts if parts is None else parts
     new.__class__ = Storage
     copy: Storage = new
     return copy

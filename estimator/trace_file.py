@@ -37,7 +37,7 @@ from typing import TypeVar
 from dnnmem.estimator.columns import MAX_INT, Reader, Table, describe, nested
 from dnnmem.estimator.errors import TraceError, UsageError
 from dnnmem.estimator.profile import Measurement
-from dnnmem.estimator.trace import Event, Kind, Lane, Module, Op, Origin, Phase, Storage, Trace
+from dnnmem.estimator.trace import Event, Kind, Lane, Module, Op, Origin, Part, Phase, Storage, Trace
 from dnnmem.estimator.units import format_bytes
 
 E = TypeVar("E", bound=Enum)
@@ -162,6 +162,17 @@ def _encode_storages(storages: Collection[Storage], table: Table) -> dict[str, o
         "name": [table.string(s.name) for s in storages],
         "channels_last": [s.channels_last for s in storages],
         "saved": [s.saved for s in storages],
+        "parts": _encode_parts(storages, table),
+    }
+
+
+def _encode_parts(storages: Collection[Storage], table: Table) -> dict[str, object]:
+    parts = list(chain.from_iterable(s.parts for s in storages))
+    return {
+        "count": [len(s.parts) for s in storages],
+        "module": [table.path(part.module) for part in parts],
+        "name": [table.string(part.name) for part in parts],
+        "shape": _encode_ids([part.shape for part in parts]),
     }
 
 
@@ -284,16 +295,26 @@ def _decode_ops(
 
 def _decode_storages(reader: Reader, strings: Sequence[str], paths: Sequence[tuple[str, ...]]) -> tuple[Storage, ...]:
     n = len(reader.column("id", (int,)))
+
+    def shapes(inner: Reader, size: int) -> list[tuple[int, ...]]:
+        return nested(inner, "shape", size, lambda inner, size: inner.ints("item", size))
+
+    def parts(inner: Reader, size: int) -> list[Part]:
+        return list(
+            map(Part, inner.refs("module", paths, size), inner.refs("name", strings, size), shapes(inner, size))
+        )
+
     columns = {
         "id": reader.ints("id", n),
         "nbytes": reader.ints("nbytes", n, high=MAX_BLOCK_BYTES),
         "kind": _enum(reader, "kind", Kind, strings, n),
-        "shape": nested(reader, "shape", n, lambda inner, size: inner.ints("item", size)),
+        "shape": shapes(reader, n),
         "dtype": reader.refs("dtype", strings, n),
         "module": reader.refs("module", paths, n),
         "name": reader.refs("name", strings, n),
         "channels_last": reader.column("channels_last", (bool,), n) if reader.has("channels_last") else [False] * n,
         "saved": reader.column("saved", (bool,), n),
+        "parts": nested(reader, "parts", n, parts) if reader.has("parts") else [()] * n,
     }
     return tuple(Storage(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
 

@@ -36,7 +36,6 @@ _DEVICE = torch.ops.prim.device.default
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor})
 _NO_DISPATCH = torch._C._disabled_torch_dispatch_impl
 
-
 _Schema = tuple[bool, tuple[int, ...], tuple[str, ...], Fill | None]
 """Of an operator: is it a view, positions and names of what it writes, and what formulas call when nobody watches."""
 
@@ -73,6 +72,8 @@ class Block:
     """Where it lies, 0 without a device."""
     channels_last: bool = False
     """True if that tensor's channels lie next to each other."""
+    parts: dict[tuple[tuple[str, ...], str], tuple[int, ...]] = field(default_factory=dict)
+    """Shapes of the tensors in it that were named, by owner and name."""
 
 
 @dataclass(slots=True)
@@ -183,6 +184,8 @@ class Recorder(TorchDispatchMode):
             block = self.log.blocks[number]
             if block.kind is None:
                 block.kind, block.module, block.name = kind, module, name
+            if block.kind is kind:
+                block.parts[module, name] = tuple(tensor.shape)
 
     def find(self, tensor: Tensor) -> None:
         """Note the storage of `tensor` as one that lives between steps, if it is new."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from dnnmem.estimator.trace import Event, Kind, Module, Op, Origin, Phase, Storage, Trace
+from dnnmem.estimator.trace import Event, Kind, Module, Op, Origin, Part, Phase, Storage, Trace
 from dnnmem.profilers.kinds import kind_of
 from dnnmem.profilers.modules import LOSS
 from dnnmem.profilers.record import Block, Log
@@ -285,8 +285,15 @@ def _storages(
             module=block.module or _maker(log, block),
             name=block.name or (log.entries[block.entry].name if block.entry >= 0 else ""),
             saved=saved,
+            parts=_parts(block),
         )
     return result
+
+
+def _parts(block: Block) -> tuple[Part, ...]:
+    if block.kind not in (Kind.PARAM, Kind.GRAD) or len(block.parts) < 2:
+        return ()
+    return tuple(Part(*owner, shape) for owner, shape in block.parts.items())
 
 
 def _maker(log: Log, block: Block) -> tuple[str, ...]:

@@ -152,7 +152,8 @@ class Draft:
         start = [e for e in self.trace.setup if e.storage in self.storages and self._is_start(e.storage)] + self.start
         waits = bool(start) or any(is_master(s) for s in first)
         late = [s.id for s in first if waits and s.kind is Kind.INPUT]
-        made = (Event(s.nbytes, 0, s.id) for s in first if s.id not in late)
+        moves = _moves(self.trace, self.storages)
+        made = (e for s in first if s.id not in late for e in moves.get(s.id, (Event(s.nbytes, 0, s.id),)))
         setup = (*made, *start, *(Event(self.storages[i].nbytes, 0, i) for i in late))
         origin = self.trace.origin
         if notes:
@@ -165,6 +166,19 @@ class Draft:
             pinned=frozenset(self.pinned),
             origin=origin,
         )
+
+
+def _moves(trace: Trace, now: Mapping[int, Storage]) -> dict[int, tuple[Event, ...]]:
+    """What the set-up did to bring several tensors into one block, where that is as large as it was."""
+    found: dict[int, tuple[Event, ...]] = {}
+    for k, (nbytes, _, i) in enumerate(trace.setup):
+        count = len(trace.storages[i].parts) if i in trace.storages else 0
+        if not count or k < count or nbytes <= 0 or i not in now or now[i].nbytes != nbytes:
+            continue
+        before, after = trace.setup[k - count : k], trace.setup[k + 1 : k + 1 + count]
+        if [(e.nbytes, e.storage) for e in before] == [(-e.nbytes, e.storage) for e in after]:
+            found[i] = trace.setup[k - count : k + 1 + count]
+    return found
 
 
 def resized(events: Iterable[Event], sizes: Mapping[int, int]) -> tuple[Event, ...]:

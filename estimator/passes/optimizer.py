@@ -14,8 +14,10 @@ Another kernel computes the same; another algorithm is another training.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.devices import find_device
@@ -23,14 +25,14 @@ from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.hidden import hidden_of
 from dnnmem.estimator.passes.draft import Draft, Life, lives
 from dnnmem.estimator.passes.optimizer_limits import check_limits
-from dnnmem.estimator.passes.optimizer_recorded import Recorded, recorded_update
+from dnnmem.estimator.passes.optimizer_recorded import Recorded, recorded_update, updated
 from dnnmem.estimator.passes.optimizer_rule import Rule
 from dnnmem.estimator.passes.optimizer_rules import RULES
 from dnnmem.estimator.passes.optimizer_states import narrow_states, update_narrow
 from dnnmem.estimator.passes.optimizer_torch import sgd
 from dnnmem.estimator.passes.optimizer_update import Entry, Update
 from dnnmem.estimator.reduction import Threads
-from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
+from dnnmem.estimator.trace import Event, Kind, Op, Part, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class _Replacement:
         gone = {i for i, s in known.items() if i not in trace.pinned and s.uses and inside.issuperset(s.uses)}
         gone |= found.states
         update = Update(draft, threads)
-        parts = [self._entries(group) for group in found.groups]
+        parts = [self._entries(update, group) for group in found.groups]
         draft.pinned -= gone
         if self.wanted.in_backward:
             self._as_they_come(update, [entry for some in parts for entry in some], known, gone)
@@ -125,28 +127,25 @@ class _Replacement:
         for entry in entries:
             update_narrow(update, entry, self.rule.kernels[self.kernel])
 
-    def _entries(self, group: Sequence[int]) -> list[Entry]:
+    def _entries(self, update: Update, group: Sequence[int]) -> list[Entry]:
         """The parameters of a group, hidden ones first where they are treated otherwise."""
-        return [self._entry(target) for target in sorted(group, key=lambda target: not self._is_hidden(target))]
+        tensors = [(i, tensor) for i in group for tensor in self.draft.storages[i].tensors]
+        tensors.sort(key=lambda pair: updated(pair[1]) not in self.hidden)
+        return [self._entry(update, i, tensor) for i, tensor in tensors if updated(tensor) in self.found.grads]
 
-    def _is_hidden(self, target: int) -> bool:
-        owner = self.draft.storages[self.found.owners[target]]
-        return (owner.module, owner.name) in self.hidden
-
-    def _entry(self, target: int) -> Entry:
+    def _entry(self, update: Update, target: int, tensor: Part) -> Entry:
         """One parameter with the states that it gets."""
-        draft, found = self.draft, self.found
-        owner = draft.storages[found.owners[target]]
-        hidden = self._is_hidden(target)
+        draft, found, key = self.draft, self.found, updated(tensor)
+        (module, owner), hidden, param = key, key in self.hidden, update.part(target, tensor)
         layout = self.rule.hidden_states if hidden and self.rule.hidden_states else self.rule.states[self.kernel]
         states = {}
-        for name, like in narrow_states(layout(draft.storages[target]), self.wanted.state).items():
-            full = f"{owner.name}.{name}"
-            state = storage_like(like, kind=Kind.OPTIMIZER, module=owner.module, name=full, saved=False)
+        for name, like in narrow_states(layout(update.storage(param)), self.wanted.state).items():
+            state = storage_like(like, kind=Kind.OPTIMIZER, module=module, name=f"{owner}.{name}", saved=False)
             states[name] = draft.add(state)
         draft.pinned.update(states.values())
-        copy = found.owners[target] if found.owners[target] != target else None
-        return Entry(param=target, grad=found.grads[target], states=states, copy=copy, hidden=hidden)
+        copy = update.part(found.owners[target], tensor) if found.owners[target] != target else None
+        grad = update.part(found.grads[key], tensor)
+        return Entry(param=param, grad=grad, states=states, copy=copy, hidden=hidden)
 
     def _in_its_place(self, new: Sequence[Op], gone: set[int]) -> None:
         """The update where the recorded one was."""
@@ -169,12 +168,15 @@ class _Replacement:
         """Each parameter's update behind the op that completes its gradient, which then goes."""
         trace, draft = self.trace, self.draft
         at: dict[int, list[Op]] = {}
-        freed = {entry.grad for entry in entries}
-        for entry in entries:
-            uses = [k for k in known[entry.grad].uses if trace.ops[k].phase is Phase.BACKWARD]
+        parts = Counter(update.whole(entry.grad) for entry in entries)
+        freed = set(parts)
+        for entry in sorted(entries, key=partial(_place, update)):
+            grad = update.whole(entry.grad)
+            uses = [k for k in known[grad].uses if trace.ops[k].phase is Phase.BACKWARD]
             update.ops = []
             self._emit(update, [entry])
-            update.free((entry.grad,))
+            parts[grad] -= 1
+            update.free(() if parts[grad] else (grad,))
             at.setdefault(uses[-1], []).extend(op_like(op, phase=Phase.BACKWARD) for op in update.ops)
         draft.pinned -= freed
         inside, ops = set(self.found.ops), list[Op]()
@@ -188,9 +190,15 @@ class _Replacement:
         draft.ops = ops
 
 
+def _place(update: Update, entry: Entry) -> int:
+    """Of a gradient among those that lie in one storage, which came in that order."""
+    names = [tensor.name for tensor in update.storage(update.whole(entry.grad)).parts]
+    return names.index(update.storage(entry.param).name) if entry.grad != update.whole(entry.grad) else 0
+
+
 def _casts(op: Op, masters: Mapping[int, int]) -> bool:
     """Whether an op writes master weights back, and does no more: a fused kernel does that itself."""
-    return op.phase is Phase.STEP and bool(op.reads) and [masters.get(i) for i in op.reads] == list(op.writes)
+    return op.phase is Phase.STEP and bool(op.reads) and list(dict.fromkeys(map(masters.get, op.reads))) == [*op.writes]
 
 
 def _with_events(ops: Sequence[Op], early: tuple[Event, ...], late: tuple[Event, ...]) -> list[Op]:

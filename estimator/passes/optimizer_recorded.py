@@ -8,17 +8,18 @@ Groups are the lists that ops of `foreach` or `fused` work on; a loop tells none
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.first_step import MASTER
+from dnnmem.estimator.hidden import Name
 from dnnmem.estimator.passes.optimizer_rule import Rule
 from dnnmem.estimator.passes.optimizer_rules import RULES
 from dnnmem.estimator.passes.optimizer_torch import adamw, sgd
-from dnnmem.estimator.passes.update import gradients
-from dnnmem.estimator.trace import Kind, Lane, Op, Phase, Trace
+from dnnmem.estimator.passes.update import gradients, trained
+from dnnmem.estimator.trace import Kind, Lane, Op, Part, Phase, Trace
 
 _DECAYS = ("aten._foreach_add.List", "aten.add.Tensor")
 """Weight decay that is added to gradients makes new ones."""
@@ -36,8 +37,8 @@ class Recorded:
     """What it updates, parameters or their master weights, by group."""
     owners: Mapping[int, int]
     """What is updated -> the parameter; itself where there are no master weights."""
-    grads: Mapping[int, int]
-    """What is updated -> its gradient, or what that was cast to for the update."""
+    grads: Mapping[Name, int]
+    """Parameter -> its gradient, or what that was cast to for the update."""
     states: frozenset[int]
     """The optimizer's storages, master weights left out."""
     name: str | None
@@ -65,15 +66,17 @@ class Span:
 def find_update(trace: Trace) -> Span:
     """The update of `trace`."""
     storages = trace.storages
-    params = {(s.module, s.name): i for i, s in storages.items() if s.kind is Kind.PARAM and i in trace.pinned}
-    masters = {
-        params[key]: i
+    params = {
+        (t.module, t.name): i
         for i, s in storages.items()
-        if s.kind is Kind.OPTIMIZER
-        and s.name.endswith(MASTER)
-        and (key := (s.module, s.name.removesuffix(MASTER))) in params
+        if s.kind is Kind.PARAM and i in trace.pinned
+        for t in s.tensors
     }
-    owners = {masters.get(p, p): p for p in params.values()}
+    masters: dict[int, list[int]] = {}
+    for i, s in storages.items():
+        if s.kind is Kind.OPTIMIZER and s.name.endswith(MASTER) and updated(s.tensors[0]) in params:
+            masters.setdefault(params[updated(s.tensors[0])], []).append(i)
+    owners = {t: p for p in params.values() for t in masters.get(p, [p])}
     states = frozenset(i for i in trace.pinned if storages[i].kind is Kind.OPTIMIZER and i not in owners)
     return Span(ops=tuple(_span(trace, owners.keys() | states)), owners=owners, states=states)
 
@@ -89,23 +92,38 @@ def recorded_update(trace: Trace) -> Recorded:
         )
     ops = [trace.ops[k] for k in mine]
     read = {i for op in ops for i in op.reads}
-    found = gradients(storages)
-    casts = {op.reads: op.writes for op in trace.ops if op.phase is Phase.STEP and "_to_copy" in op.name}
-    grads = {
-        t: next((i for g in found.get(p, ()) for i in (g, *casts.get((g,), ())) if i in read), -1)
-        for t, p in owners.items()
-    }
+    grads = _gradients(trace, owners, read)
     kernel = _kernel(ops)
     decayed = any(op.name in _DECAYS and any(i in owners for i in op.reads) for op in ops)
     plain = not any(word in op.name for op in ops for word in _STRANGE)
     name, rule = _algorithm({storages[i].name.partition(".")[2] for i in states}, decayed=decayed, plain=plain)
-    groups = _groups(ops, [t for t in owners if grads[t] >= 0])
+    groups = _groups(ops, [t for t in owners if any(updated(part) in grads for part in storages[t].tensors)])
     if kernel == "for_loop" or name == "adafactor":  # which goes by shapes
         groups = (tuple(sorted(chain(*groups))) if kernel != "for_loop" else tuple(chain(*groups)),)
     return Recorded(
         ops=mine, groups=groups, owners=owners, grads=grads, states=states,
         name=name, rule=rule, kernel=kernel, decayed=decayed,
     )  # fmt: skip
+
+
+def updated(tensor: Part) -> Name:
+    """The parameter that is updated with a tensor, which is that itself or its master weights."""
+    return tensor.module, tensor.name.removesuffix(MASTER)
+
+
+def _gradients(trace: Trace, owners: Mapping[int, int], read: Container[int]) -> dict[Name, int]:
+    """Gradients that the update reads, or what they were cast to for it, by parameter."""
+    storages, found = trace.storages, gradients(trace.storages, shared=True)
+    casts: dict[int, list[int]] = {}
+    for op in trace.ops:
+        if op.phase is Phase.STEP and "_to_copy" in op.name and len(op.reads) == 1:
+            casts.setdefault(op.reads[0], []).extend(op.writes)
+    result: dict[Name, int] = {}
+    for p in dict.fromkeys(owners.values()):
+        for i in (i for g in found.get(p, ()) for i in (g, *casts.get(g, ())) if i in read):
+            for tensor in storages[i].tensors:
+                result.setdefault(trained(tensor), i)
+    return result
 
 
 def _span(trace: Trace, own: Iterable[int]) -> list[int]:

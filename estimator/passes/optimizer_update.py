@@ -24,7 +24,7 @@ from math import prod
 from dnnmem.estimator.passes.draft import Draft
 from dnnmem.estimator.passes.update import element_bytes
 from dnnmem.estimator.reduction import Threads, buffers
-from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage
+from dnnmem.estimator.trace import Event, Kind, Op, Part, Phase, Storage
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
 _OTHER_SIZES = {"bool": 1, "int64": 8}
@@ -59,10 +59,23 @@ class Update:
         """Ops that follow are those of each `every`-th step: their time is a part of what they take."""
         self._draft, self._threads = draft, threads
         self._held: dict[str, tuple[int, ...]] = {}
+        self._parts: dict[int, tuple[int, Storage]] = {}
 
     def storage(self, i: int) -> Storage:
         """The storage with id `i`."""
-        return self._draft.storages[i]
+        return self._parts[i][1] if i in self._parts else self._draft.storages[i]
+
+    def part(self, i: int, tensor: Part) -> int:
+        """An id, for ops, of a tensor in the storage `i`; that one's where it is all of it."""
+        whole = self._draft.storages[i]
+        if not whole.parts:
+            return i
+        self._parts[-1 - len(self._parts)] = i, storage_like(shaped(whole, tensor.shape), name=tensor.name)
+        return -len(self._parts)
+
+    def whole(self, i: int) -> int:
+        """The storage that a tensor is a part of; itself where it is none."""
+        return self._parts[i][0] if i in self._parts else i
 
     def op(
         self,
@@ -81,16 +94,17 @@ class Update:
         What is there twice in `reads` is read twice. Bytes of temporaries inside: `first` come before what is made,
         `inside` after it. `moved`: bytes, where these are not all.
         """
-        storages = self._draft.storages
+        storage, whole = self.storage, self.whole
         before = [Event(nbytes, 0, -1 - n) for n, nbytes in enumerate(first) if nbytes]
         during = [Event(nbytes, 0, -1 - len(before) - n) for n, nbytes in enumerate(inside) if nbytes]
-        outputs = [Event(storages[i].nbytes, 0, i) for i in made if storages[i].nbytes]
+        outputs = [Event(storage(i).nbytes, 0, i) for i in made if storage(i).nbytes]
         gone = [Event(-e.nbytes, 0, e.storage) for e in (*reversed(during), *reversed(before))]
         if moved is None:
-            moved = sum(storages[i].nbytes for i in (*reads, *writes))
+            moved = sum(storage(i).nbytes for i in (*reads, *writes))
         self.ops.append(
             Op(
-                name=name, module=OPTIMIZER, phase=Phase.STEP, reads=tuple(dict.fromkeys(reads)), writes=tuple(writes),
+                name=name, module=OPTIMIZER, phase=Phase.STEP,
+                reads=tuple(dict.fromkeys(map(whole, reads))), writes=tuple(dict.fromkeys(map(whole, writes))),
                 events=(*before, *outputs, *during, *gone), flops=flops // self.every, moved_bytes=moved // self.every,
             )
         )  # fmt: skip
@@ -147,14 +161,14 @@ class Update:
 
 
 def _temporary(like: Storage) -> Storage:
-    return storage_like(like, kind=Kind.TEMP, module=OPTIMIZER, name="", saved=False)
+    return storage_like(like, kind=Kind.TEMP, module=OPTIMIZER, name="", saved=False, parts=())
 
 
 def shaped(like: Storage, shape: tuple[int, ...], dtype: str | None = None) -> Storage:
     """A layout of `shape` in rows, in the type of `like` or another."""
     kind = dtype or like.dtype
     size = _OTHER_SIZES.get(kind) or element_bytes(kind)
-    return storage_like(like, shape=shape, dtype=kind, nbytes=prod(shape) * size)
+    return storage_like(like, shape=shape, dtype=kind, nbytes=prod(shape) * size, parts=())
 
 
 def _strides(storage: Storage) -> tuple[int, ...]:

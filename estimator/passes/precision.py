@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.first_step import MASTER
 from dnnmem.estimator.passes.autocast import autocast
-from dnnmem.estimator.passes.draft import Draft, Life, lives, resized
+from dnnmem.estimator.passes.draft import Draft, Life, lives
 from dnnmem.estimator.passes.float8 import in_float8
 from dnnmem.estimator.passes.loss_scaling import with_loss_scaling
-from dnnmem.estimator.passes.update import element_bytes, gradients, in_type, scale_update, states
+from dnnmem.estimator.passes.update import element_bytes, gradients, in_type, scale_update, split, states, trained
 from dnnmem.estimator.passes.whole_type import in_whole
-from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
-from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
+from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
+from dnnmem.estimator.trace_copy import op_like, storage_like
 from dnnmem.estimator.work import COMPUTE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.plan import Plan, Precision
@@ -54,12 +54,12 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     if plan.splits_parameters:
         return trace
     storages = trace.storages
-    trained = gradients(storages)
+    found = gradients(storages, shared=True)
     order = {event.storage: k for k, event in enumerate(trace.setup)}  # in which the model has its parameters
     masters = sorted(
-        (p for p in trained if in_type(storages[p], wanted.param) != storages[p]), key=lambda p: (order.get(p, 0), p)
+        (p for p in found if in_type(storages[p], wanted.param) != storages[p]), key=lambda p: (order.get(p, 0), p)
     )
-    grads = [g for mine in trained.values() for g in mine if in_type(storages[g], wanted.grad) != storages[g]]
+    grads = {g for mine in found.values() for g in mine if in_type(storages[g], wanted.grad) != storages[g]}
     if not masters and not grads:
         return trace
     for p in masters:
@@ -70,14 +70,15 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
             )
     draft, known = Draft(trace), lives(trace.ops)
     _widen_gradients(draft, grads, wanted.grad)
-    cast = _cast_gradients(draft, known, [trained[p] for p in masters], wanted)
+    cast = _cast_gradients(draft, known, {p: found[p] for p in masters}, wanted)
     copies = _master_weights(draft, masters, wanted.param)
-    owned = {(storages[p].module, storages[p].name) for p in masters}
+    owned = {(tensor.module, tensor.name) for p in masters for tensor in storages[p].tensors}
     wide = [i for i in states(storages) if (storages[i].module, storages[i].name.split(".")[0]) in owned]
     now = {i: in_type(storages[i], wanted.param) for i in wide}
     now.update({g: in_type(storages[g], wanted.grad) for g in grads})
-    shares = {i: Fraction(s.nbytes, storages[i].nbytes) for i, s in (now | cast).items() if storages[i].nbytes}
-    shares.update({p: Fraction(draft.storages[m].nbytes, storages[p].nbytes) for p, m in copies.items()})
+    made = cast | copies
+    sizes = {i: s.nbytes for i, s in now.items()} | {i: _bytes(draft, ids) for i, ids in made.items()}
+    shares = {i: Fraction(nbytes, storages[i].nbytes) for i, nbytes in sizes.items() if storages[i].nbytes}
     scale_update(draft, known, shares)
     draft.resize({i: s.nbytes for i, s in now.items()})
     draft.storages.update(now)
@@ -140,7 +141,7 @@ def alters_training(plan: Plan) -> tuple[str, ...]:
     return tuple(f"precision.{name}={value}" for name, value in (*words, *more) if value not in {None, "float32"})
 
 
-def _widen_gradients(draft: Draft, grads: list[int], dtype: str | None) -> None:
+def _widen_gradients(draft: Draft, grads: Iterable[int], dtype: str | None) -> None:
     """Backward ops move more, or fewer, bytes of the gradients that they write."""
     more = {g: in_type(draft.trace.storages[g], dtype).nbytes - draft.trace.storages[g].nbytes for g in grads}
     for k, op in enumerate(draft.trace.ops):
@@ -151,52 +152,69 @@ def _widen_gradients(draft: Draft, grads: list[int], dtype: str | None) -> None:
 
 
 def _cast_gradients(
-    draft: Draft, known: Mapping[int, Life], grads: Iterable[list[int]], wanted: Precision
-) -> dict[int, Storage]:
+    draft: Draft, known: Mapping[int, Life], grads: Mapping[int, list[int]], wanted: Precision
+) -> dict[int, list[int]]:
     """Before the update each narrow gradient is cast to its master's type, and goes; gradient -> what the update reads.
 
     Gradients that outlive the step are left as they are.
     """
     ops, storages = draft.trace.ops, draft.trace.storages
     start = next((k for k, op in enumerate(ops) if op.phase is Phase.STEP), len(ops))
-    wide: dict[int, Storage] = {}
-    for g in (g for mine in grads for g in mine):
+    wide: dict[int, list[int]] = {}
+    for p, g in ((p, g) for p, mine in grads.items() for g in mine):
         held = in_type(storages[g], wanted.grad)
         cast = in_type(storages[g], wanted.param)
         if cast.nbytes <= held.nbytes or g not in known or known[g].freed < start or g in draft.pinned:
             continue
-        new = draft.add(storage_like(cast, kind=Kind.TEMP))
-        wide[g] = draft.storages[new]
-        draft.before.setdefault(start, []).append(
-            Op(
-                name="aten._to_copy.default", module=("<optimizer>",), phase=Phase.STEP, reads=(g,), writes=(new,),
-                events=(Event(cast.nbytes, 0, new), Event(-held.nbytes, 0, g)), moved_bytes=held.nbytes + cast.nbytes,
-            )
-        )  # fmt: skip
+        parts = {trained(part.tensors[0]): part for part in split(cast)}
+        for key in (key for t in storages[p].tensors if (key := (t.module, t.name)) in parts):
+            nbytes, new = parts[key].nbytes, draft.add(storage_like(parts[key], kind=Kind.TEMP))
+            wide.setdefault(g, []).append(new)
+            gone = [Event(-held.nbytes, 0, g)] if len(wide[g]) == len(parts) else []
+            draft.before.setdefault(start, []).append(
+                Op(
+                    name="aten._to_copy.default", module=("<optimizer>",), phase=Phase.STEP, reads=(g,), writes=(new,),
+                    events=(Event(nbytes, 0, new), *gone), moved_bytes=nbytes * held.nbytes // cast.nbytes + nbytes,
+                )
+            )  # fmt: skip
     for k in range(start, len(ops)):
-        op = renamed(draft.ops[k], {g: s.id for g, s in wide.items()})
-        sizes = {s.id: s.nbytes for s in wide.values()}
-        draft.ops[k] = op_like(op, events=resized(op.events, sizes))
+        op = draft.ops[k]
+        events = (
+            Event(-draft.storages[i].nbytes, e.stream, i) if e.storage in wide else e
+            for e in op.events
+            for i in wide.get(e.storage, [e.storage])
+        )
+        reads, writes = _in_place(op.reads, wide), _in_place(op.writes, wide)
+        draft.ops[k] = op_like(op, reads=reads, writes=writes, events=tuple(events))
     return wide
 
 
-def _master_weights(draft: Draft, params: list[int], dtype: str | None) -> dict[int, int]:
+def _in_place(ids: Iterable[int], new: Mapping[int, Sequence[int]]) -> tuple[int, ...]:
+    return tuple(j for i in ids for j in new.get(i, [i]))
+
+
+def _bytes(draft: Draft, ids: Iterable[int]) -> int:
+    return sum(draft.storages[i].nbytes for i in ids)
+
+
+def _master_weights(draft: Draft, params: list[int], dtype: str | None) -> dict[int, list[int]]:
     """Copies that the update works on, and the cast back at its end."""
-    copies: dict[int, int] = {}
+    copies: dict[int, list[int]] = {}
     for p in params:
-        master = storage_like(in_type(draft.trace.storages[p], dtype), kind=Kind.OPTIMIZER)
-        copies[p] = draft.add(storage_like(master, name=f"{master.name}{MASTER}"))
+        for part in split(in_type(draft.trace.storages[p], dtype)):
+            master = storage_like(part, kind=Kind.OPTIMIZER, name=f"{part.name}{MASTER}")
+            copies.setdefault(p, []).append(draft.add(master))
     if not copies:
         return copies
-    draft.pinned.update(copies.values())
+    masters = _in_place(copies, copies)
+    draft.pinned.update(masters)
     for k, op in enumerate(draft.ops):
         if op.phase is Phase.STEP and any(i in copies for i in (*op.reads, *op.writes)):
-            reads, writes = (tuple(copies.get(i, i) for i in ids) for ids in (op.reads, op.writes))
-            draft.ops[k] = op_like(op, reads=reads, writes=writes)
-    moved = sum(draft.storages[i].nbytes for pair in copies.items() for i in pair)
+            draft.ops[k] = op_like(op, reads=_in_place(op.reads, copies), writes=_in_place(op.writes, copies))
+    moved = _bytes(draft, copies) + _bytes(draft, masters)
     last = len(draft.ops) - 1
     cast = Op(
-        name="aten._foreach_copy_.default", module=("<optimizer>",), phase=Phase.STEP, reads=tuple(copies.values()),
+        name="aten._foreach_copy_.default", module=("<optimizer>",), phase=Phase.STEP, reads=masters,
         writes=tuple(copies), moved_bytes=moved,
     )  # fmt: skip
     draft.after.setdefault(last, []).append(cast)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from math import prod
 
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.passes.draft import Draft, Life
-from dnnmem.estimator.trace import Kind, Phase, Storage
+from dnnmem.estimator.trace import Kind, Part, Phase, Storage
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}
@@ -32,16 +33,35 @@ def in_type(storage: Storage, dtype: str | None) -> Storage:
     return storage_like(storage, dtype=dtype, nbytes=storage.nbytes * SIZES[dtype] // SIZES[storage.dtype])
 
 
-def gradients(storages: Mapping[int, Storage]) -> dict[int, list[int]]:
-    """Parameter -> its gradients (two where a loop makes a new one before it drops the old one)."""
-    params = {(s.module, s.name): i for i, s in storages.items() if s.kind is Kind.PARAM}
-    found: dict[int, list[int]] = {}
+def split(storage: Storage) -> list[Storage]:
+    """A storage for each tensor that lies in it; itself where that is one."""
+    if not storage.parts:
+        return [storage]
+    size = element_bytes(storage.dtype)
+    return [
+        storage_like(storage, nbytes=prod(t.shape) * size, shape=t.shape, module=t.module, name=t.name, parts=())
+        for t in storage.parts
+    ]
+
+
+def gradients(storages: Mapping[int, Storage], *, shared: bool = False) -> dict[int, list[int]]:
+    """Parameter -> its gradients (two where a loop makes a new one before it drops the old one).
+
+    `shared`: a storage with gradients of several parameters is each one's; else the first one's.
+    """
+    params = {(t.module, t.name): i for i, s in storages.items() if s.kind is Kind.PARAM for t in s.tensors}
+    found: dict[int, dict[int, None]] = {}
     for i, s in storages.items():
-        if s.kind is Kind.GRAD:
-            owner = params.get((s.module, s.name.split(".")[0]))
+        for tensor in s.tensors[: None if shared else 1] if s.kind is Kind.GRAD else ():
+            owner = params.get(trained(tensor))
             if owner is not None:
-                found.setdefault(owner, []).append(i)
-    return found
+                found.setdefault(owner, {})[i] = None
+    return {owner: list(grads) for owner, grads in found.items()}
+
+
+def trained(gradient: Part) -> tuple[tuple[str, ...], str]:
+    """The parameter that a tensor is the gradient of: its module and its name there."""
+    return gradient.module, gradient.name.split(".")[0]
 
 
 def states(storages: Mapping[int, Storage]) -> list[int]:

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
-from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage
+from dnnmem.estimator.trace import Event, Kind, Lane, Op, Part, Phase, Storage
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 OP = Op(
@@ -13,7 +13,7 @@ OP = Op(
 )  # fmt: skip
 STORAGE = Storage(
     id=1, nbytes=8, kind=Kind.PARAM, shape=(2,), dtype="float32", module=("a",), name="weight", channels_last=True,
-    saved=True,
+    saved=True, parts=(Part(("a",), "weight", (1,)), Part(("b",), "weight", (1,))),
 )  # fmt: skip
 
 

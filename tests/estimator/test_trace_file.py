@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.profile import Measurement
-from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
+from dnnmem.estimator.trace import Event, Kind, Op, Part, Storage, Trace
 from dnnmem.estimator.trace_file import load_trace, save_trace
 from tests.strategies import step_trace
 
@@ -213,7 +213,7 @@ def _places(value, place=()):
 _JUNK = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 100), st.integers(), st.floats(), st.text(max_size=3),
     st.sampled_from((2**63, -(2**63), 2**64, 10**30, 1e308)), st.lists(st.integers(-3, 9), max_size=3),
-    st.just({}), st.just({"x": 1}),
+    st.builds(dict), st.builds(lambda: {"x": 1}),
 )  # fmt: skip
 
 
@@ -293,7 +293,7 @@ def test_a_large_step_is_saved_and_loaded_quickly(tmp_path, record_property):
 def test_columns_of_later_writers_may_be_missing(written, tmp_path):
     # GIVEN a file from before masks and layouts were told  WHEN loaded  THEN nothing is masked and no image turned
     document = copy.deepcopy(written[1])
-    del document["ops"]["masked_flops"], document["storages"]["channels_last"]
+    del document["ops"]["masked_flops"], document["storages"]["channels_last"], document["storages"]["parts"]
     assert load_trace(_write(tmp_path / "older.gz", document)) == (step_trace(8), MEASUREMENT)
 
 
@@ -301,5 +301,13 @@ def test_masks_and_layouts_come_back(tmp_path):
     image = Storage(id=0, nbytes=8, kind=Kind.INPUT, shape=(1, 2, 2, 2), dtype="int8", channels_last=True)
     op = Op(name="aten._flash_attention_forward.default", reads=(0,), flops=8, masked_flops=3)
     trace = Trace(ops=(op,), storages={0: image}, pinned=frozenset({0}))
+    save_trace(trace, MEASUREMENT, tmp_path / "step.gz")
+    assert load_trace(tmp_path / "step.gz")[0] == trace
+
+
+def test_parts_come_back(tmp_path):
+    parts = Part(("rnn",), "weight_ih_l0", (2, 1)), Part(("rnn",), "bias_ih_l0", (2,))
+    block = Storage(id=0, nbytes=16, kind=Kind.PARAM, shape=(2, 1), dtype="float32", name="weight_ih_l0", parts=parts)
+    trace = Trace(ops=(), storages={0: block}, pinned=frozenset({0}))
     save_trace(trace, MEASUREMENT, tmp_path / "step.gz")
     assert load_trace(tmp_path / "step.gz")[0] == trace
