@@ -31,8 +31,10 @@ from dnnmem.estimator.work import work_of
 T = TypeVar("T")
 _LOOKS = 8
 """Plans that `held` holds against the step, at most."""
-_SURE = 0.98
-"""A planner's model of a step is not off by more."""
+_SURE = 0.99
+"""A planner's model of what a step allocates, beside what lives before it, is not too high by more."""
+_EQUAL = 1 - 1e-6
+"""Seconds that are nearer are equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,9 +178,9 @@ def cheapest(problem: Problem, tried: Iterable[Found], *, what: str) -> Found:
     by_seconds = sorted(tried, key=lambda found: found.expected.seconds if found.expected else 0.0)
     least = problem.plain().peak_bytes
     for found in by_seconds:
-        if found.expected and found.expected.peak_bytes * _SURE > problem.budget_bytes:
+        if _at_least(problem, found) > problem.budget_bytes:
             continue
-        if best and found.expected and found.expected.seconds * _SURE > best[0]:
+        if best and found.expected and found.expected.seconds > best[0] * _EQUAL:
             break
         if (cost := _priced(problem, found)) is None:
             continue
@@ -192,12 +194,20 @@ def cheapest(problem: Problem, tried: Iterable[Found], *, what: str) -> Found:
 
 def _least(problem: Problem, tried: Iterable[Found], least: int) -> int:
     """The smallest peak of some answers, or `least`."""
-    for found in sorted(tried, key=lambda found: found.expected.peak_bytes if found.expected else 0):
-        if found.expected and found.expected.peak_bytes * _SURE > least:
+    for found in sorted(tried, key=lambda found: _at_least(problem, found)):
+        if _at_least(problem, found) > least:
             break
         cost = _priced(problem, found)
         least = min(least, cost.peak_bytes) if cost else least
     return least
+
+
+def _at_least(problem: Problem, found: Found) -> float:
+    """What a step reserves that allocates what is `expected`, in bytes."""
+    if found.expected is None:
+        return 0.0
+    base = problem.trace.pinned_bytes()
+    return base + _SURE * (found.expected.peak_bytes - base)
 
 
 def _priced(problem: Problem, found: Found) -> Cost | None:
