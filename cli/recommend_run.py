@@ -136,13 +136,15 @@ def run(asked: Asked, environ: Mapping[str, str], *, quiet: bool, no_color: bool
     cluster = find_cluster(name)
     model = load(cluster.device, asked.rates or own_rates(name))
     with saying(quiet=quiet, no_color=no_color) as say:
-        say("recording the step")
-        recorded, request = record(asked, cluster, environ)
-        say("searching")
-        started = time.perf_counter()
-        own = min(asked.batch or recorded.own_batch, recorded.own_batch)
-        recorded = replace(recorded, own_batch=own)
-        with ahead_of(recorded, cluster, model) as ahead:
+        with ahead_of() as ahead:  # they import while the step is recorded
+            say("recording the step")
+            recorded, request = record(asked, cluster, environ)
+            own = min(asked.batch or recorded.own_batch, recorded.own_batch)
+            recorded = replace(recorded, own_batch=own)
+            say("searching")
+            started = time.perf_counter()
+            if ahead is not None:
+                ahead.know(recorded, cluster, model)
             report = recommend(
                 recorded,
                 wanted_of(asked, cluster),

@@ -21,7 +21,7 @@ from enum import IntEnum
 from dnnmem.estimator.errors import InfeasibleError, UnsupportedError, UsageError
 from dnnmem.estimator.estimate import Estimate
 from dnnmem.estimator.plan import Plan, Remat
-from dnnmem.estimator.search_ahead import Ahead
+from dnnmem.estimator.search_ahead import Ahead, exactly
 from dnnmem.estimator.search_cost import WHOLE, Cost, Costs
 from dnnmem.estimator.techniques import Choice
 
@@ -34,6 +34,8 @@ _NO_BUDGET = float(1 << 60)
 _ANOTHER = "another plan of the space is the same"
 _AGAIN, _LESS = 1, 0.97
 """How often a rematerialization is planned anew, and for how much less than if fragments stayed as they are."""
+_AHEAD = 6
+"""Plans at the head of the queue that are priced before their turn."""
 _ROUNDING = 1 - 1e-9
 """Sums of floats in another order: bounds are this much lower."""
 
@@ -178,18 +180,32 @@ class Search:
 
     def _exactly(self, choice: Choice) -> Priced:
         self._look_ahead()
-        found = self.ahead.exact(choice, self.budget) if self.ahead else None
+        found = self._waited(self.ahead, choice) if self.ahead else None
         return found or priced_exactly(self.costs, choice, self.budget)
+
+    def _waited(self, ahead: Ahead, choice: Choice) -> Priced | None:
+        """From elsewhere; what is next in the queue is priced here as long as it takes."""
+        while ahead.is_awaited(choice, self.budget):
+            near = (item[4] for item in self._head() if item[1] == Level.RUNS)
+            other = next((entry.choice for entry in near if not ahead.is_begun(entry.choice, self.budget)), None)
+            if other is None:
+                break
+            ahead.keep(other, self.budget, exactly(self.costs, other, self.budget))
+            self._look_ahead()
+        return ahead.exact(choice, self.budget)
+
+    def _head(self) -> list[tuple[float, int, int, int, _Entry]]:
+        return heapq.nsmallest(_AHEAD, self.queue)
 
     def _look_ahead(self) -> None:
         """Have what is next in the queue priced elsewhere."""
         if self.ahead is None:
             return
-        for item in heapq.nsmallest(self.ahead.places, self.queue):
-            if item[4].level is Level.BOUND:
-                self.ahead.begin_runs(item[4].choice.plan)
-            elif item[4].level is Level.RUNS:
-                self.ahead.begin_exact(item[4].choice, self.budget)
+        for _, level, _, _, entry in self._head():
+            if level == Level.BOUND:
+                self.ahead.begin_runs(entry.choice.plan)
+            elif level == Level.RUNS:
+                self.ahead.begin_exact(entry.choice, self.budget)
 
     def _plain(self, entry: _Entry) -> Cost:
         """The guess, and not below the price of keeping everything; that is asked for where a core costs much."""

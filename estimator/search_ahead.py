@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, cast
 
 from dnnmem.estimator.errors import DnnmemError
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
+
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.plan import Plan
     from dnnmem.estimator.recorded import Recorded
@@ -28,60 +30,120 @@ if TYPE_CHECKING:
 
 _MOST = 3
 """Processes, at most: a search seldom has more to ask for that it will need."""
-A = TypeVar("A")
+_GONE = (EOFError, OSError)
+"""What a link raises whose other end has died."""
+
+Question = tuple[str, "Plan", float]
+"""What is asked for, of which plan, within which bytes."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Helper:
+    """A process that prices plans, one at a time."""
+
+    process: SpawnProcess
+    """It."""
+    link: Connection
+    """Takes a question, gives its answer."""
+    question: object = None
+    """What it is at; None = nothing."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Ahead:
-    """Prices in the making, one for each process."""
+    """Prices in the making."""
 
-    pool: ProcessPoolExecutor
-    """Its processes hold the costs of one recorded step."""
-    places: int
-    """How many prices are made at once."""
-    by_runs: dict[Plan, Future[tuple[Cost, int | None] | None]] = field(default_factory=dict)
-    """Prices by runs, with what lasts of the peak."""
-    by_ops: dict[tuple[Plan, float], Future[Priced | None]] = field(default_factory=dict)
-    """Prices op by op, by plan and budget."""
+    helpers: list[Helper]
+    """Who makes them, one price each; those that died are taken out."""
+    answers: dict[Question, object] = field(default_factory=dict)
+    """Those that nobody has asked for yet; None = an error, which the search makes itself, and tells."""
+
+    def know(self, recorded: Recorded, cluster: Cluster, model: TimeModel) -> None:
+        """Give the helpers the step that is to be priced."""
+        for helper in list(self.helpers):
+            self._ask(helper, "the step", (recorded, cluster, model))
 
     def begin_runs(self, plan: Plan) -> None:
         """Ask for a price by runs."""
-        if plan not in self.by_runs and self._is_free():
-            with suppress(BrokenProcessPool):
-                self.by_runs[plan] = self.pool.submit(_by_runs, plan)
+        self._begin(("runs", plan, 0.0), plan)
 
     def begin_exact(self, choice: Choice, budget_bytes: float) -> None:
         """Ask for a price op by op."""
-        key = choice.plan, budget_bytes
-        if key not in self.by_ops and self._is_free():
-            with suppress(BrokenProcessPool):
-                self.by_ops[key] = self.pool.submit(_exactly, choice, budget_bytes)
+        self._begin(("exact", choice.plan, budget_bytes), choice)
 
     def runs(self, plan: Plan) -> tuple[Cost, int | None] | None:
         """The price by runs, and what lasts of its peak; None if it was not begun, or is an error."""
-        return self._taken(self.by_runs.pop(plan, None))
+        return cast("tuple[Cost, int | None] | None", self._answer(("runs", plan, 0.0)))
 
     def exact(self, choice: Choice, budget_bytes: float) -> Priced | None:
         """The price op by op; None if it was not begun, or is an error."""
-        return self._taken(self.by_ops.pop((choice.plan, budget_bytes), None))
+        return cast("Priced | None", self._answer(("exact", choice.plan, budget_bytes)))
 
-    def _is_free(self) -> bool:
-        busy = sum(not future.done() for future in self.by_runs.values())
-        return busy + sum(not future.done() for future in self.by_ops.values()) < self.places
+    def is_begun(self, choice: Choice, budget_bytes: float) -> bool:
+        """Whether its price op by op was asked for, or is there."""
+        question = ("exact", choice.plan, budget_bytes)
+        return question in self.answers or any(helper.question == question for helper in self.helpers)
 
-    def _taken(self, future: Future[A | None] | None) -> A | None:
+    def is_awaited(self, choice: Choice, budget_bytes: float) -> bool:
+        """Whether some helper is still at it."""
+        question = ("exact", choice.plan, budget_bytes)
+        return any(helper.question == question and not self._has_answer(helper) for helper in self.helpers)
+
+    def keep(self, choice: Choice, budget_bytes: float, priced: Priced | None) -> None:
+        """What the search itself made of it while it waited."""
+        self.answers["exact", choice.plan, budget_bytes] = priced
+
+    def _begin(self, question: Question, asked: object) -> None:
+        if question in self.answers or any(helper.question == question for helper in self.helpers):
+            return
+        for helper in list(self.helpers):
+            if helper.question is None or self._has_answer(helper):
+                self._hear(helper)
+                self._ask(helper, question, (question, asked))
+                return
+
+    def _has_answer(self, helper: Helper) -> bool:
+        """Also where it has died: `_hear` finds out."""
         try:
-            return None if future is None else future.result()
-        except BrokenProcessPool:  # the search does it all itself from here on
-            self.places = 0
-            return None
+            return helper.link.poll()
+        except _GONE:
+            return True
+
+    def _answer(self, question: Question) -> object:
+        for helper in list(self.helpers):
+            if helper.question == question:
+                self._hear(helper)
+        return self.answers.pop(question, None)
+
+    def _ask(self, helper: Helper, question: object, words: object) -> None:
+        try:
+            helper.link.send(words)
+            helper.question = question
+        except _GONE:
+            self._lose(helper)
+
+    def _hear(self, helper: Helper) -> None:
+        """Take what a helper was asked, once it has it."""
+        question, helper.question = helper.question, None
+        if question is None:
+            return
+        try:
+            answer = helper.link.recv()
+        except _GONE:
+            self._lose(helper)
+            return
+        if isinstance(question, tuple):
+            self.answers[cast("Question", question)] = answer
+
+    def _lose(self, helper: Helper) -> None:
+        """The search does it all itself from here on."""
+        with suppress(ValueError):
+            self.helpers.remove(helper)
 
 
 @contextmanager
-def ahead_of(
-    recorded: Recorded, cluster: Cluster, model: TimeModel, *, processes: int | None = None
-) -> Iterator[Ahead | None]:
-    """Processes that price plans of a recorded step, until the block ends; None where there is no core for them.
+def ahead_of(*, processes: int | None = None) -> Iterator[Ahead | None]:
+    """Processes that price plans, until the block ends; None where there is no core for them.
 
     `processes`: how many; None = one for each core but this process's, at most three. They import the program's main
     module, as `multiprocessing` does where it spawns, so that a script needs its `if __name__ == "__main__"`.
@@ -90,41 +152,53 @@ def ahead_of(
     if count < 1:
         yield None
         return
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_start, initargs=(recorded, cluster, model))
+    helpers = [_helper() for _ in range(count)]
     try:
-        yield Ahead(pool=pool, places=count)
+        yield Ahead(helpers=list(helpers))
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for helper in helpers:
+            helper.process.kill()
+            helper.link.close()
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_costs: list[Costs] = []
-"""Those of this process."""
+def _helper() -> Helper:
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(there,), daemon=True)
+    process.start()
+    there.close()
+    return Helper(process=process, link=here)
 
 
-def _start(recorded: Recorded, cluster: Cluster, model: TimeModel) -> None:
+def _serve(link: Connection) -> None:
+    """Answer until the other end is closed: first the step, then questions about it."""
     from dnnmem.estimator.search_cost import Costs
 
-    _costs[:] = [Costs(recorded=recorded, cluster=cluster, model=model)]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the search ends its helpers
+    with suppress(*_GONE):
+        recorded, cluster, model = link.recv()
+        link.send(None)
+        costs = Costs(recorded=recorded, cluster=cluster, model=model)
+        while True:
+            (kind, _, budget), asked = link.recv()
+            link.send(_by_runs(costs, asked) if kind == "runs" else exactly(costs, asked, budget))
 
 
-def _by_runs(plan: Plan) -> tuple[Cost, int | None] | None:
-    """None for an error: the search makes it itself, and tells it."""
-    [costs] = _costs
+def _by_runs(costs: Costs, plan: Plan) -> tuple[Cost, int | None] | None:
     try:
         return costs.by_runs(plan), costs.lasting.get(plan)
     except DnnmemError:
         return None
 
 
-def _exactly(choice: Choice, budget_bytes: float) -> Priced | None:
+def exactly(costs: Costs, choice: Choice, budget_bytes: float) -> Priced | None:
+    """The price op by op; None for an error."""
     from dnnmem.estimator.search import priced_exactly
 
-    [costs] = _costs
     try:
         return priced_exactly(costs, choice, budget_bytes)
     except DnnmemError:

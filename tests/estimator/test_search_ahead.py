@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from contextlib import contextmanager
 
 import pytest
 
@@ -29,6 +28,15 @@ def model():
     return load(CLUSTER.device)
 
 
+@contextmanager
+def knowing(recorded, model, processes=1):
+    """Helpers that have the step, and are waiting."""
+    with ahead_of(processes=processes) as ahead:
+        ahead.know(recorded, CLUSTER, model)
+        assert all(helper.link.poll(60) for helper in ahead.helpers)
+        yield ahead
+
+
 def answer(recorded, model, ahead):
     report = recommend(recorded, Wanted(cluster=CLUSTER, max_techniques=2), model, ahead=ahead)
     return [(c.estimate, c.techniques, c.why, c.tied_with) for c in report.candidates], report.priced
@@ -37,14 +45,14 @@ def answer(recorded, model, ahead):
 def test_the_answer_is_that_of_one_process(recorded, model):
     # GIVEN a search, and one whose prices also come from two other processes
     alone = answer(recorded, model, None)
-    with ahead_of(recorded, CLUSTER, model, processes=2) as ahead:
+    with knowing(recorded, model, processes=2) as ahead:
         beside = answer(recorded, model, ahead)
     # THEN plans, prices, order and words are the same
     assert beside == alone
 
 
 def test_a_price_that_was_begun_is_taken_once(recorded, model):
-    with ahead_of(recorded, CLUSTER, model, processes=1) as ahead:
+    with knowing(recorded, model) as ahead:
         ahead.begin_runs(Plan())
         found = ahead.runs(Plan())
         assert ahead.runs(Plan()) is None
@@ -55,20 +63,30 @@ def test_a_price_that_was_begun_is_taken_once(recorded, model):
 def test_what_is_an_error_there_is_left_to_the_search(recorded, model):
     # GIVEN a plan that has no price
     impossible = Plan(optimizer=Optimizer(name="adamw", kernel="unheard of"))
-    with ahead_of(recorded, CLUSTER, model, processes=1) as ahead:
+    with knowing(recorded, model) as ahead:
         ahead.begin_runs(impossible)
         assert ahead.runs(impossible) is None
 
 
 def test_a_search_goes_on_without_a_process_that_died(recorded, model):
-    with ahead_of(recorded, CLUSTER, model, processes=1) as ahead:
+    with knowing(recorded, model) as ahead:
         ahead.begin_runs(Plan())
         ahead.runs(Plan())
-        for pid in list(ahead.pool._processes):
-            os.kill(pid, signal.SIGKILL)
+        ahead.begin_runs(Plan())
+        for helper in ahead.helpers:
+            helper.process.kill()
         assert answer(recorded, model, ahead) == answer(recorded, model, None)
 
 
-def test_without_processes_there_is_none(recorded, model):
-    with ahead_of(recorded, CLUSTER, model, processes=0) as ahead:
+def test_without_processes_there_is_none():
+    with ahead_of(processes=0) as ahead:
         assert ahead is None
+
+
+def test_who_does_not_know_the_step_yet_is_not_waited_for(recorded, model):
+    # GIVEN helpers that are still importing
+    with ahead_of(processes=1) as ahead:
+        ahead.know(recorded, CLUSTER, model)
+        # WHEN a price is asked for at once THEN it was not begun
+        ahead.begin_runs(Plan())
+        assert ahead.runs(Plan()) is None
