@@ -5,8 +5,10 @@ scope --techniques--> choices --search--> priced plans --ranking--> candidates, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from dnnmem.estimator.block_list import main_list
@@ -79,11 +81,14 @@ def recommend(
         )
     costs = Costs(recorded=recorded, cluster=wanted.cluster, model=model)
     tally = Tally()
+    plain = _plain(costs, space, wanted)
+    if ahead is not None and plain:  # it has nothing else to do yet
+        ahead.begin_exact(plain[0], math.inf)
     found = find(costs, space, wanted, tally, on_price=lambda: on_price(tally), ahead=ahead)
     fits = bool(found)
     if not fits:
         found = smallest(costs, space, tally, lambda: on_price(tally))[: wanted.top]
-    base = _baseline(costs, space, wanted)
+    base = _baseline(costs, plain, wanted, ahead)
     told = _candidates(found[: wanted.top], base, wanted, model)
     nothing = "" if fits else nearest_words(recorded, wanted, found, _again)
     return Report(
@@ -203,27 +208,36 @@ def _again(recorded: Recorded, wanted: Wanted) -> Priced | None:
     return None
 
 
-def _baseline(costs: Costs, space: Sequence[Choice], wanted: Wanted) -> Priced | None:
-    """The user's step as it is: on one GPU, or under DDP if that fits, or FSDP2; at the user's batch, or near it."""
+def _plain(costs: Costs, space: Sequence[Choice], wanted: Wanted) -> list[Choice]:
+    """The user's step as it is: on one GPU, or under DDP if that may fit, or FSDP2; at the user's batch, or near it."""
     budget = budget_of(wanted.cluster, wanted.headroom)
-    plain, own = {"", "accumulation"}, costs.recorded.own_batch
-    last: Priced | None = None
-    gpus = wanted.cluster.gpus
+    plain, own, gpus = {"", "accumulation"}, costs.recorded.own_batch, wanted.cluster.gpus
+    found: list[Choice] = []
     for strategy in ("none",) if gpus == 1 else ("ddp", "zero3"):
         mine = [
             c for c in space
             if c.plan.sharding.strategy == strategy and c.plan.mesh.world_size == gpus
             and {t.name for t in c.techniques} <= plain | {strategy}
         ]  # fmt: skip
-        if not mine:
-            continue
-        chosen = min(mine, key=lambda c: (abs((c.plan.batch.micro_batch or own) - own), c.plan.batch.accumulation))
-        try:
-            last = Priced(choice=chosen, estimate=costs.exact(chosen.plan))
-        except (UnsupportedError, UsageError):
-            continue
-        if (last.estimate.peak_reserved_bytes or 0) <= budget:
-            return last
+        if mine:
+            found.append(
+                min(mine, key=lambda c: (abs((c.plan.batch.micro_batch or own) - own), c.plan.batch.accumulation))
+            )
+    with suppress(UnsupportedError, UsageError):
+        while len(found) > 1 and costs.bound(found[0].plan).peak_bytes > budget:
+            found.pop(0)
+    return found
+
+
+def _baseline(costs: Costs, plain: Sequence[Choice], wanted: Wanted, ahead: Ahead | None) -> Priced | None:
+    """The first of them that fits, or the last."""
+    last: Priced | None = None
+    for choice in plain:
+        with suppress(UnsupportedError, UsageError):
+            found = ahead.exact(choice, math.inf) if ahead else None
+            last = found or Priced(choice=choice, estimate=costs.exact(choice.plan))
+            if (last.estimate.peak_reserved_bytes or 0) <= budget_of(wanted.cluster, wanted.headroom):
+                break
     return last
 
 

@@ -142,6 +142,7 @@ class Search:
     def _refine(self, order: int, entry: _Entry) -> None:
         level = Level(entry.level + 1)
         estimate = None
+        self._look_ahead()
         try:
             if level is Level.PLAIN:
                 cost = self._plain(entry)
@@ -169,7 +170,6 @@ class Search:
         self._enter(order, _Entry(choice=entry.choice, level=level, cost=cost, estimate=estimate))
 
     def _by_runs(self, plan: Plan) -> Cost:
-        self._look_ahead()
         found = self.ahead.runs(plan) if self.ahead else None
         if found is None:
             return self.costs.by_runs(plan)
@@ -179,7 +179,6 @@ class Search:
         return self.costs.priced[plan]
 
     def _exactly(self, choice: Choice) -> Priced:
-        self._look_ahead()
         found = self._waited(self.ahead, choice) if self.ahead else None
         return found or priced_exactly(self.costs, choice, self.budget)
 
@@ -206,6 +205,10 @@ class Search:
                 self.ahead.begin_runs(entry.choice.plan)
             elif level == Level.RUNS:
                 self.ahead.begin_exact(entry.choice, self.budget)
+            elif entry.choice.planned_share and level < Level.BOUND:
+                key = replace(entry.choice.plan, remat=Remat()), self._planned_bytes(entry.choice)
+                if key not in self.costs.plans:
+                    self.ahead.begin_remat(*key)
 
     def _plain(self, entry: _Entry) -> Cost:
         """The guess, and not below the price of keeping everything; that is asked for where a core costs much."""
@@ -223,7 +226,11 @@ class Search:
         """With its rematerialization, where that depends on what is left of the budget."""
         if not choice.planned_share:
             return choice
-        return _planned_for(self.costs, choice, self._planned_bytes(choice))
+        key = replace(choice.plan, remat=Remat()), self._planned_bytes(choice)
+        found = self.ahead.remat(*key) if self.ahead else None
+        if found is not None:
+            [self.costs.plans[key]] = found
+        return _planned_for(self.costs, choice, key[1])
 
     def _enter(self, order: int, entry: _Entry) -> None:
         if entry.level is Level.GUESS:

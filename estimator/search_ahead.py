@@ -9,19 +9,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from dnnmem.estimator.errors import DnnmemError
+from dnnmem.estimator.errors import DnnmemError, InfeasibleError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
     from dnnmem.estimator.cluster import Cluster
-    from dnnmem.estimator.plan import Plan
+    from dnnmem.estimator.plan import Plan, Remat
     from dnnmem.estimator.recorded import Recorded
     from dnnmem.estimator.search import Priced
     from dnnmem.estimator.search_cost import Cost, Costs
@@ -67,6 +67,10 @@ class Ahead:
         """Ask for a price by runs."""
         self._begin(("runs", plan, 0.0), plan)
 
+    def begin_remat(self, plan: Plan, budget_bytes: float) -> None:
+        """Ask for the rematerialization that is planned for a budget."""
+        self._begin(("remat", plan, budget_bytes), plan)
+
     def begin_exact(self, choice: Choice, budget_bytes: float) -> None:
         """Ask for a price op by op."""
         self._begin(("exact", choice.plan, budget_bytes), choice)
@@ -74,6 +78,10 @@ class Ahead:
     def runs(self, plan: Plan) -> tuple[Cost, int | None] | None:
         """The price by runs, and what lasts of its peak; None if it was not begun, or is an error."""
         return cast("tuple[Cost, int | None] | None", self._answer(("runs", plan, 0.0)))
+
+    def remat(self, plan: Plan, budget_bytes: float) -> tuple[Remat | None] | None:
+        """The rematerialization that was planned, or that none fits; None if it was not begun, or is an error."""
+        return cast("tuple[Remat | None] | None", self._answer(("remat", plan, budget_bytes)))
 
     def exact(self, choice: Choice, budget_bytes: float) -> Priced | None:
         """The price op by op; None if it was not begun, or is an error."""
@@ -185,12 +193,21 @@ def _serve(link: Connection) -> None:
         costs = Costs(recorded=recorded, cluster=cluster, model=model)
         while True:
             (kind, _, budget), asked = link.recv()
-            link.send(_by_runs(costs, asked) if kind == "runs" else exactly(costs, asked, budget))
+            link.send(_ANSWERS[kind](costs, asked, budget))
 
 
-def _by_runs(costs: Costs, plan: Plan) -> tuple[Cost, int | None] | None:
+def _by_runs(costs: Costs, plan: Plan, _: float) -> tuple[Cost, int | None] | None:
     try:
         return costs.by_runs(plan), costs.lasting.get(plan)
+    except DnnmemError:
+        return None
+
+
+def _remat(costs: Costs, plan: Plan, budget_bytes: float) -> tuple[Remat | None] | None:
+    try:
+        return (costs.planned(plan, budget_bytes).remat,)
+    except InfeasibleError:
+        return (None,)
     except DnnmemError:
         return None
 
@@ -203,3 +220,7 @@ def exactly(costs: Costs, choice: Choice, budget_bytes: float) -> Priced | None:
         return priced_exactly(costs, choice, budget_bytes)
     except DnnmemError:
         return None
+
+
+_ANSWERS: dict[str, Callable[[Costs, Any, float], object]] = {"runs": _by_runs, "remat": _remat, "exact": exactly}
+"""By the first word of a question."""
