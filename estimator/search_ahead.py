@@ -6,6 +6,7 @@ others    [b] [d] [f]      with one process, two, or none
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -187,6 +188,7 @@ def _serve(link: Connection) -> None:
     from dnnmem.estimator.search_cost import Costs
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the search ends its helpers
+    gc.freeze()
     with suppress(*_GONE):
         recorded, cluster, model = link.recv()
         link.send(None)

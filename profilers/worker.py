@@ -9,6 +9,7 @@ torch can abort, and a model can exhaust memory: here that ends a child, and the
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import DnnmemError, InternalError, ModelError, UnsupportedError
 from dnnmem.estimator.passes.precision import computes_in
 from dnnmem.estimator.plan import Plan, Precision
@@ -70,9 +72,12 @@ def profile(request: Request, on_step: Callable[[int], None]) -> tuple[Trace, Me
     from dnnmem.profilers.few_blocks import few_blocks, marked
     from dnnmem.profilers.target import resolve
 
-    device = choose_device(request.device)
-    _seed(request.seed)
-    target = resolve(request)
+    with collector_paused():  # which would go through all that is imported, again and again
+        device = choose_device(request.device)
+        _seed(request.seed)
+        target = resolve(request)
+    if device == "fake":  # elsewhere it may hold memory that is measured
+        gc.freeze()
     kept: list[Kept] = []
     if request.batch_divisor > 1:
         target = target.rescale(max(int(target.batch["batch_size"]) // request.batch_divisor, 1), request.seq_len)
