@@ -35,7 +35,7 @@ from dnnmem.estimator.allocator_settings import (
 )
 from dnnmem.estimator.allocator_stats import AllocatorStats
 from dnnmem.estimator.allocator_versions import AllocatorRules
-from dnnmem.estimator.blocks import Block, Pool, best_fit, free_blocks, merge, put, put_unmapped, split, take
+from dnnmem.estimator.blocks import Block, Pool, best_fit, free_blocks, merge, put, put_unmapped, split, take, take_fit
 from dnnmem.estimator.driver_calls import DriverCalls
 from dnnmem.estimator.driver_memory import Driver
 from dnnmem.estimator.errors import InternalError
@@ -81,6 +81,7 @@ class CachingAllocator:
         self._rounding = self.settings.large_segment_bytes if rounding is None else rounding
         self._collects = self._calls.allowed_bytes is not None and self.settings.garbage_collection_threshold > 0
         self._rounds_up = any(self.settings.roundup_power2_divisions)
+        self._is_plain = not (self._collects or self.settings.expandable_segments or self.settings.max_split_bytes)
 
     @property
     def allocated_bytes(self) -> int:
@@ -111,20 +112,12 @@ class CachingAllocator:
         rounded = -(-nbytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
         size = block_bytes(nbytes, self.settings) if self._rounds_up else rounded
         pool = self._pool(size, stream)
-        block = self._cut(self._cached(pool, size, stream) or self._from_driver(pool, size, stream), size)
+        cached = take_fit(pool, stream, size) if self._is_plain else self._cached(pool, size, stream)
+        block = self._cut(cached or self._from_driver(pool, size, stream), size)
         block.allocated = True
         block.requested = nbytes
         self._live[block.address] = block
-        stats = self.stats
-        stats.allocation += 1
-        stats.peak_allocation = max(stats.peak_allocation, stats.allocation)
-        stats.requested_bytes += nbytes
-        stats.peak_requested_bytes = max(stats.peak_requested_bytes, stats.requested_bytes)
-        stats.allocated_bytes += block.size
-        if stats.allocated_bytes > stats.peak_allocated_bytes:
-            stats.peak_allocated_bytes = stats.allocated_bytes
-            stats.reserved_at_peak_allocated_bytes = stats.reserved_bytes
-        stats.grow_active(block.size)
+        self.stats.grow(nbytes, block.size)
         return block.address
 
     def record_stream(self, address: int, stream: int) -> None:
@@ -289,8 +282,10 @@ class CachingAllocator:
         rest = block.size - size
         if block.pool.small or self.settings.expandable_segments:
             return rest >= MIN_BLOCK_BYTES
+        if rest <= SMALL_BYTES:
+            return False
         limit = self.settings.max_split_bytes
-        return rest > SMALL_BYTES and (limit is None or size < limit)
+        return limit is None or size < limit
 
     def _from_driver(self, pool: Pool, size: int, stream: int) -> Block:
         """A new block from the driver, after giving back cached ones if need be. Raises `OutOfMemoryError`."""

@@ -70,12 +70,28 @@ class AllocatorStats:
     num_device_free: int = 0
     """Calls that gave it back."""
 
+    def grow(self, requested: int, nbytes: int) -> None:
+        """The program gets a block of `nbytes` for what it `requested`."""
+        self.allocation = count = self.allocation + 1
+        if count > self.peak_allocation:
+            self.peak_allocation = count
+        self.requested_bytes = asked = self.requested_bytes + requested
+        if asked > self.peak_requested_bytes:
+            self.peak_requested_bytes = asked
+        self.allocated_bytes = held = self.allocated_bytes + nbytes
+        if held > self.peak_allocated_bytes:
+            self.peak_allocated_bytes = held
+            self.reserved_at_peak_allocated_bytes = self.reserved_bytes
+        self.grow_active(nbytes)
+
     def grow_active(self, nbytes: int) -> None:
         """A block of `nbytes` leaves the cache."""
-        self.active += 1
-        self.peak_active = max(self.peak_active, self.active)
-        self.active_bytes += nbytes
-        self.peak_active_bytes = max(self.peak_active_bytes, self.active_bytes)
+        self.active = active = self.active + 1
+        if active > self.peak_active:
+            self.peak_active = active
+        self.active_bytes = held = self.active_bytes + nbytes
+        if held > self.peak_active_bytes:
+            self.peak_active_bytes = held
 
     def grow_reserved(self, nbytes: int, segments: int) -> None:
         """The driver gives `nbytes`, as `segments` new segments."""
@@ -87,10 +103,12 @@ class AllocatorStats:
 
     def change_split(self, count: int, nbytes: int) -> None:
         """Free pieces of split segments come or go."""
-        self.inactive_split += count
-        self.peak_inactive_split = max(self.peak_inactive_split, self.inactive_split)
-        self.inactive_split_bytes += nbytes
-        self.peak_inactive_split_bytes = max(self.peak_inactive_split_bytes, self.inactive_split_bytes)
+        self.inactive_split = pieces = self.inactive_split + count
+        if pieces > self.peak_inactive_split:
+            self.peak_inactive_split = pieces
+        self.inactive_split_bytes = free = self.inactive_split_bytes + nbytes
+        if free > self.peak_inactive_split_bytes:
+            self.peak_inactive_split_bytes = free
 
     def reset_peak(self) -> None:
         """Begin the peaks anew from what is held now (`torch.cuda.reset_peak_memory_stats`)."""

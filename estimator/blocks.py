@@ -118,6 +118,15 @@ def best_fit(pool: Pool, stream: int, size: int) -> Block | None:
     return entries[index][2] if index < len(entries) else None
 
 
+def take_fit(pool: Pool, stream: int, size: int) -> Block | None:
+    """The same, out of its pool."""
+    entries = pool.free.get(stream)
+    if not entries:
+        return None
+    index = bisect_left(entries, (size,))
+    return entries.pop(index)[2] if index < len(entries) else None
+
+
 def free_blocks(pool: Pool) -> Iterator[Block]:
     """All free blocks by stream, size and address; the pool may change meanwhile."""
     for stream in sorted(pool.free):
