@@ -9,16 +9,18 @@ torch can abort, and a model can exhaust memory: here that ends a child, and the
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
 import random
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import DnnmemError, InternalError, ModelError, UnsupportedError
@@ -171,5 +173,14 @@ def _write_error(folder: Path, error: DnnmemError) -> None:
     partial.replace(folder / ERROR_FILE)
 
 
+def _leave(code: int) -> NoReturn:
+    """End as a process does, but for taking every module apart, which takes torch a third of a second."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as an exit does
+    atexit._run_exitfuncs()  # what the user's code has registered
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _leave(main(sys.argv[1:]))

@@ -14,10 +14,14 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 from dnnmem.estimator.first_step import is_master, is_of_first_step
 from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
+
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -32,29 +36,30 @@ class Life:
     """Ops that read or write it, in order."""
 
 
-class _Same:
-    """Ops that are known by being the same object: comparing them would cost more than is saved."""
+class Same(Generic[T]):
+    """What is known by being the same object: comparing it would cost more than is saved."""
 
-    __slots__ = ("ops",)
+    __slots__ = ("thing",)
 
-    def __init__(self, ops: tuple[Op, ...]) -> None:
-        self.ops = ops
+    def __init__(self, thing: T) -> None:
+        """Two of them are equal if their `thing` is one."""
+        self.thing = thing
 
     def __hash__(self) -> int:
-        return id(self.ops)
+        return id(self.thing)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.ops is other.ops
+        return isinstance(other, Same) and self.thing is other.thing
 
 
 def lives(ops: Sequence[Op]) -> dict[int, Life]:
     """The life of each storage that the ops touch; not to be changed, as several passes share it."""
-    return _known_lives(_Same(ops)) if isinstance(ops, tuple) else _lives(ops)
+    return _known_lives(Same(ops)) if isinstance(ops, tuple) else _lives(ops)
 
 
 @lru_cache(maxsize=4)
-def _known_lives(same: _Same) -> dict[int, Life]:
-    return _lives(same.ops)
+def _known_lives(same: Same[tuple[Op, ...]]) -> dict[int, Life]:
+    return _lives(same.thing)
 
 
 def _lives(ops: Sequence[Op]) -> dict[int, Life]:

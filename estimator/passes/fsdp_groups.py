@@ -9,8 +9,10 @@ A group's hooks run before its first op and after its last one, of either pass.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from dnnmem.estimator.block_list import Path, block_lists
+from dnnmem.estimator.passes.draft import Same
 from dnnmem.estimator.passes.update import gradients
 from dnnmem.estimator.trace import Kind, Phase, Trace
 
@@ -34,8 +36,14 @@ class Group:
     """Ops of the backward pass that do, or that write its gradients."""
 
 
-def find_groups(trace: Trace, *, split_root: bool) -> list[Group]:
-    """The groups of a step, in the order of the model."""
+def find_groups(trace: Trace, *, split_root: bool) -> tuple[Group, ...]:
+    """The groups of a step, in the order of the model; not to be changed, as several plans share them."""
+    return _known_groups(Same(trace), split_root)
+
+
+@lru_cache(maxsize=4)
+def _known_groups(same: Same[Trace], split_root: bool) -> tuple[Group, ...]:  # noqa: FBT001 - a key
+    trace = same.thing
     lists = block_lists(trace)
 
     def block_of(path: Path) -> Path | None:
@@ -61,7 +69,7 @@ def find_groups(trace: Trace, *, split_root: bool) -> list[Group]:
         if block is not None and (block, 0) in found:
             of_module[path] = found[block, 0]
     _place(trace, of_param, of_module)
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _sides(trace: Trace, outside: set[int]) -> dict[int, int]:
