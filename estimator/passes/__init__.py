@@ -11,6 +11,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import (
     batch,
     compression,
+    gradients,
     kernels,
     loss,
     offload,
@@ -39,6 +40,7 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
     "remat": remat.apply,
     "compression": compression.apply,
     "sharding": sharding.apply,
+    "gradients": gradients.apply,
     "offload": offload.apply,
     "offload_optimizer": offload_optimizer.apply,
     "offload_parameters": offload_parameters.apply,
@@ -48,7 +50,7 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
 """By field of a plan, in the order of its fields. Each leaves a trace equal where the plan has its default."""
 
 _BEFORE_SPLIT = ("precision", "loss", "tensor", "optimizer", "remat", "compression")
-_AFTER_SPLIT = ("batch", "sharding", "offload", "offload_optimizer", "offload_parameters", "kernels")
+_AFTER_SPLIT = ("batch", "sharding", "gradients", "offload", "offload_optimizer", "offload_parameters", "kernels")
 
 
 @collector_paused()
