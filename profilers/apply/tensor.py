@@ -49,6 +49,8 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     tied = _tied(model)
     _split(model, roles, plan, mesh)
     _tie(tied)
+    if not any(p.is_meta for p in model.parameters()):
+        model.to(mesh.device_type)  # what no style has moved
     divide_heads(model, roles.columns, tp)
     if plan.tensor.loss_parallel and roles.head and not _losses:
         _losses.append(loss_parallel())
