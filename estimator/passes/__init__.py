@@ -18,6 +18,7 @@ from dnnmem.estimator.passes import (
     offload_optimizer,
     offload_parameters,
     optimizer,
+    optimizer_soap,
     pipeline,
     precision,
     remat,
@@ -88,4 +89,6 @@ def rewrite_rank(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Tr
     """The second half: what follows the split of the model into stages."""
     for field in _AFTER_SPLIT:
         trace = PASSES[field](trace, plan, cluster)
-    return batch.with_first_steps(trace) if plan.batch.accumulation > 1 else trace
+    if plan.batch.accumulation > 1:
+        return batch.with_first_steps(trace)
+    return optimizer_soap.with_first_step(trace) if plan.optimizer.name == "soap" else trace
