@@ -22,7 +22,7 @@ from dnnmem.estimator.plan import Plan
 from dnnmem.profilers.apply.device_mesh import device_mesh
 from dnnmem.profilers.apply.tensor_heads import divide_heads
 from dnnmem.profilers.apply.tensor_roles import Roles, find_roles, sizes
-from dnnmem.profilers.apply.tensor_styles import Style
+from dnnmem.profilers.apply.tensor_styles import Style, Table
 
 _losses: list[Any] = []
 """Torch's own cross entropy over parts of a vocabulary, once it is on: for DTensors only, and to the end."""
@@ -99,7 +99,7 @@ def _split(model: nn.Module, roles: Roles, plan: Plan, mesh: DeviceMesh) -> None
         elif name in roles.rows:
             styles[name] = Style(params=_placed(module, 1), taken=Shard(-1), given=stream, **between)
         elif name in roles.tables:
-            styles[name] = Style(params={"weight": Shard(0)}, wanted=Replicate(), given=stream, **between)
+            styles[name] = Table(params={"weight": Shard(0)}, given=stream, **between)
         elif name == roles.head:
             given, kept = (Shard(-1), False) if plan.tensor.loss_parallel else (Replicate(), True)
             styles[name] = Style(

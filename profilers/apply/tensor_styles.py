@@ -2,7 +2,8 @@
 
     column      x, whole --[W by outputs]--> part, a plain tensor
     row         part --[W by inputs]--> sum over ranks                  whole, or split along the sequence
-    table       tokens --[rows of the vocabulary]--> sum over ranks     the same
+    table       tokens --[rows of the vocabulary]--> sum over ranks     the same (not DTensor's own lookup, whose
+                                                                        gradient is as large as the whole table)
     head        as a column, then gathered; or a DTensor that the loss takes by parts
     whole       norms and all else: parameters on every rank, a DTensor's or a plain tensor's work
     entrance    of a module with several columns: they take the same x, whose gradient is summed over ranks once
@@ -20,15 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
 from torch.distributed.tensor.placement_types import Placement
+from torch.nn import functional
 
 _STREAM = ("hidden_states", "x", "input", "inputs")
 """Keywords that models give the stream to."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Style(ParallelStyle):
     """One module's: how its parameters lie, and what its input and output are. Each module has its own."""
 
@@ -92,6 +94,29 @@ class Style(ParallelStyle):
         if self.given is not None and output.placements != (self.given,):
             output = output.redistribute(placements=[self.given])
         return output.to_local() if self.plain_output else output
+
+
+@dataclass(kw_only=True, eq=False)
+class Table(Style):
+    """An embedding's, split along the vocabulary: tokens of other ranks' rows are 0 here."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        table: Any = module
+        rows = -(-int(table.num_embeddings) // device_mesh.size())
+        first = rows * device_mesh.get_local_rank()
+        padding: int | None = table.padding_idx
+
+        def forward(tokens: Tensor) -> DTensor:
+            part: Tensor = table.weight.to_local()
+            here = (tokens.to_local() if isinstance(tokens, DTensor) else tokens) - first
+            outside = (here < 0) | (here >= len(part))
+            here = here.masked_fill_(outside, 0)
+            pad = padding - first if padding is not None and 0 <= padding - first < len(part) else None
+            found = functional.embedding(here, part, pad).masked_fill_(outside[..., None], 0)
+            return DTensor.from_local(found, device_mesh, [Partial()], run_check=False)
+
+        table.forward = forward
+        return super()._apply(module, device_mesh)
 
 
 class _Held:
