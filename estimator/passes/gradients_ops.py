@@ -107,8 +107,8 @@ class _Hook:
         part = part_of(self.wanted, n, b.ranks)
         keeps = self.wanted.compression in ("signsgd", "onebit")
         if keeps:
-            whole = (self._keep("waiting", b.ranks * part),)
-            mean = (self._keep("waiting part", part),)
+            whole: tuple[int, ...] = (self._keep("waiting", b.ranks * part),)
+            mean: tuple[int, ...] = (self._keep("waiting part", part),)
         else:
             whole = up.make("aten.zeros.default", (), [self._like(b.ranks * part)])
         if self.wanted.compression == "onebit":
