@@ -63,7 +63,7 @@ class Unmade:
 
         Casts and norms of gradients come before that. An update in the backward pass makes those of its own parameter.
         """
-        if not self.left or not (op.phase is Phase.STEP or op.module == _OPTIMIZER or self._uses_some(op)):
+        if not self.left or not (op.phase is Phase.STEP or op.module[:1] == _OPTIMIZER or self._uses_some(op)):
             return []
         mine = self._begun(op) if op.phase is Phase.STEP else self._own(op)
         mine = [i for i in mine if i not in self.rounded] + [i for i in self.left if self.rounded.get(i) is op]
@@ -77,12 +77,13 @@ class Unmade:
 
     def _begun(self, op: Op) -> list[int]:
         touched = (self.storages[i].kind for i in (*op.reads, *op.writes) if i in self.storages)
-        return list(self.left) if any(kind in (Kind.PARAM, Kind.OPTIMIZER) for kind in touched) else []
+        begins = len(op.module) > 1 and op.module[:1] == _OPTIMIZER  # a part of an update
+        return list(self.left) if begins or any(kind in (Kind.PARAM, Kind.OPTIMIZER) for kind in touched) else []
 
     def _own(self, op: Op) -> list[int]:
         used = [i for i in (*op.reads, *op.writes) if i in self.storages]
         owners = dict.fromkeys(self.left[i] for i in used if i in self.left)
-        if op.module == _OPTIMIZER:
+        if op.module[:1] == _OPTIMIZER:
             params = (self.storages[i] for i in used if self.storages[i].kind is Kind.PARAM)
             owners |= dict.fromkeys((s.module, s.name) for s in params)
         return sorted(i for owner in owners for i in self.of_parameter.pop(owner, ()) if i in self.left)
@@ -92,7 +93,7 @@ def _rounded(trace: Trace) -> dict[int, Op]:
     """Moments in 16 bits that are copied from float32, and the copy: an update widens them again only once they are."""
     found: dict[int, Op] = {}
     for op in trace.ops:
-        if op.module == _OPTIMIZER and op.name == "aten.copy_.default" and op.reads and op.writes:
+        if op.module[:1] == _OPTIMIZER and op.name == "aten.copy_.default" and op.reads and op.writes:
             wide, narrow = (trace.storages[ids[-1]] for ids in (op.reads, op.writes))
             if narrow.kind is Kind.OPTIMIZER and narrow.nbytes < wide.nbytes:
                 found[narrow.id] = op

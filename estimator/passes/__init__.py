@@ -18,13 +18,13 @@ from dnnmem.estimator.passes import (
     offload_optimizer,
     offload_parameters,
     optimizer,
-    optimizer_soap,
     pipeline,
     precision,
     remat,
     sharding,
     tensor,
 )
+from dnnmem.estimator.passes.optimizer_first_steps import with_first_steps
 from dnnmem.estimator.repeat import repeat
 
 if TYPE_CHECKING:
@@ -91,4 +91,4 @@ def rewrite_rank(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Tr
         trace = PASSES[field](trace, plan, cluster)
     if plan.batch.accumulation > 1:
         return batch.with_first_steps(trace)
-    return optimizer_soap.with_first_step(trace) if plan.optimizer.name == "soap" else trace
+    return with_first_steps(trace) if plan.mesh.world_size == 1 else trace

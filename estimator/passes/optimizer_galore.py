@@ -49,19 +49,15 @@ def _loop(update: Update, entries: Sequence[Entry]) -> None:
 
 
 def _renew(update: Update, entry: Entry) -> None:
-    """Singular vectors of the matrix standing; inside, a copy and what cuSOLVER's `gesvdj` works on.
-
-    The projection counts as read: it is there before.
-    """
+    """Singular vectors of the matrix standing; inside, a copy and what cuSOLVER's `gesvdj` works on."""
     g = update.storage(entry.grad)
     short, long, _ = _low(update.storage(entry.param))
     a, b = _SVD_FLOPS
     made = update.make(
-        "aten._linalg_svd.default", (entry.grad, entry.states["projection"]),
+        "aten._linalg_svd.default", (entry.grad,),
         [shaped(g, (long, short)), shaped(g, (short,)), shaped(g, (short, short))],
         flops=a * long * long * short + b * long * short * short,
         inside=(4 * long * short, 4 * (2 * long * short + short * short)),
-        moved=2 * g.nbytes + shaped(g, (short, short)).nbytes,
     )  # fmt: skip
     for i in made[:2]:
         update.free((i,))

@@ -9,10 +9,8 @@ its time. The first step makes bases by eigenvalues and updates no matrix: it le
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from math import prod
 
-from dnnmem.estimator.first_step import first_step, is_of_first_step
 from dnnmem.estimator.passes.optimizer_rule import Rule, moments
 from dnnmem.estimator.passes.optimizer_shampoo import EVERY, collect, eigen_bytes, flat, sides, square
 from dnnmem.estimator.passes.optimizer_update import OPTIMIZER, Entry, Update, shaped
@@ -110,23 +108,11 @@ def _qr_bytes(n: int) -> tuple[int, ...]:
 SOAP = Rule(kernels={"for_loop": _loop}, states={"for_loop": _states}, needs="matrices")
 
 
-def with_first_step(trace: Trace) -> Trace:
-    """`trace`, which has this update, with a set-up that goes on to the end of the first step.
-
-    To be done when all passes are.
-    """
-    there = {e.storage for e in trace.setup if e.nbytes > 0} - {e.storage for e in trace.setup if e.nbytes < 0}
-    missing = [s for i in sorted(trace.pinned - there) if (s := trace.storages[i]).nbytes]
-    found = [Event(s.nbytes, 0, s.id) for s in missing if not is_of_first_step(s)]
-    found += first_step(replace(trace, ops=tuple(_first_ops(trace))), [s for s in missing if is_of_first_step(s)])
-    return replace(trace, setup=(*trace.setup, *found))
-
-
-def _first_ops(trace: Trace) -> Iterator[Op]:
-    """Those of the first step: of each matrix's update only what its bases take, and frees of what was there before."""
+def first_ops(trace: Trace) -> Iterator[Op]:
+    """The first step of `trace`: of a matrix's update what its bases take alone, and frees of what was there before."""
     part: list[Op] = []
     for op in trace.ops:
-        inside = op.module == OPTIMIZER and "_foreach_" not in op.name
+        inside = op.module[:1] == OPTIMIZER and "_foreach_" not in op.name
         if part and (not inside or "lerp_" in op.name):
             yield from _begun(part, trace)
             part = []
