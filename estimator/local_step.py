@@ -23,6 +23,7 @@ import numpy.typing as npt
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.collectives import Group, group_of
 from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.gradient_sizes import GRADIENTS
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Plan, check
 from dnnmem.estimator.repeat import repeated_flops
@@ -67,7 +68,7 @@ class Chunk:
     backward: npt.NDArray[np.intp]
     """Indices of its backward ops, `passed` and `sync` left out."""
     sync: npt.NDArray[np.intp]
-    """Indices of the messages that are sent once an optimizer step."""
+    """Indices of the messages that are sent once an optimizer step, and of what makes and reads them."""
     step: npt.NDArray[np.intp]
     """Indices of the optimizer's ops, and what is sent for them."""
 
@@ -127,6 +128,7 @@ def _chunk(trace: Trace, plan: Plan, cluster: Cluster) -> Chunk:
     found = [_message(i, op, plan, cluster) for i, op in enumerate(trace.ops) if op.lane is Lane.COMM]
     messages = tuple(message for message in found if message is not None)
     sync = {m.index for m in messages if once and m.axis in _DATA_AXES and trace.ops[m.index].phase is Phase.BACKWARD}
+    sync |= {i for i, op in enumerate(trace.ops) if op.module == GRADIENTS and op.phase is Phase.BACKWARD}
     passed = tuple(m for m in messages if m.kind == "send" and trace.ops[m.index].phase is not Phase.STEP)
     elsewhere = sync | {m.index for m in passed}
     left = [(i, op.phase) for i, op in enumerate(trace.ops) if i not in elsewhere]

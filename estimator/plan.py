@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.keep_text import parse_keep
+from dnnmem.estimator.plan_pipeline import PIPELINES, check_pipeline
 from dnnmem.estimator.plan_rules import check_compression, check_degrees, check_gradients, check_offload
 
 
@@ -233,9 +234,11 @@ class Pipeline:
     """How micro-batches pass through the stages."""
 
     schedule: str = "1f1b"
-    """`1f1b`, `gpipe` or `interleaved`."""
+    """One of `plan_pipeline.PIPELINES`, each a file of `schedules`."""
     chunks: int = 1
-    """Model chunks a rank holds, for `interleaved`."""
+    """Model chunks a rank holds: 2 or more for `interleaved`, 2 for `zbv` and `dualpipev`."""
+    cuts: str = ""
+    """First blocks of the second chunk, the third, ...: `8,16,24`; empty = as even as can be."""
     scatter_gather: bool = True
     """Tensor-parallel ranks that all hold a boundary send a part each, and gather it behind (Megatron, DeepSpeed)."""
 
@@ -305,7 +308,7 @@ _CHOICES = {
     ("compression", "bits"): (8, 4, 2, None),
     ("sharding", "strategy"): ("none", "ddp", "zero1", "zero2", "zero3"),
     ("offload", "activations"): ("none", "all", "every", "blocks", "conv"),
-    ("pipeline", "schedule"): ("1f1b", "gpipe", "interleaved"),
+    ("pipeline", "schedule"): PIPELINES,
     ("kernels", "fusion"): ("none", "hand", "blocks", "pointwise"),
 }
 _DTYPES = ("float32", "float16", "bfloat16", None)
@@ -342,3 +345,4 @@ def check(plan: Plan) -> None:
     check_compression(plan.compression)
     check_gradients(plan)
     check_degrees(plan)
+    check_pipeline(plan)

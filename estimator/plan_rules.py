@@ -98,7 +98,7 @@ def _check_values(wanted: Gradients) -> None:
 
 def check_degrees(plan: Plan) -> None:
     """Raise `UsageError` unless the degrees go with what shares them."""
-    mesh, chunks = plan.mesh, plan.pipeline.chunks
+    mesh = plan.mesh
     if plan.sharding.strategy == "none" and mesh.data_ranks > 1:
         raise UsageError(
             f"dp_replicate {mesh.dp_replicate} * dp_shard {mesh.dp_shard} ranks share nothing: "
@@ -107,9 +107,3 @@ def check_degrees(plan: Plan) -> None:
         )
     if plan.sharding.strategy == "ddp" and mesh.dp_shard > 1:
         raise UsageError(f"ddp shards nothing, but dp_shard is {mesh.dp_shard}", hint="name the ranks dp_replicate")
-    if (chunks > 1) != (plan.pipeline.schedule == "interleaved"):
-        raise UsageError(
-            f"pipeline.chunks is {chunks} under {plan.pipeline.schedule}; interleaved has 2 or more, the others 1"
-        )
-    if plan.pipeline.schedule == "interleaved" and mesh.pp == 1:
-        raise UsageError("interleaved needs pp of 2 or more; mesh.pp is 1")

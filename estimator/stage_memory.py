@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.device import Device
+from dnnmem.estimator.passes.backward_parts import backward_parts
 from dnnmem.estimator.pipeline_timing import in_flight
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.replay import ReplayResult, replay_on
 from dnnmem.estimator.schedules import SCHEDULES
-from dnnmem.estimator.schedules.grid import Step
+from dnnmem.estimator.schedules.grid import Grid, Step
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import storage_like
 
@@ -27,6 +28,10 @@ _BEYOND = 2
 """Micro-batches that are played after those that a rank holds at once."""
 _CLOSE = 0.9
 """Share of the largest peak of requested bytes from which a rank may be the one that reserves most."""
+_AS_1F1B = frozenset({"1f1b", "dapple", "pipedream", "2bw", "pipemare", "hetpipe", "zb_h1"})
+"""Schedules whose ranks hold at most a micro-batch a stage."""
+_TWICE, _UNITS = frozenset({"zbv", "dualpipe", "dualpipev"}), frozenset({"interleaved", "chimera"})
+"""Those that hold as many chunks as there are in two, and those that come in units of a micro-batch a stage."""
 _OF_A_CHUNK = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER, Kind.COMM})
 """Kinds that each chunk has for itself, even where chunks of a rank are one trace."""
 
@@ -49,42 +54,49 @@ def worst_stage(chunks: Sequence[Trace], plan: Plan, device: Device) -> StageMem
     micro-batches. A rank whose program asks for a tenth less than another's is not played: fragments of ranks that do
     the same are alike. Raises what the schedule raises.
     """
-    ranks = plan.mesh.pp
-    order = SCHEDULES[plan.pipeline.schedule]
-    steps = {
-        r: rank_step(chunks[r::ranks], order(ranks, _microbatches(plan, r), plan.pipeline.chunks)[r])
-        for r in _candidates(chunks, ranks)
-    }
+    grid = SCHEDULES[plan.pipeline.schedule](plan.mesh.pp, _microbatches(plan), plan.pipeline.chunks)
+    steps = {r: stage_step(chunks, grid, r) for r in _candidates(chunks, grid)}
     asked = {r: step.peak_bytes() for r, step in steps.items()}
     enough = max(asked.values()) * _CLOSE
     found = [StageMemory(rank=r, held=replay_on(steps[r], device)) for r in steps if asked[r] >= enough]
     return max(found, key=lambda one: (one.held.peak_reserved_bytes, one.held.peak_allocated_bytes))
 
 
-def _microbatches(plan: Plan, rank: int) -> int:
-    """How many show the peak of a rank: all of them, or those that it holds at once and a few more."""
+def _microbatches(plan: Plan) -> int:
+    """How many show the peak of each rank: all of them, or those that fill the pipeline and a few more."""
     ranks, wanted, schedule = plan.mesh.pp, plan.batch.accumulation, plan.pipeline.schedule
-    if schedule == "1f1b":
-        return min(wanted, ranks - rank + _BEYOND)
-    if schedule == "interleaved" and wanted > ranks:
-        return min(wanted, 2 * ranks)  # a multiple of the ranks that is not the ranks, which have an order of their own
+    if schedule in _AS_1F1B:
+        return min(wanted, ranks + _BEYOND)
+    if schedule in _TWICE or (schedule in _UNITS and wanted > ranks):
+        # a multiple of the ranks that is not the ranks, which have an order of their own
+        return min(wanted, 2 * ranks + (_BEYOND if schedule in _TWICE else 0))
     return wanted
 
 
-def _candidates(chunks: Sequence[Trace], ranks: int) -> list[int]:
-    """The first rank, the last, and the earliest of each size between them."""
+def _candidates(chunks: Sequence[Trace], grid: Grid) -> list[int]:
+    """The first rank, the last, and of each size between them the one that holds most, the earliest of those."""
+    last = len(grid.ranks) - 1
     sizes: dict[tuple[tuple[int, int], ...], int] = {}
-    for r in range(1, ranks - 1):
-        sizes.setdefault(tuple((len(chunk.ops), chunk.pinned_bytes()) for chunk in chunks[r::ranks]), r)
-    return sorted({0, *sizes.values(), ranks - 1})
+    for r in sorted(range(1, last), key=lambda r: -in_flight(grid.ranks[r]) - grid.extra_copies(r)):
+        sizes.setdefault(tuple((len(chunks[s].ops), chunks[s].pinned_bytes()) for s in grid.stages[r]), r)
+    return sorted({0, *sizes.values(), last})
 
 
-def rank_step(chunks: Sequence[Trace], steps: Sequence[Step]) -> Trace:
+def stage_step(chunks: Sequence[Trace], grid: Grid, rank: int) -> Trace:
+    """The step of a rank of `grid`, whose stages are `chunks`; what later micro-batches repeat is left out of 1F1B."""
+    row = grid.ranks[rank]
+    if len(grid.stages[rank]) == 1 and {step.phase for step in row} == {"F", "B"}:
+        few = in_flight(row) + _BEYOND
+        row = tuple(step for step in row if step.microbatch < few)
+    return rank_step([chunks[s] for s in grid.stages[rank]], row, grid.extra_copies(rank))
+
+
+def rank_step(chunks: Sequence[Trace], steps: Sequence[Step], copies: int = 0) -> Trace:
     """The step of a rank that holds `chunks`: an op for each of the schedule's `steps`, then the update.
 
-    Its ops carry events and flops: it is made to be played, not to be timed.
+    Its ops carry events and flops: it is made to be played, not to be timed. `copies` of the weights rest beside them.
     """
-    writer = _Writer(chunks)
+    writer = _Writer(chunks, copies)
     ops = [writer.op(step) for step in steps]
     ops += writer.update()
     setup = tuple(Event(writer.storages[i].nbytes, 0, i) for i in writer.early if writer.storages[i].nbytes)
@@ -104,8 +116,8 @@ def rank_step(chunks: Sequence[Trace], steps: Sequence[Step]) -> Trace:
 class _Writer:
     """Gives the storages of each chunk and micro-batch ids of their own."""
 
-    def __init__(self, chunks: Sequence[Trace]) -> None:
-        self.chunks = chunks
+    def __init__(self, chunks: Sequence[Trace], copies: int) -> None:
+        self.chunks, self.copies = chunks, copies
         self.storages: dict[int, Storage] = {}
         self.pinned: set[int] = set()
         self.early: list[int] = []
@@ -116,7 +128,7 @@ class _Writer:
         self.latest: dict[tuple[int, int], int] = {}
         self.gathered = [_gathered(chunk) for chunk in chunks]
         self.holders: dict[tuple[int, int], tuple[int, int]] = {}
-        self.events = [{phase: _events(chunk, phase) for phase in Phase} for chunk in chunks]
+        self.ops = [_by_letter(chunk) for chunk in chunks]
 
     def _kept(self) -> list[dict[int, int]]:
         """For each chunk, ids of what is pinned; what two chunks of a rank share is there once."""
@@ -138,6 +150,9 @@ class _Writer:
                     self.early.append(new[i])
                 if storage.nbytes:
                     self.alive.add(new[i])
+                for _ in range(self.copies if storage.kind is Kind.PARAM else 0):
+                    self.early.append(copy := self._enter(storage))
+                    self.pinned.add(copy)
             found.append(new)
         return found
 
@@ -149,9 +164,10 @@ class _Writer:
     def op(self, step: Step) -> Op:
         """One forward or backward of a chunk."""
         phase = Phase.FORWARD if step.phase == "F" else Phase.BACKWARD
-        events = self._renamed(self.events[step.chunk][phase], step.chunk, step.microbatch)
-        flops = sum(op.flops for op in self.chunks[step.chunk].ops if op.phase is phase)
-        return Op(name=f"dnnmem.{phase.value}.{step.microbatch}", phase=phase, events=tuple(events), flops=flops)
+        ops = self.ops[step.chunk].get(step.phase, ())
+        events = self._renamed([event for op in ops for event in op.events], step.chunk, step.microbatch)
+        name = f"dnnmem.{phase.value}.{step.microbatch}"
+        return Op(name=name, phase=phase, events=tuple(events), flops=sum(op.flops for op in ops))
 
     def update(self) -> Iterator[Op]:
         """The optimizer's step: one over the parameters of all chunks, where their ops are alike."""
@@ -222,5 +238,9 @@ def _gathered(chunk: Trace) -> set[int]:
     return {s.id for s in crossing if s.kind is Kind.COMM and (s.module, s.name) in params}
 
 
-def _events(chunk: Trace, phase: Phase) -> list[Event]:
-    return [event for op in chunk.ops if op.phase is phase for event in op.events]
+def _by_letter(chunk: Trace) -> dict[str, list[Op]]:
+    """Ops of each kind of step; a forward that is run again is part of its backward, which follows at once."""
+    forward = [op for op in chunk.ops if op.phase is Phase.FORWARD]
+    backward = [op for op in chunk.ops if op.phase is Phase.BACKWARD]
+    inputs, weights = backward_parts(chunk)
+    return {"F": forward, "B": backward, "I": inputs, "W": weights}

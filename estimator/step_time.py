@@ -6,17 +6,18 @@ a pipeline   the schedule's last end over the chunks' forward and backward times
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from dnnmem.estimator.collectives import collective_seconds, group_of
+from dnnmem.estimator.collectives import Group, collective_seconds, group_of
 from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.local_step import Chunk, LocalStep
 from dnnmem.estimator.op_class import OpClass
+from dnnmem.estimator.passes.backward_parts import weight_ops
 from dnnmem.estimator.passes.offload_optimizer import (
     DISK_BYTES_PER_S,
     HOST_BYTES_PER_S,
@@ -26,10 +27,11 @@ from dnnmem.estimator.passes.offload_optimizer import (
 )
 from dnnmem.estimator.pipeline_timing import pipeline_seconds
 from dnnmem.estimator.roofline import by_class, host_seconds, op_seconds, peak_rates
-from dnnmem.estimator.schedules import SCHEDULES
+from dnnmem.estimator.schedules import SCHEDULES, UPDATES_EACH
+from dnnmem.estimator.schedules.grid import Grid
 from dnnmem.estimator.simulate import Timing, simulate
 from dnnmem.estimator.time_model import TimeModel
-from dnnmem.estimator.trace import Lane, Op, Phase
+from dnnmem.estimator.trace import Kind, Lane, Op, Phase
 
 Index = npt.NDArray[np.intp]
 _IN_PARTS = ("all_gather", "reduce_scatter")
@@ -177,24 +179,50 @@ def _alone(step: LocalStep, priced: _Priced) -> StepTime:
 
 
 def _pipelined(step: LocalStep, priced: list[_Priced], model: TimeModel) -> StepTime:
-    ranks, chunks, count = step.plan.mesh.pp, step.plan.pipeline.chunks, step.plan.batch.accumulation
-    held = [[priced[c * ranks + r] for c in range(chunks)] for r in range(ranks)]
-    forward = [[p.run(p.chunk.forward) for p in row] for row in held]
-    backward = [[p.run(p.chunk.backward) for p in row] for row in held]
+    schedule, ranks, count = step.plan.pipeline.schedule, step.plan.mesh.pp, step.plan.batch.accumulation
+    grid = SCHEDULES[schedule](ranks, count, step.plan.pipeline.chunks)
+    held = [[priced[stage] for stage in row] for row in grid.stages]
+    each = {id(p): p for p in priced}
+    runs = {key: (p.run(p.chunk.forward), p.run(p.chunk.backward)) for key, p in each.items()}
+    splits = any(s.phase == "W" for row in grid.ranks for s in row)
+    later = {key: _weight_seconds(p) if splits else 0.0 for key, p in each.items()}
+    ends = {key: [p.run(p.chunk.sync), p.run(p.chunk.step)] for key, p in each.items()}
     timing = pipeline_seconds(
-        SCHEDULES[step.plan.pipeline.schedule](ranks, count, chunks),
-        [[run.seconds for run in row] for row in forward],
-        [[run.seconds for run in row] for row in backward],
+        grid,
+        [[runs[id(p)][0].seconds for p in row] for row in held],
+        [[runs[id(p)][1].seconds for p in row] for row in held],
         _send_seconds(step, model),
+        [[later[id(p)] for p in row] for row in held],
     )
-    after = [[run for p in row for run in (p.run(p.chunk.sync), p.run(p.chunk.step))] for row in held]
+    updates = count if schedule in UPDATES_EACH else 1
+    after = [[run for p in row for run in ends[id(p)]] + _summed(row, grid, step, model) for row in held]
     last = max(after, key=lambda runs: sum(run.seconds for run in runs))
     busiest = max(range(ranks), key=lambda r: timing.busy[r])
-    runs = [(run, count) for run in (*forward[busiest], *backward[busiest])] + [(run, 1) for run in last]
-    found = _sum(runs)
-    seconds = timing.seconds + sum(run.seconds for run in last)
+    times = Counter(s.chunk for s in grid.ranks[busiest] if s.phase == "F")
+    work = [(run, times[c]) for c, p in enumerate(held[busiest]) for run in runs[id(p)]]
+    found = _sum([*work, *((run, updates) for run in last)])
+    seconds = timing.seconds + updates * sum(run.seconds for run in last)
     shares = {**found.breakdown, "bubble": max(seconds - found.seconds, 0.0)}
     return replace(found, seconds=seconds, breakdown=shares)
+
+
+def _weight_seconds(priced: _Priced) -> float:
+    """Of the backward pass, what makes gradients that no other stage waits for."""
+    later = weight_ops(priced.chunk.trace)
+    own = np.array([i for i in priced.chunk.backward if i in later], np.intp)
+    return min(priced.run(own).seconds, priced.run(priced.chunk.backward).seconds)
+
+
+def _summed(row: Sequence[_Priced], grid: Grid, step: LocalStep, model: TimeModel) -> list[_Run]:
+    """The sum of gradients over two replicas of the stages, where there are two."""
+    if grid.replicas == 1:
+        return []
+    group = group_of(step.plan.mesh, "pp", step.cluster)
+    pair = Group(size=2, per_node=2 if group.per_node == group.size else 1)
+    grads = [s.nbytes for p in row for s in p.chunk.trace.storages.values() if s.kind is Kind.GRAD]
+    seconds = collective_seconds("all_reduce", sum(grads), pair, step.cluster, model)
+    spent = {"communication": seconds}
+    return [_Run(seconds=seconds, shares=spent, classes=spent, lanes={Lane.COMM.value: seconds})]
 
 
 def _send_seconds(step: LocalStep, model: TimeModel) -> float:

@@ -61,9 +61,10 @@ def _built(request: Request, plan: Plan, kind: str) -> Callable[[], object]:
     random.seed(request.seed)
     torch.manual_seed(request.seed)
     plain = resolve(request)
-    if plan.splits_parameters:
+    bare = plan.splits_parameters or plan.mesh.pp > 1 or (plan.mesh.tp > 1 and plan.mesh.data_ranks == 1)
+    if bare:
         plain = replace(plain, make_model=partial(built_without_memory, plain.make_model, _say))
-    elif plan.offload.parameters:
+    elif plan.offload.parameters or plan.mesh.tp > 1:
         plain = replace(plain, make_model=partial(built_on_host, plain.make_model))
     else:
         make_model = plain.make_model
@@ -71,7 +72,7 @@ def _built(request: Request, plan: Plan, kind: str) -> Callable[[], object]:
     target = applied_target(plain, plan)
     with torch.device(kind):
         model = target.make_model()
-        if plan.splits_parameters:
+        if bare:
             fill(model, torch.device(kind))
         optimizer = target.make_optimizer(p for p in model.parameters() if p.requires_grad)
     batch = map_tensors(target.make_batch(), lambda tensor: tensor.to(kind))  # as a loader's

@@ -43,8 +43,9 @@ def verify(
     cache: Path | None = None,
     on_output: Callable[[str], None] = lambda _: None,
     gradients: bool = True,
+    rank: int = 0,
 ) -> Verified:
-    """Apply `plan` to the target of `request` and make its steps on a virtual `gpu`, as rank 0 of the plan's ranks.
+    """Apply `plan` to the target of `request` and make its steps on a virtual `gpu`, as one rank of the plan's ranks.
 
     Args: `cache` keeps what the virtual GPU is built of; `on_output` gets each line that the run prints; `gradients`:
     measure on the CPU how far those of a plan that loses something are off.
@@ -60,7 +61,7 @@ def verify(
         )  # fmt: skip
         world = plan.mesh.world_size
         run = ScriptRun(
-            request=script, gpu=gpu, ranks=(0,) if world > 1 else None, world_size=world, ranks_per_node=ranks_per_node
+            request=script, gpu=gpu, ranks=(rank,) if world > 1 else None, world_size=world, ranks_per_node=ranks_per_node
         )
         [result] = run_script(run, {**QUIET, **os.environ}, cache=cache, on_output=on_output)
     memory = result.memory[0] if result.memory else None

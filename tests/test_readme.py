@@ -16,7 +16,7 @@ from dnnmem.estimator import errors
 from dnnmem.estimator.devices import find_device
 
 DOCS = ("README.md", *(f"docs/{name}.md" for name in ("profile", "run", "estimate", "snapshots", "calibrate", "ci",
-        "fit-24gib", "plan-8xh100", "python", "pytest", "validate", "programs")))  # fmt: skip
+        "fit-24gib", "plan-8xh100", "python", "pytest", "validate", "programs", "gradients")))  # fmt: skip
 _LINE = re.compile(r"(?:^ {4}(?:\$ )?|^\$ |`|run: )dnnmem ([a-z]+(?: [^`\n#]*)?)", re.MULTILINE)
 
 

@@ -84,6 +84,7 @@ def _facts(found: Estimate) -> Table:
     table.columns[0].justify = "left"
     rate = found.per_second(found.samples)
     rows = [("samples", f"{found.samples:,} a step, {rate:,.4g} a second" if rate else f"{found.samples:,} a step")]
+    rows += _effective_batch(found)
     if found.tokens:
         each = found.tokens / found.step_seconds
         rows.append(("tokens", f"{each:,.0f} a second, {each / found.plan.mesh.world_size:,.0f} on each GPU"))
@@ -96,6 +97,16 @@ def _facts(found: Estimate) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _effective_batch(found: Estimate) -> list[tuple[str, str]]:
+    """How many samples an update sees, and what that asks of the learning rate (Goyal et al. 2017, You et al. 2020)."""
+    times = found.plan.mesh.data_ranks * found.plan.batch.accumulation
+    if times == 1:
+        return []
+    root = f"{times**0.5:.3g}"
+    words = f"{times} micro-batches an update: learning rate x {times} (SGD, LARS), x {root} (Adam, LAMB), warmed up"
+    return [("large batch", words)]
 
 
 def _mfu(found: Estimate) -> str:

@@ -11,6 +11,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import (
     batch,
     compression,
+    gradients,
     kernels,
     loss,
     offload,
@@ -23,6 +24,7 @@ from dnnmem.estimator.passes import (
     sharding,
     tensor,
 )
+from dnnmem.estimator.passes.optimizer_first_steps import with_first_steps
 from dnnmem.estimator.repeat import repeat
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
     "remat": remat.apply,
     "compression": compression.apply,
     "sharding": sharding.apply,
+    "gradients": gradients.apply,
     "offload": offload.apply,
     "offload_optimizer": offload_optimizer.apply,
     "offload_parameters": offload_parameters.apply,
@@ -48,7 +51,7 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
 """By field of a plan, in the order of its fields. Each leaves a trace equal where the plan has its default."""
 
 _BEFORE_SPLIT = ("precision", "loss", "tensor", "optimizer", "remat", "compression")
-_AFTER_SPLIT = ("batch", "sharding", "offload", "offload_optimizer", "offload_parameters", "kernels")
+_AFTER_SPLIT = ("batch", "sharding", "gradients", "offload", "offload_optimizer", "offload_parameters", "kernels")
 
 
 @collector_paused()
@@ -86,4 +89,6 @@ def rewrite_rank(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Tr
     """The second half: what follows the split of the model into stages."""
     for field in _AFTER_SPLIT:
         trace = PASSES[field](trace, plan, cluster)
-    return batch.with_first_steps(trace) if plan.batch.accumulation > 1 else trace
+    if plan.batch.accumulation > 1:
+        return batch.with_first_steps(trace)
+    return with_first_steps(trace) if plan.mesh.world_size == 1 else trace

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.first_step import FIRST_STEP, Unmade, has_own_workspace, is_of_first_step
+from dnnmem.estimator.first_step import FIRST_STEP, Unmade, has_own_workspace, is_kept, is_of_first_step
 from dnnmem.estimator.passes.draft import Draft, Life, lives
 from dnnmem.estimator.passes.fsdp_groups import LOSS
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
@@ -93,6 +93,8 @@ def with_first_steps(trace: Trace) -> Trace:
     for e in events:
         if e.nbytes < 0:
             only_first.pop(e.storage, None)
+    there = {e.storage for e in events}
+    events += _made(trace, [s.id for s in new if is_kept(s) and s.id not in there])
     events += _first_micro_batch(trace, terms, late[Kind.TEMP])
     unmade = Unmade(trace, [trace.storages[i] for i in late[Kind.OPTIMIZER]])
     for op in trace.ops:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Generic, TypeVar
 
-from dnnmem.estimator.first_step import is_master, is_of_first_step
+from dnnmem.estimator.first_step import is_kept, is_master, is_of_first_step
 from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
@@ -153,7 +153,12 @@ class Draft:
             ops += self.after.get(k, ())
         order = dict.fromkeys(e.storage for e in self.trace.setup if e.nbytes > 0 and e.storage in self.pinned)
         order.update(dict.fromkeys(sorted(self.pinned)))
-        first = [s for s in (self.storages[i] for i in order) if s.nbytes and not is_of_first_step(s)]
+        again = {e.storage for op in ops for e in op.events}
+        first = [
+            s
+            for s in (self.storages[i] for i in order)
+            if s.nbytes and (not is_of_first_step(s) or (is_kept(s) and s.id in again))
+        ]
         start = [e for e in self.trace.setup if e.storage in self.storages and self._is_start(e.storage)] + self.start
         waits = bool(start) or any(is_master(s) for s in first)
         late = [s.id for s in first if waits and s.kind is Kind.INPUT]

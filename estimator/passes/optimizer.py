@@ -115,7 +115,7 @@ class _Replacement:
         else:
             for some in parts:
                 self._emit(update, some)
-            self._in_its_place(update.ops, gone)
+            self._in_its_place(update.ops, gone, [update.whole(entry.grad) for some in parts for entry in some])
         for i in gone:
             del draft.storages[i]
         return draft.finish()
@@ -147,8 +147,8 @@ class _Replacement:
         grad = update.part(found.grads[key], tensor)
         return Entry(param=param, grad=grad, states=states, copy=copy, hidden=hidden)
 
-    def _in_its_place(self, new: Sequence[Op], gone: set[int]) -> None:
-        """The update where the recorded one was."""
+    def _in_its_place(self, new: Sequence[Op], gone: set[int], grads: Sequence[int]) -> None:
+        """The update where the recorded one was; what goes with its last op of `grads` goes in their order."""
         trace, found = self.trace, self.found
         inside, first, last = set(found.ops), found.ops[0], found.ops[-1]
         kept = {k: tuple(e for e in trace.ops[k].events if e.storage >= 0 and e.storage not in gone) for k in inside}
@@ -157,7 +157,7 @@ class _Replacement:
         ops: list[Op] = []
         for k, op in enumerate(trace.ops):
             if k == first:
-                ops += _with_events(new, early, kept[last])
+                ops += _with_events(new, early, _in_order(kept[last], grads))
             if k not in inside and not (self.kernel == "fused" and _casts(op, masters)):
                 ops.append(op if gone.isdisjoint(e.storage for e in op.events) else _without(op, gone))
         self.draft.ops = ops
@@ -194,6 +194,13 @@ def _place(update: Update, entry: Entry) -> int:
     """Of a gradient among those that lie in one storage, which came in that order."""
     names = [tensor.name for tensor in update.storage(update.whole(entry.grad)).parts]
     return names.index(update.storage(entry.param).name) if entry.grad != update.whole(entry.grad) else 0
+
+
+def _in_order(events: tuple[Event, ...], grads: Sequence[int]) -> tuple[Event, ...]:
+    """`events` with those of `grads` in their order, where they are: groups of hidden matrices come before others."""
+    place = {grad: n for n, grad in enumerate(grads)}
+    mine = iter(sorted((e for e in events if e.storage in place), key=lambda e: place[e.storage]))
+    return tuple(next(mine) if e.storage in place else e for e in events)
 
 
 def _casts(op: Op, masters: Mapping[int, int]) -> bool:

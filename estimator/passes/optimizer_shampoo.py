@@ -46,13 +46,17 @@ def collect(update: Update, entry: Entry, name: str) -> None:
     update.op("aten.addmm_.default", (matrix, g, g), (matrix,), flops=flops)
 
 
+def eigen_bytes(n: int) -> tuple[int, int]:
+    """The status that cuSOLVER's `syevd` leaves, and what it works on."""
+    return 4, 4 * (1 + 6 * n + 2 * n * n)
+
+
 def eigen(update: Update, matrix: int) -> tuple[int, ...]:
-    """Eigenvalues and vectors; inside, what cuSOLVER's `syevd` works on and the status that it leaves."""
+    """Eigenvalues and vectors."""
     s = update.storage(matrix)
     n = s.shape[0]
-    work = 4 * (1 + 6 * n + 2 * n * n)
     return update.make(
-        "aten._linalg_eigh.default", (matrix,), [shaped(s, (n,)), s], flops=EIGEN_FLOPS * n**3, inside=(4, work)
+        "aten._linalg_eigh.default", (matrix,), [shaped(s, (n,)), s], flops=EIGEN_FLOPS * n**3, inside=eigen_bytes(n)
     )
 
 

@@ -3,18 +3,19 @@
     (r, c)    m, v    Qlt g Qr | root of v | Qlt m Qr / root | back    L (r, r), R (c, c) and their bases
 
 Bases are renewed each `EVERY` steps. The step that is predicted is such a step in its memory, and the mean of all in
-its time.
+its time. The first step makes bases by eigenvalues and updates no matrix: it leaves memory in other pieces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 from dnnmem.estimator.passes.optimizer_rule import Rule, moments
-from dnnmem.estimator.passes.optimizer_shampoo import EVERY, collect, flat, sides, square
-from dnnmem.estimator.passes.optimizer_update import Entry, Update, shaped
-from dnnmem.estimator.trace import Storage
+from dnnmem.estimator.passes.optimizer_shampoo import EVERY, collect, eigen_bytes, flat, sides, square
+from dnnmem.estimator.passes.optimizer_update import OPTIMIZER, Entry, Update, shaped
+from dnnmem.estimator.trace import Event, Op, Storage, Trace
+from dnnmem.estimator.trace_copy import op_like
 
 _QR_FLOPS = 3
 """Of a square matrix with its orthogonal factor, as multiples of n^3: 4/3 twice (Golub & Van Loan, section 5.2)."""
@@ -105,3 +106,42 @@ def _qr_bytes(n: int) -> tuple[int, ...]:
 
 
 SOAP = Rule(kernels={"for_loop": _loop}, states={"for_loop": _states}, needs="matrices")
+
+
+def first_ops(trace: Trace) -> Iterator[Op]:
+    """The first step of `trace`: of a matrix's update what its bases take alone, and frees of what was there before."""
+    part: list[Op] = []
+    for op in trace.ops:
+        inside = op.module[:1] == OPTIMIZER and "_foreach_" not in op.name
+        if part and (not inside or "lerp_" in op.name):
+            yield from _begun(part, trace)
+            part = []
+        if inside and (part or "lerp_" in op.name):
+            part.append(op)
+        else:
+            yield op
+    yield from _begun(part, trace)
+
+
+def _begun(part: Sequence[Op], trace: Trace) -> Sequence[Op]:
+    """What the first step does in the place of a parameter's update."""
+    bases = [i for op in part for i in op.writes if trace.storages[i].name.endswith("_basis")]
+    if not bases:
+        return part
+    made = {e.storage for op in part for e in op.events if e.nbytes > 0}
+    events = tuple(e for op in part for e in op.events if e.storage >= 0 and e.storage not in made)
+    ops = [
+        Op(
+            name="aten._linalg_eigh.default", module=OPTIMIZER, phase=part[0].phase, reads=(i,), writes=(i,),
+            events=_eigen_events(trace.storages[i].shape[0]),
+        )
+        for i in bases
+    ]  # fmt: skip
+    return [*ops[:-1], op_like(ops[-1], events=(*ops[-1].events, *events))]
+
+
+def _eigen_events(n: int) -> tuple[Event, ...]:
+    """Vectors, values and what these take; then vectors in the other order."""
+    made = tuple(Event(nbytes, 0, -1 - k) for k, nbytes in enumerate((4 * n * n, 4 * n, *eigen_bytes(n))))
+    gone = tuple(Event(-e.nbytes, 0, e.storage) for e in reversed(made))
+    return *made, *gone[:-1], Event(4 * n * n, 0, -1 - len(made)), Event(-4 * n * n, 0, -1 - len(made)), gone[-1]

@@ -30,6 +30,8 @@ from dnnmem.estimator.trace_copy import op_like, storage_like
 _OTHER_SIZES = {"bool": 1, "int64": 8}
 OPTIMIZER = ("<optimizer>",)
 """The module of an update's ops."""
+RENEWAL = (*OPTIMIZER, "renewal")
+"""That of those which only each n-th update has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,7 @@ class Update:
             moved = sum(storage(i).nbytes for i in (*reads, *writes))
         self.ops.append(
             Op(
-                name=name, module=OPTIMIZER, phase=Phase.STEP,
+                name=name, module=RENEWAL if self.every > 1 else OPTIMIZER, phase=Phase.STEP,
                 reads=tuple(dict.fromkeys(map(whole, reads))), writes=tuple(dict.fromkeys(map(whole, writes))),
                 events=(*before, *outputs, *during, *gone), flops=flops // self.every, moved_bytes=moved // self.every,
             )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.block_list import Path, blocks_of_ops, main_list
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Life, lives
+from dnnmem.estimator.passes.pipeline_cuts import chunk_of_blocks
 from dnnmem.estimator.repeat import note_of, repeat
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
@@ -53,7 +54,7 @@ def split(trace: Trace, plan: Plan) -> list[Trace]:
             f"{blocks.count if blocks else 0} equal blocks; each chunk needs one",
             hint="--set mesh.pp=1",
         )
-    of_block = [b * count // blocks.count for b in range(blocks.count)]
+    of_block = chunk_of_blocks(plan, count, blocks.count)
     inside = blocks_of_ops(trace.ops, blocks)
     owners = _owners(trace.ops, inside, of_block, count)
     trace, owners, tied, known = _untie(trace, owners)
@@ -75,7 +76,7 @@ def split_repeated(trace: Trace, plan: Plan, layers: int) -> list[Trace]:
     """
     count = plan.mesh.pp * plan.pipeline.chunks
     blocks, few = main_list(trace), 3 * layers // count
-    if count <= 3 or layers % count or blocks is None or few < blocks.count:
+    if count <= 3 or layers % count or blocks is None or few < blocks.count or plan.pipeline.cuts:
         return split(repeat(trace, layers), plan)
     three = replace(plan, mesh=replace(plan.mesh, pp=3), pipeline=replace(plan.pipeline, chunks=1))
     parts = split(repeat(trace, few), three)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.block_list import block_lists
+from dnnmem.estimator.block_calls import calls_of, owners_of
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import Rule, is_attention, parse_keep, rule_of
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
@@ -127,33 +127,23 @@ def _entered(trace: Trace, regions: Sequence[_Region], plan: Plan) -> Draft:
 
 def _segments(trace: Trace, plan: Plan) -> Trace:
     """Innermost runs first: what they compute again is, to a run around them, a part of its backward pass."""
-    owners, count = _owners(trace)
+    owners, count = owners_of(trace)
+    calls = calls_of(trace.ops, owners)
     level = parse_segments(plan.remat.segments, count)
     levels = [level]
     while level := tuple(inner for run in level for inner in run.inner):
         levels.append(level)
     for runs in reversed(levels):
-        places: dict[int, list[int]] = defaultdict(list)
+        places: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(max(calls, default=0) + 1)]
         for k, owner in enumerate(owners):
             if owner is not None:
-                places[owner].append(k)
-        regions = [_region(trace.ops, places, run) for run in runs]
+                places[calls[k]][owner].append(k)
+        regions = [_region(trace.ops, mine, run) for mine in places for run in runs]
         draft = _entered(trace, [region for region in regions if region.forward and region.backward], plan)
-        owners = [owner for k, owner in enumerate(owners) for _ in range(len(draft.before.get(k, ())) + 1)]
+        again = [k for k in range(len(owners)) for _ in range(len(draft.before.get(k, ())) + 1)]
+        owners, calls = [owners[k] for k in again], [calls[k] for k in again]
         trace = draft.finish()
     return trace
-
-
-def _owners(trace: Trace) -> tuple[list[int | None], int]:
-    """The block of each op, counted over the model, and how many blocks there are."""
-    found: list[int | None] = [None] * len(trace.ops)
-    count = 0
-    for blocks in block_lists(trace):
-        for k, owner in enumerate(blocks.numbers(trace.ops)):
-            if owner is not None:
-                found[k] = count + owner
-        count += blocks.count
-    return found, count
 
 
 def _region(ops: Sequence[Op], places: Mapping[int, Sequence[int]], run: Run) -> _Region:
@@ -165,14 +155,15 @@ def _region(ops: Sequence[Op], places: Mapping[int, Sequence[int]], run: Run) ->
 
 
 def _regions(trace: Trace, remat: Remat) -> list[_Region]:
-    owners, count = _owners(trace)
-    blocks = [_Region(forward=[], backward=[], block=n) for n in range(count)]
+    owners, count = owners_of(trace)
+    calls = calls_of(trace.ops, owners)
+    blocks = [_Region(forward=[], backward=[], block=n) for _ in range(max(calls, default=0) + 1) for n in range(count)]
     for k, owner in enumerate(owners):
         if owner is not None and trace.ops[k].phase is not Phase.STEP:
-            region = blocks[owner]
+            region = blocks[calls[k] * count + owner]
             (region.forward if trace.ops[k].phase is Phase.FORWARD else region.backward).append(k)
     if remat.policy == "every":
-        blocks = blocks[remat.every - 1 :: remat.every]
+        blocks = [region for region in blocks if region.block % remat.every == remat.every - 1]
     blocks = [region for region in blocks if region.forward and region.backward]
     if remat.policy == "ops":
         rules = parse_keep(remat.keep, count)

@@ -10,7 +10,7 @@ split, and how, is *assumed* from the data flow (`tensor_layout`).
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.precision import AMP, recorded_in
 from dnnmem.estimator.passes.remat import PRODUCTS
 from dnnmem.estimator.passes.tensor_layout import SPLIT, STREAM, Layout, find_layout
+from dnnmem.estimator.passes.tensor_sent import gathered, gathers_with_copy, scattered
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
@@ -80,6 +81,11 @@ class _Splitter:
     def __init__(self, trace: Trace, layout: Layout, plan: Plan) -> None:
         self.trace, self.layout, self.tp = trace, layout, plan.mesh.tp
         self.keeps = plan.tensor.keep_gathered
+        self.dtensor = not plan.tensor.sequence_first and (self.keeps or not plan.tensor.sequence_parallel)
+        """As torch's DTensor does it: out of place, and when the sum is asked for; else as Megatron does."""
+        self.copied = self.dtensor and gathers_with_copy(trace)
+        self.late: set[tuple[int, int]] = set()
+        """Sums that are taken right before an op reads them: (op, storage)."""
         self.sequence, self.loss = plan.tensor.sequence_parallel, plan.tensor.loss_parallel
         self.draft = Draft(trace)
         self.known = lives(trace.ops)
@@ -204,18 +210,29 @@ class _Splitter:
         return self.draft.add(made_storage(whole.nbytes, Kind.COMM, whole.name, whole))
 
     def _sum(self, k: int, i: int) -> None:
-        """Sum over the ranks after op `k`: in place, or with the parts of the sequence scattered."""
-        nbytes = self.trace.storages[i].nbytes
-        after = self.draft.after.setdefault(k, [])
-        if not self.sequence or i not in self.split:
-            after.append(self._comm("all_reduce", nbytes, k, reads=(i,), writes=(i,)))
+        """Sum over the ranks after op `k`, or scatter sums of parts of the sequence.
+
+        DTensor does so out of place, in the backward pass when the sum is first read: after the gradients of what
+        made its terms.
+        """
+        nbytes, size = self.trace.storages[i].nbytes, self.draft.storages[i].nbytes
+        scatters = self.sequence and i in self.split
+        if not scatters and not self.dtensor:
+            self.draft.after.setdefault(k, []).append(self._comm("all_reduce", nbytes, k, reads=(i,), writes=(i,)))
             return
+        later = self.known[i].uses[bisect_right(self.known[i].uses, k) :]
+        is_late = self.dtensor and self.trace.ops[k].phase is Phase.BACKWARD and bool(later)
         whole = self._temporary(i)
-        for at in range(self.known[i].made, k + 1):
+        for at in range(self.known[i].made, later[0] if is_late else k + 1):
             self._rename(at, i, whole)
-        part = self.draft.storages[i].nbytes
-        events = (Event(part, 0, i), Event(-nbytes, 0, whole))
-        after.append(self._comm("reduce_scatter", nbytes, k, reads=(whole,), writes=(i,), events=events))
+        kind = "reduce_scatter" if scatters else "all_reduce"
+        events = scattered(nbytes, whole, size, i, copied=self.dtensor and scatters)
+        one = self._comm(kind, nbytes, k, reads=(whole,), writes=(i,), events=events)
+        if is_late:
+            self.late.add((later[0], i))
+            self.draft.before.setdefault(later[0], []).append(one)
+        else:
+            self.draft.after.setdefault(k, []).append(one)
 
     def _rename(self, at: int, old: int, new: int) -> None:
         op, size = self.draft.ops[at], self.draft.storages[new].nbytes
@@ -233,7 +250,7 @@ class _Splitter:
     def _gathers(self) -> None:
         """Gather the sequence before the products that need all of it; one copy serves those that follow."""
         groups: dict[tuple[int, int, Phase], list[int]] = {}
-        for k, i in sorted(self.layout.whole_for):
+        for k, i in sorted(self.layout.whole_for | (self.layout.biases if self.dtensor else set())):
             if i in self.split:
                 phase = Phase.FORWARD if self.keeps else self.trace.ops[k].phase
                 groups.setdefault((i, self._written(i, k), phase), []).append(k)
@@ -243,25 +260,30 @@ class _Splitter:
             for k in readers:
                 op = self.draft.ops[k]
                 self.draft.ops[k] = op_like(op, reads=tuple(whole if r == i else r for r in op.reads))
-            self.draft.free(last, whole)
-            if self.keeps:
-                self._part_ends(i, first, readers)
+            ends = self._part_ends(i, first, readers) if self.keeps else -1
+            self.draft.free(max(last, ends), whole)
             # a gather for a matrix's gradient runs beside the product before it
             early = (
                 self.trace.ops[first].phase is Phase.BACKWARD and first and self.trace.ops[first - 1].name in PRODUCTS
             )
-            at = first - 1 if early and i not in self.trace.ops[first - 1].writes else first
-            gather = self._comm(
-                "all_gather", nbytes, first, reads=(i,), writes=(whole,), events=(Event(nbytes, 0, whole),)
-            )
+            at = first
+            if early and i not in self.trace.ops[first - 1].writes and (first, i) not in self.late:
+                at = first - 1
+            events = gathered(nbytes, whole, copied=self.copied)
+            gather = self._comm("all_gather", nbytes, first, reads=(i,), writes=(whole,), events=events)
             self.draft.before.setdefault(at, []).append(gather)
 
-    def _part_ends(self, i: int, first: int, readers: Sequence[int]) -> None:
-        """Nothing but gathers needs the part, and the whole is kept: it goes when it is gathered."""
+    def _part_ends(self, i: int, first: int, readers: Sequence[int]) -> int:
+        """Nothing but gathers needs the part, and the whole is kept: it goes when it is gathered.
+
+        Returns the op that freed it in the plain step, where the whole goes now; -1 if the part stays.
+        """
         life = self.known[i]
         if i not in self.draft.pinned and life.freed > first and not any(k > first for k in {*life.uses} - {*readers}):
             self.draft.unfree(life.freed, i)
             self.draft.free(first, i)
+            return life.freed
+        return -1
 
     def _written(self, i: int, k: int) -> int:
         """The last op before `k` that writes it, -1 if none does."""
@@ -275,6 +297,9 @@ class _Splitter:
             out = self.trace.ops[k].writes[0]
             if not self.loss:
                 self._gather_logits(k, out)
+        if not self.loss and self.dtensor:
+            for i, reader in self.layout.sliced.items():
+                self._slice_gradient(i, reader)
         if not self.loss or not self.layout.head:
             return
         for k, states in enumerate(self.layout.state):
@@ -308,10 +333,25 @@ class _Splitter:
             flops //= self.tp
         self.draft.ops[k] = op_like(op, flops=flops, moved_bytes=moved)
         size = self.draft.storages[part].nbytes
-        events = (Event(whole.nbytes, 0, out), Event(-size, 0, part))
+        padded = size * self.tp if self.dtensor else 0
+        events = (*gathered(whole.nbytes, out, copied=self.dtensor, padded=padded), Event(-size, 0, part))
         self.draft.after.setdefault(k, []).append(
             self._comm("all_gather", whole.nbytes, k, reads=(part,), writes=(out,), events=events)
         )
+
+    def _slice_gradient(self, i: int, reader: int) -> None:
+        """The rank's part of the whole gradient of logits is copied out, and the rest goes."""
+        whole = self.draft.storages[i]
+        part = self.draft.add(made_storage(self._part(whole).nbytes, Kind.TEMP, whole.name, self._part(whole)))
+        size = self.draft.storages[part].nbytes
+        for at in range(reader, len(self.draft.ops)):
+            self._rename(at, i, part)
+        op = self.trace.ops[reader]
+        copy = Op(
+            name="dnnmem.copy_out.tp", module=op.module, phase=op.phase, reads=(i,), writes=(part,),
+            moved_bytes=2 * size, events=(Event(size, 0, part), Event(-whole.nbytes, 0, i)),
+        )  # fmt: skip
+        self.draft.before.setdefault(reader, []).append(copy)
 
     def _replicated_gradients(self) -> None:
         """Gradients of what no rank holds a part of (norms) are sums over parts of the sequence."""

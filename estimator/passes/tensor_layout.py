@@ -52,6 +52,10 @@ class Layout:
     """By op: the states of what it reads, before, and writes, after it. PARTIAL there is one that stays a sum."""
     whole_for: set[tuple[int, int]] = field(default_factory=set)
     """(op, storage) where a product needs all of a stream tensor."""
+    biases: set[tuple[int, int]] = field(default_factory=set)
+    """(op, storage) where the gradient of a row-parallel matrix's bias sums a stream tensor."""
+    sliced: dict[int, int] = field(default_factory=dict)
+    """Whole gradients of gathered logits, each with the first product that takes a part of it."""
     summed: dict[int, list[int]] = field(default_factory=dict)
     """Op after which sums are taken over the ranks, and of what."""
 
@@ -130,6 +134,8 @@ class _Finder:
             layout.whole_for.add((k, x))
         if weight in layout.column:
             back = state is SPLIT or (state is WHOLE and op.phase is Phase.BACKWARD)
+            if back and state is WHOLE:
+                layout.sliced.setdefault(x, k)
             found = PARTIAL if back else SPLIT
             if found is SPLIT and k in layout.head and self.gather_logits:
                 found = WHOLE
@@ -143,7 +149,11 @@ class _Finder:
         """A product of two activations: the gradient of a matrix, or a part of attention."""
         states = [self._settle(i) for i in data]
         if SPLIT in states or (WHOLE in states and op.phase is Phase.BACKWARD and self._is_gradient(op)):
-            self.layout.whole_for.update((k, i) for i, s in zip(data, states, strict=True) if s is STREAM)
+            for i, state in zip(data, states, strict=True):
+                if state is STREAM:
+                    self.layout.whole_for.add((k, i))
+                elif state is WHOLE:
+                    self.layout.sliced.setdefault(i, k)
             return SPLIT
         return STREAM if STREAM in states else WHOLE
 
@@ -167,6 +177,8 @@ class _Finder:
             if op.name.startswith("aten.add") and set(states.values()) == {PARTIAL}:
                 return PARTIAL
             states = {i: self._settle(i) for i in data}
+        if op.phase is Phase.BACKWARD and op.name.startswith("aten.sum.") and self._of_row(op):
+            self.layout.biases.update((k, i) for i, state in states.items() if state is STREAM)
         split = [i for i, state in states.items() if state is SPLIT]
         if split:
             sources = set().union(*(self.source.get(i, set()) for i in split))
@@ -175,6 +187,9 @@ class _Finder:
             self.source.update(dict.fromkeys(op.writes, sources))
             return SPLIT
         return STREAM if params or STREAM in states.values() else WHOLE
+
+    def _of_row(self, op: Op) -> bool:
+        return op.module in {self.storages[i].module for i in self.layout.row}
 
     def _clash(self, op: Op, states: dict[int, State], split: Sequence[int], params: Sequence[int]) -> set[int]:
         """Split tensors that meet the stream, or are normalised along what is split."""

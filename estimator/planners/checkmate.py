@@ -12,6 +12,7 @@ gap says how much better one could be.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -151,6 +152,7 @@ class _Model:
         for t in range(len(self.goals)):
             self._add_supply(t)
             self._add_memory(t)
+            self._add_purpose(t)
 
     def _add_stage(self, t: int) -> None:
         """Variables of what is done, and of what is at hand."""
@@ -182,6 +184,23 @@ class _Model:
         first = self.graph.works[self.goals[t]].makes[:1]
         for v in first:
             add({self.r[t, k]: 1.0 for k in self.makers[v] if (t, k) in self.r}, lower=1.0)
+
+    def _add_purpose(self, t: int) -> None:
+        """What is made again is not at hand, and serves, as what is at hand does: a fast schedule has nothing else."""
+        add, graph, goal = self.program.row, self.graph, self.goals[t]
+        ends = {k for v in graph.works[goal].makes[:1] for k in self.makers[v]}
+        for k in (k for at, k in self.r if at == t and k not in ends):
+            there = [self.s[t, v] for v in graph.works[k].makes if (t, v) in self.s]
+            if len(there) == len(graph.works[k].makes):
+                add({self.r[t, k]: 1.0, **dict.fromkeys(there, 1.0)}, upper=float(len(there)))
+            add({**self._serving(t, graph.works[k].makes, k), self.r[t, k]: -1.0}, lower=0.0)
+        for v in (v for at, v in self.s if at == t and v not in graph.stays):
+            add({**self._serving(t, (v,), -1), self.s[t, v]: -1.0}, lower=0.0)
+
+    def _serving(self, t: int, values: Sequence[int], after: int) -> dict[int, float]:
+        """Variables of what reads values in stage t behind a work, or keeps them for the next."""
+        reads = {self.r[t, j]: 1.0 for v in values for j in self.readers[v] if j > after and (t, j) in self.r}
+        return {**reads, **{self.s[t + 1, v]: 1.0 for v in values if (t + 1, v) in self.s}}
 
     def _made(self, t: int, v: int, before: int) -> dict[int, float]:
         """Variables of how a value comes to be there in stage t, before a work."""

@@ -77,6 +77,8 @@ class Pofo:
     """False: nothing is computed again."""
     sends: bool = True
     """False: nothing is sent."""
+    tapes: bool = True
+    """False: of what is sent, only inputs of runs."""
     known: dict[State, _Row] = field(default_factory=dict)
     """P(s, m, T) for all m in slots."""
 
@@ -152,7 +154,7 @@ class Pofo:
         s = state.stage
         may_send = self.sends and self._stages[s].block is not None
         yield Step(s + 1, again=False, sends=False)
-        if may_send and s < self._last_block and self._stages[s].sent_bytes:
+        if may_send and self.tapes and s < self._last_block and self._stages[s].sent_bytes:
             yield Step(s + 1, again=False, sends=True)
         if not self.runs:
             return

@@ -1,7 +1,7 @@
 """POFO as a planner: each block's activations are kept, computed again or sent to the host, whatever costs least.
 
-Its schedules for budgets all over the range are held against the step itself, and so are those of Rotor and of
-offloading alone, which are among the schedules it weighs.
+Its schedules for budgets all over the range are held against the step itself, and so are those of Rotor, of offloading
+alone and of two tiers of checkpoints, which are among the schedules it weighs.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from dnnmem.estimator.planners.solve import Planner
 
 def find(problem: Problem) -> Found:
     """The fastest of all these that fits."""
-    tried = [*schedules(problem), *rotor_planner.plans(problem), *schedules(problem, runs=False)]
+    parts = schedules(problem, runs=False), schedules(problem, tapes=False), rotor_planner.plans(problem)
+    tried = [*schedules(problem), *(found for some in parts for found in some)]
     return cheapest(problem, tried, what="recomputation and offloading")
 
 
-def schedules(problem: Problem, *, runs: bool = True) -> list[Found]:
+def schedules(problem: Problem, *, runs: bool = True, tapes: bool = True) -> list[Found]:
     """POFO's, from the one with the least memory to the one that keeps everything.
 
-    Without `runs` nothing is computed again.
+    Without `runs` nothing is computed again; without `tapes` only inputs of what is computed again are sent.
     """
-    return problem.once(f"pofo {runs}", lambda: _by_budget(problem, runs=runs))
+    return problem.once(f"pofo {runs} {tapes}", lambda: _by_budget(problem, runs=runs, tapes=tapes))
 
 
-def _by_budget(problem: Problem, *, runs: bool) -> list[Found]:
-    pofo = Pofo(table=table_of(problem), bytes_per_s=copy_bytes_per_s(problem.cluster, problem.model), runs=runs)
+def _by_budget(problem: Problem, *, runs: bool, tapes: bool) -> list[Found]:
+    rate = copy_bytes_per_s(problem.cluster, problem.model)
+    pofo = Pofo(table=table_of(problem), bytes_per_s=rate, runs=runs, tapes=tapes)
     fits = np.flatnonzero(np.isfinite(pofo.seconds()))
     if not fits.size:
         return []

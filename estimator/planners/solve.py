@@ -24,9 +24,9 @@ from dnnmem.estimator.trace import Trace
 AUTO = "auto"
 """The planner that picks one."""
 _MODULES = (
-    "pofo_planner", "rotor_planner", "revolve", "chen", "chen_recursive", "offload_optimal", "hierarchical",
-    "min_cut_planner", "checkmate_planner", "kusumoto", "feng_huang", "dtr_planner",
-    "offload_policies", "swap_advisor",
+    "pofo_planner", "rotor_planner", "revolve", "chen", "chen_recursive", "offload_optimal", "multilevel",
+    "hierarchical", "min_cut_planner", "checkmate_planner", "kusumoto", "feng_huang", "dtr_planner",
+    "gruslys", "offload_policies", "swap_advisor",
 )  # fmt: skip
 """Files of this folder, in the order in which `auto` asks."""
 

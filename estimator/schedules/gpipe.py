@@ -9,13 +9,12 @@
 
 from __future__ import annotations
 
-from dnnmem.estimator.errors import UsageError
-from dnnmem.estimator.schedules.grid import Grid, Step
+from dnnmem.estimator.schedules.grid import Grid, Step, looped
+from dnnmem.estimator.schedules.limits import one_chunk
 
 
 def order(stages: int, microbatches: int, chunks: int = 1) -> Grid:
     """Steps of each of `stages` ranks. Raises `UsageError` for more than one chunk a rank."""
-    if chunks != 1:
-        raise UsageError(f"gpipe has 1 chunk a rank, not {chunks}", hint="pipeline.schedule=interleaved has several")
+    one_chunk("gpipe", chunks)
     steps = tuple(Step(phase, i, 0) for phase in "FB" for i in range(microbatches))
-    return (steps,) * stages
+    return Grid(ranks=(steps,) * stages, stages=looped(stages))

@@ -1,9 +1,11 @@
 """What every schedule makes: the order of work on each rank of a pipeline, when that work runs, and a drawing of it.
 
-A rank holds one or more chunks of the model; chunk c of rank r is virtual stage c * ranks + r, and micro-batches go
-through the virtual stages in order, forward, then backward.
+A rank holds one or more chunks of the model, each of which is one of its stages. Micro-batches go through the stages in
+order, forward, then backward.
 
->>> two = ((Step("F", 0, 0), Step("B", 0, 0)), (Step("F", 0, 0), Step("B", 0, 0)))
+    looped   rank r: stages r, p + r, ...     vee   r, 2p - 1 - r     two_ways   r, p - 1 - r: two replicas of the model
+
+>>> two = Grid(ranks=((Step("F", 0, 0), Step("B", 0, 0)), (Step("F", 0, 0), Step("B", 0, 0))), stages=looped(2))
 >>> print(draw(two))
 0  F0 .  .  B0
 1  .  F0 B0 .
@@ -11,7 +13,8 @@ through the virtual stages in order, forward, then backward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from dnnmem.estimator.errors import InternalError
@@ -21,81 +24,136 @@ class Step(NamedTuple):
     """One micro-batch through one chunk."""
 
     phase: str
-    """`F` forward or `B` backward."""
+    """`F` forward, `B` backward; `I` and `W` backward's parts, the gradients of inputs and those of weights; `R` the
+    forward again, for its activations."""
     microbatch: int
     """From 0."""
     chunk: int
     """Of those that the rank holds, from 0."""
 
 
-Grid = tuple[tuple[Step, ...], ...]
-"""The steps of each rank, in the order it takes them."""
+Row = tuple[Step, ...]
+"""The steps of a rank, in the order it takes them."""
+Stages = tuple[tuple[int, ...], ...]
+"""The stage that each chunk of each rank is, from 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Who does what, in what order, and what of the weights that takes."""
+
+    ranks: tuple[Row, ...]
+    """By rank."""
+    stages: Stages
+    """Where the stages lie."""
+    versions: tuple[int, ...] = ()
+    """Versions of its weights that each rank holds; empty = one each."""
+    averages: int = 0
+    """Running averages of each weight's changes that are held besides."""
+    flushes: bool = True
+    """Steps end before the next begins; False = micro-batches follow each other without end, on weights that lag."""
+    paired: bool = False
+    """A forward and the backward that follows it on another chunk run at once, and hand on what they made then."""
+
+    @property
+    def replicas(self) -> int:
+        """How often each stage is there."""
+        held = [stage for row in self.stages for stage in row]
+        return len(held) // len(set(held))
+
+    def extra_copies(self, rank: int) -> int:
+        """Copies of its weights that a rank holds besides the one that is updated."""
+        return (self.versions[rank] if self.versions else 1) - 1 + self.averages
+
 
 Costs = Sequence[Sequence[float]]
 """Seconds by rank and chunk."""
+_Ended = dict[tuple[str, int, int], tuple[float, int]]
+"""By pass, micro-batch and stage: when, and on which rank."""
+_PASS = {"F": "F", "B": "B", "I": "B", "W": "W", "R": "R"}
+"""What a step's end is the end of."""
 
-Ended = dict[str, list[list[float | None]]]
+
+def looped(p: int, chunks: int = 1) -> Stages:
+    """Stages dealt out round by round."""
+    return tuple(tuple(c * p + r for c in range(chunks)) for r in range(p))
 
 
-def starts(grid: Grid, forward: Costs, backward: Costs, send_seconds: float = 0.0) -> list[list[float]]:
+def vee(p: int) -> Stages:
+    """Down the ranks and up again: the first rank has the first stage and the last."""
+    return tuple((r, 2 * p - 1 - r) for r in range(p))
+
+
+def two_ways(p: int) -> Stages:
+    """Two replicas in opposite directions: chunk 0 goes down the ranks, chunk 1 up."""
+    return tuple((r, p - 1 - r) for r in range(p))
+
+
+def starts(grid: Grid, costs: Mapping[str, Costs], send_seconds: float = 0.0) -> list[list[float]]:
     """Second at which each step of each rank begins; what one rank hands to another arrives `send_seconds` later.
 
-    A step waits for its rank and for what it needs: a forward for the one of the virtual stage before, a backward for
-    that of the stage after (the last stage's own forward). Raises `InternalError` if the orders wait for each other.
+    A step waits for its rank and for what it needs: a forward for the one of the stage before, a backward for that of
+    the stage after. `costs` are by phase. Raises `InternalError` if the orders wait for each other.
     """
-    # p ranks; virtual stage s = chunk * p + rank; ended[phase][s][micro-batch] = second, None where not known yet
-    p, steps = len(grid), [step for rank in grid for step in rank]
-    stages = p * (1 + max((step.chunk for step in steps), default=0))
-    microbatches = 1 + max((step.microbatch for step in steps), default=0)
-    ended: Ended = {phase: [[None] * microbatches for _ in range(stages)] for phase in "FB"}
-    costs = {"F": forward, "B": backward}
-    began: list[list[float]] = [[] for _ in grid]
-    clock = [0.0] * p
-    left = len(steps)
-    sweep = (*range(p), *reversed(range(p)))  # forwards come from below, backwards from above
+    ended: _Ended = {}
+    began: list[list[float]] = [[] for _ in grid.ranks]
+    clock = [0.0] * len(began)
+    left = sum(map(len, grid.ranks))
+    last = max(stage for row in grid.stages for stage in row)
+    sweep = (*range(len(began)), *reversed(range(len(began))))  # forwards come from below, backwards from above
     while left:
         before = left
         for r in sweep:
-            while len(began[r]) < len(grid[r]):
-                step = grid[r][len(began[r])]
-                ready = _ready(step, step.chunk * p + r, ended, send_seconds if p > 1 else 0.0)
-                if ready is None:
+            while turn := _turn(grid, r, len(began[r])):
+                needs = [ended.get(key) for step in turn if (key := _need(step, grid.stages[r][step.chunk], last))]
+                if None in needs:
                     break
-                begin = max(clock[r], ready)
-                clock[r] = begin + costs[step.phase][r][step.chunk]
-                ended[step.phase][step.chunk * p + r][step.microbatch] = clock[r]
-                began[r].append(begin)
-                left -= 1
+                clock[r] = max([clock[r], *(at + (send_seconds if by != r else 0.0) for at, by in filter(None, needs))])
+                for step in turn:
+                    began[r].append(clock[r])
+                    clock[r] += costs[step.phase][r][step.chunk]
+                for step in turn:
+                    ended[_PASS[step.phase], step.microbatch, grid.stages[r][step.chunk]] = clock[r], r
+                left -= len(turn)
         if left == before:
             raise InternalError(
-                f"{p} ranks stop after {[len(row) for row in began]} steps: their orders wait for each other"
+                f"{len(began)} ranks stop after {[len(row) for row in began]} steps: their orders wait for each other"
             )
     return began
 
 
-def _ready(step: Step, stage: int, ended: Ended, send: float) -> float | None:
-    """When what `step` needs has come to virtual stage `stage`; None = not known yet."""
-    phase, microbatch, _ = step
-    if phase == "F":
-        if not stage:
-            return 0.0
-        done = ended["F"][stage - 1][microbatch]
-    elif stage == len(ended["F"]) - 1:
-        return ended["F"][stage][microbatch]
-    else:
-        done = ended["B"][stage + 1][microbatch]
-    return None if done is None else done + send
+def _turn(grid: Grid, rank: int, n: int) -> Row:
+    """The rank's `n`-th step, and the one that runs at once with it; none at the end."""
+    row = grid.ranks[rank]
+    two = row[n : n + 2]
+    if grid.paired and [step.phase for step in two] == ["F", "B"] and two[0].chunk != two[1].chunk:
+        return two
+    return row[n : n + 1]
+
+
+def _need(step: Step, stage: int, last: int) -> tuple[str, int, int] | None:
+    """Pass, micro-batch and stage that a step waits for; None = its rank's own work before it, or nothing."""
+    if step.phase == "F":
+        return ("F", step.microbatch, stage - 1) if stage else None
+    if step.phase not in "BI":
+        return None
+    return ("B", step.microbatch, stage + 1) if stage < last else ("F", step.microbatch, stage)
+
+
+def ticks(grid: Grid) -> dict[str, Costs]:
+    """Every step takes as long as every other."""
+    ones = [[1.0] * len(row) for row in grid.stages]
+    return dict.fromkeys("FBIWR", ones)
 
 
 def draw(grid: Grid) -> str:
     """The grid with every step one tick long: a line a rank, a column a tick; `'` marks chunk 1, `''` chunk 2."""
-    ones = [[1.0] * (1 + max((step.chunk for step in rank), default=0)) for rank in grid]
-    lines = []
-    labels = [[f"{s.phase}{s.microbatch}{chr(39) * s.chunk}" for s in rank] for rank in grid]
-    ticks = starts(grid, ones, ones)
+    labels = [[f"{s.phase}{s.microbatch}{chr(39) * s.chunk}" for s in rank] for rank in grid.ranks]
+    began = starts(grid, ticks(grid))
     width = max((len(label) for rank in labels for label in rank), default=1)
-    last = int(max((row[-1] for row in ticks if row), default=-1))
-    for r, (row, label) in enumerate(zip(ticks, labels, strict=True)):
+    end = int(max((row[-1] for row in began if row), default=-1))
+    lines = []
+    for r, (row, label) in enumerate(zip(began, labels, strict=True)):
         cells = dict(zip(map(int, row), label, strict=True))
-        lines.append(f"{r}  " + " ".join(cells.get(t, ".").ljust(width) for t in range(last + 1)).rstrip())
+        lines.append(f"{r}  " + " ".join(cells.get(t, ".").ljust(width) for t in range(end + 1)).rstrip())
     return "\n".join(lines)

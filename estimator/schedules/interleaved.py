@@ -11,8 +11,8 @@ chunks, and more activations are held.
 
 from __future__ import annotations
 
-from dnnmem.estimator.errors import UsageError
-from dnnmem.estimator.schedules.grid import Grid, Step
+from dnnmem.estimator.schedules.grid import Grid, Row, Step, looped
+from dnnmem.estimator.schedules.limits import multiple
 
 
 def order(stages: int, microbatches: int, chunks: int) -> Grid:
@@ -20,15 +20,12 @@ def order(stages: int, microbatches: int, chunks: int) -> Grid:
 
     Raises `UsageError` unless micro-batches are a multiple of the stages, as Megatron-LM asks.
     """
-    if microbatches % stages:
-        raise UsageError(
-            f"interleaved runs {stages} stages on {microbatches} micro-batches; they must be a multiple of the stages",
-            hint="change batch.accumulation or mesh.pp",
-        )
-    return tuple(_rank(rank, stages, microbatches, chunks) for rank in range(stages))
+    multiple("interleaved", microbatches, stages)
+    ranks = tuple(_rank(rank, stages, microbatches, chunks) for rank in range(stages))
+    return Grid(ranks=ranks, stages=looped(stages, chunks))
 
 
-def _rank(rank: int, p: int, m: int, v: int) -> tuple[Step, ...]:
+def _rank(rank: int, p: int, m: int, v: int) -> Row:
     # p ranks, m micro-batches, v chunks a rank, w forwards before the first backward
     w = m * v if m == p else min(m * v, 2 * (p - rank - 1) + (v - 1) * p)
     forward = [_step("F", k, p, v) for k in range(m * v)]

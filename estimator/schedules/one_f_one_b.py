@@ -1,4 +1,6 @@
-"""1F1B with a flush (Narayanan et al. 2021, arXiv 2104.04473): rank r holds at most stages - r micro-batches.
+"""1F1B with a flush: PipeDream-Flush (Narayanan et al. 2021, arXiv 2104.04473), DAPPLE (Fan et al. 2021, 2007.01045).
+
+A backward goes before the next forward as soon as there is one: rank r holds at most stages - r micro-batches.
 
 >>> from dnnmem.estimator.schedules.grid import draw
 >>> print(draw(order(3, 4)))
@@ -9,18 +11,27 @@
 
 from __future__ import annotations
 
-from dnnmem.estimator.errors import UsageError
-from dnnmem.estimator.schedules.grid import Grid, Step
+from dnnmem.estimator.schedules.grid import Grid, Row, Step, looped
+from dnnmem.estimator.schedules.limits import one_chunk
 
 
 def order(stages: int, microbatches: int, chunks: int = 1) -> Grid:
     """Steps of each of `stages` ranks. Raises `UsageError` for more than one chunk a rank."""
-    if chunks != 1:
-        raise UsageError(f"1f1b has 1 chunk a rank, not {chunks}", hint="pipeline.schedule=interleaved has several")
+    one_chunk("1f1b", chunks)
+    return Grid(ranks=rows(stages, microbatches), stages=looped(stages))
+
+
+def rows(stages: int, microbatches: int) -> tuple[Row, ...]:
+    """The same, for schedules that differ in what they do with the weights."""
     return tuple(_rank(stages - rank - 1, microbatches) for rank in range(stages))
 
 
-def _rank(warmup: int, microbatches: int) -> tuple[Step, ...]:
+def held(stages: int, microbatches: int) -> tuple[int, ...]:
+    """Micro-batches that each rank holds at most."""
+    return tuple(min(stages - rank, microbatches) for rank in range(stages))
+
+
+def _rank(warmup: int, microbatches: int) -> Row:
     w, m = min(warmup, microbatches), microbatches
     steps = [Step("F", i, 0) for i in range(w)]
     for i in range(m):

@@ -1,7 +1,7 @@
 """Applies: each does to a real model what the pass of the same name predicts.
 
-    model                -> precision -> loss -> remat -> offload -> sharding        before the optimizer is made
-    optimizer over those -> optimizer -> precision -> sharding -> offload -> batch   or re-aimed
+    model -> precision -> loss -> tensor -> remat -> offload -> sharding -> gradients    before the optimizer is made
+    optimizer over those -> optimizer -> precision -> sharding -> gradients -> offload -> batch   or re-aimed
 
 Neither the model's code nor the training loop changes: the loop calls `model(...)`, `loss.backward()`,
 `optimizer.step()` and `optimizer.zero_grad()` as before, and what has to happen besides hangs on these calls.
@@ -19,6 +19,7 @@ from dnnmem.estimator.plan import Kernels, Plan
 from dnnmem.profilers.apply import (
     batch,
     compression,
+    gradients,
     loss,
     offload,
     offload_optimizer,
@@ -27,6 +28,7 @@ from dnnmem.profilers.apply import (
     precision,
     remat,
     sharding,
+    tensor,
 )
 
 ToModel = Callable[[nn.Module, Plan], nn.Module]
@@ -37,17 +39,20 @@ ToOptimizer = Callable[[Optimizer, nn.Module, Plan], Optimizer]
 MODEL_APPLIES: Mapping[str, ToModel] = {
     "precision": precision.to_model,
     "loss": loss.to_model,
+    "tensor": tensor.to_model,
     "offload_parameters": offload_parameters.to_model,
     "remat": remat.to_model,
     "compression": compression.to_model,
     "offload": offload.to_model,
     "sharding": sharding.to_model,
+    "gradients": gradients.to_model,
 }
 """By field of a plan, in the order in which they are done. Each leaves a model alone where the plan has its default."""
 OPTIMIZER_APPLIES: Mapping[str, ToOptimizer] = {
     "optimizer": optimizer.to_optimizer,
     "precision": precision.to_optimizer,
     "sharding": sharding.to_optimizer,
+    "gradients": gradients.to_optimizer,
     "offload": offload_optimizer.to_optimizer,
     "batch": batch.to_optimizer,
 }
@@ -75,10 +80,9 @@ def apply_to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Op
 def _check_known(plan: Plan) -> None:
     """Raise `UnsupportedError` for what no apply does yet; `dnnmem estimate` predicts it all the same."""
     mesh = plan.mesh
-    if mesh.world_size != mesh.data_ranks or mesh.ep > 1:
+    if mesh.world_size != mesh.data_ranks * mesh.tp or mesh.ep > 1:
         raise UnsupportedError(
-            f"cp {mesh.cp}, tp {mesh.tp}, pp {mesh.pp} and ep {mesh.ep} can be estimated, but not applied yet; leave "
-            "them 1"
+            f"cp {mesh.cp}, pp {mesh.pp} and ep {mesh.ep} can be estimated, but not applied yet; leave them 1"
         )
     if plan.kernels != Kernels():
         raise UnsupportedError(

@@ -12,10 +12,11 @@ from dnnmem.estimator.block_list import Path
 from dnnmem.profilers.found_blocks import blocks_of
 
 
-def beside_blocks(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+def beside_blocks(model: nn.Module, *, tied: bool = False) -> tuple[list[nn.Module], list[nn.Module]]:
     """Modules with parameters of their own that are defined before the first block, and after the last one.
 
-    Neither are those that hold blocks, those between lists, nor those that share a parameter with any other.
+    Neither are those that hold blocks, those between lists, nor, unless `tied`, those that share a parameter with any
+    other.
     """
     roots = {_path(name)[:-1] for name, _ in blocks_of(model)}
     names = [(_path(name), module) for name, module in model.named_modules()]
@@ -23,7 +24,7 @@ def beside_blocks(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     if not inside:
         return [], []
     holders = {root[:depth] for root in roots for depth in range(len(root) + 1)}
-    shared = _shared(model)
+    shared = set() if tied else _shared(model)
     sides: tuple[list[nn.Module], list[nn.Module]] = ([], [])
     for n, (path, module) in enumerate(names):
         own = list(module.parameters(recurse=False))

@@ -71,9 +71,14 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
     return split
 
 
+def replica_of(model: nn.Module) -> Any:  # noqa: ANN401  (a DistributedDataParallel, whose inner calls are not typed)
+    """The DistributedDataParallel that hangs on an applied `model`, or None."""
+    return getattr(model, _REPLICA, None)
+
+
 def sync_gradients(model: nn.Module, on: bool) -> None:  # noqa: FBT001  (the switch is all there is)
     """Whether the next backward pass of an applied `model` sends gradients; FSDP2 sums its parts always."""
-    replica = getattr(model, _REPLICA, None)
+    replica = replica_of(model)
     if replica is not None:
         replica.require_backward_grad_sync = on
 

@@ -21,13 +21,16 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan import Pipeline, Plan
 from dnnmem.profilers.apply import apply_to_model, apply_to_optimizer
+from dnnmem.profilers.apply.pipeline import Pipelined, check_pipeline
 from dnnmem.profilers.step import Target
 
 
 def applied_target(target: Target, plan: Plan) -> Target:
     """`target` as `plan` has it. The model is to be built before the optimizer, once each, in one process a rank."""
+    if plan.mesh.pp > 1:
+        return _pipelined(target, plan)
     built: list[nn.Module] = []
 
     def make_model() -> nn.Module:
@@ -44,6 +47,32 @@ def applied_target(target: Target, plan: Plan) -> Target:
             loss = None  # as in a loop, the last output is gone before the next one is made
             loss = target.train_step(model, batch, optimizer)
         return loss
+
+    return replace(
+        target, make_model=make_model, make_optimizer=make_optimizer, train_step=train_step,
+        rescale=lambda batch, length: applied_target(target.rescale(batch, length), plan),
+    )  # fmt: skip
+
+
+def _pipelined(target: Target, plan: Plan) -> Target:
+    """`target` as a rank of a pipeline: a step of it passes its batch through as often as the plan accumulates."""
+    stage = replace(
+        plan, mesh=replace(plan.mesh, pp=1), batch=replace(plan.batch, accumulation=1), pipeline=Pipeline()
+    )  # fmt: skip
+    built: list[Pipelined] = []
+
+    def make_model() -> nn.Module:
+        check_pipeline(plan)
+        model = apply_to_model(target.make_model(), stage)
+        built[:] = [Pipelined(model, plan, target.train_step, target.make_batch())]
+        return model
+
+    def make_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+        return apply_to_optimizer(target.make_optimizer(parameters), built[0].model, stage)
+
+    def train_step(model: nn.Module, batch: Any, optimizer: Optimizer) -> object:
+        del model
+        return built[0].step([batch] * plan.batch.accumulation, optimizer)
 
     return replace(
         target, make_model=make_model, make_optimizer=make_optimizer, train_step=train_step,

@@ -60,7 +60,7 @@ def peaks(plan, parts):
     """Requested bytes of each rank at most."""
     p = plan.mesh.pp
     grid = SCHEDULES[plan.pipeline.schedule](p, plan.batch.accumulation, plan.pipeline.chunks)
-    steps = [rank_step(parts[r::p], grid[r]) for r in range(p)]
+    steps = [rank_step(parts[r::p], grid.ranks[r]) for r in range(p)]
     for step in steps:
         step.check()
     return [step.peak_bytes() for step in steps]
@@ -69,15 +69,15 @@ def peaks(plan, parts):
 def test_a_rank_holds_a_micro_batch_for_each_forward_without_its_backward():
     # GIVEN stages of a weight of 10, activations of 3 and work of 2 each
     # WHEN rank 0 of 3 runs 1F1B: F0 F1 F2 B0 F3 B1 ...
-    step = rank_step([chunk()], SCHEDULES["1f1b"](3, 5, 1)[0])
+    step = rank_step([chunk()], SCHEDULES["1f1b"](3, 5, 1).ranks[0])
     step.check()
     # THEN it holds three micro-batches and works in the third, or in the backward pass of the first
     assert step.peak_bytes() == (10 + 3 * 3 + 2) * MIB
     assert step.pinned_bytes() == 10 * MIB
     # AND the last rank holds one
-    assert rank_step([chunk()], SCHEDULES["1f1b"](3, 5, 1)[2]).peak_bytes() == (10 + 3 + 2) * MIB
+    assert rank_step([chunk()], SCHEDULES["1f1b"](3, 5, 1).ranks[2]).peak_bytes() == (10 + 3 + 2) * MIB
     # AND gpipe holds all
-    assert rank_step([chunk()], SCHEDULES["gpipe"](3, 5, 1)[2]).peak_bytes() == (10 + 5 * 3 + 2) * MIB
+    assert rank_step([chunk()], SCHEDULES["gpipe"](3, 5, 1).ranks[2]).peak_bytes() == (10 + 5 * 3 + 2) * MIB
 
 
 def test_chunks_of_a_rank_share_what_is_the_same_storage():
@@ -105,7 +105,7 @@ def test_what_the_program_holds_until_the_update_is_replaced_by_the_next_micro_b
         Op(name="s", phase=Phase.STEP, events=(Event(-MIB, 0, 0),)),
     )
     trace = Trace(ops=ops, storages={0: loss})
-    step = rank_step([trace], SCHEDULES["gpipe"](1, 4, 1)[0])
+    step = rank_step([trace], SCHEDULES["gpipe"](1, 4, 1).ranks[0])
     # THEN there are two of them for a moment, and none in the end
     step.check()
     assert step.peak_bytes() == 2 * MIB
@@ -145,7 +145,7 @@ def test_the_steady_state_shows_in_few_micro_batches(schedule):
     chunks = 2 if schedule == "interleaved" else 1
     plan, parts = planned(32, schedule, chunks=chunks, remat=Remat(policy="selective"))
     grid = SCHEDULES[schedule](4, 32, chunks)
-    every = [replay_trace(rank_step(parts[r::4], grid[r])).peak_reserved_bytes for r in range(4)]
+    every = [replay_trace(rank_step(parts[r::4], grid.ranks[r])).peak_reserved_bytes for r in range(4)]
     # THEN playing some on some ranks finds the peak of playing all on all
     found = worst_stage(parts, plan, DEVICE)
     assert found.held.peak_reserved_bytes == max(every) == every[found.rank]

@@ -30,9 +30,6 @@ CASES = [
     ("vit", "8 bits"), ("resnet", "masks"), ("resnet", "2 bits, masks"),
 ]  # fmt: skip
 
-HOLES = {("gpt", "8 bits"): 0.06}
-"""Where what the model's code lets go of while it is built, here on the GPU, leaves holes for large temporaries."""
-
 
 @pytest.mark.parametrize(("model", "way"), CASES)
 def test_a_pass_needs_what_its_apply_needs(model, way, root):
@@ -44,4 +41,4 @@ def test_a_pass_needs_what_its_apply_needs(model, way, root):
     # THEN what is alive agrees
     assert ran.outcome == "ran", ran.message
     assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.005)
-    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=HOLES.get((model, way), 0.02))
+    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.02)

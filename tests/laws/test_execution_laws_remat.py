@@ -41,8 +41,6 @@ CASES = [
     *(("vit", way) for way in ("full", "selective", "ops")),
     *(("resnet", way) for way in ("full", "convolutions")),
 ]
-FRAGMENTS = {("vit", "ops"): 0.05}
-"""Where pass and apply agree in what is allocated, and less in what that leaves in fragments."""
 
 
 @cache
@@ -64,7 +62,7 @@ def test_a_pass_needs_what_its_apply_needs(model, way, root):
     # THEN the peaks agree
     assert ran.outcome == "ran", ran.message
     assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.005)
-    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=FRAGMENTS.get((model, way), 0.02))
+    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.02)
 
 
 @pytest.mark.parametrize("share", [0.6, 0.8])

@@ -12,6 +12,7 @@ from dnnmem.estimator.pipeline_timing import pipeline_seconds
 from dnnmem.estimator.schedules import SCHEDULES
 from dnnmem.estimator.simulate import simulate
 from dnnmem.estimator.trace import Lane, Op
+from tests.estimator.schedules.grids import made
 
 SECONDS = st.floats(0, 10, allow_subnormal=False)
 STORAGES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -120,14 +121,11 @@ def test_one_chunk_interleaved_takes_as_long_as_1f1b(p, turns):
 @given(st.data(), st.sampled_from(sorted(SCHEDULES)), st.integers(1, 5), st.integers(1, 3))
 def test_every_schedule_does_all_the_work_and_never_more_at_once(data, schedule, p, turns):
     # GIVEN any seconds for stages  THEN a pipeline takes at least its busiest rank and at most all work one by one
-    v = 2 if schedule == "interleaved" else 1
-    m = turns * p
+    grid, p, _ = made(schedule, p, turns * p)
+    v = len(grid.stages[0])
     costs = [
         data.draw(st.lists(st.lists(st.floats(0.1, 5), min_size=v, max_size=v), min_size=p, max_size=p)) for _ in "FB"
     ]
-    grid = SCHEDULES[schedule](p, m, v)
-    for r, rank in enumerate(grid):
-        assert sorted(rank) == sorted((phase, i, c) for phase in "FB" for i in range(m) for c in range(v)), r
     timing = pipeline_seconds(grid, *costs, 0.0)
     assert max(timing.busy) <= timing.seconds + 1e-9
     assert timing.seconds <= math.fsum(timing.busy) + 1e-9

@@ -14,10 +14,15 @@ _DEGREES = (
     ("ep", "expert-model-parallel-size"),
 )
 
+_SCHEDULES = frozenset({"1f1b", "dapple", "interleaved"})
+"""What its stages do by themselves."""
+
 
 def render(ask: Ask) -> Fragment:
     """One argument a line, for a shell array; data ranks are what the GPUs leave over."""
-    plan, said = ask.plan, {"mesh", "sharding.strategy", "pipeline"}
+    plan, said = ask.plan, {"mesh", "sharding.strategy", "pipeline.chunks", "pipeline.scatter_gather"}
+    if plan.pipeline.schedule in _SCHEDULES:
+        said.add("pipeline.schedule")
     arguments = [f"--{name} {getattr(plan.mesh, degree)}" for degree, name in _DEGREES]
     if plan.pipeline.chunks > 1:
         arguments.append(f"--num-virtual-stages-per-pipeline-rank {plan.pipeline.chunks}")

@@ -8,13 +8,16 @@ from __future__ import annotations
 from dnnmem.cli.export.frameworks.ask import Ask, Fragment
 from dnnmem.estimator.errors import UnsupportedError
 
-_SCHEDULES = {"1f1b": "1F1B", "gpipe": "GPipe", "interleaved": "Interleaved1F1B"}
+_SCHEDULES = {
+    "1f1b": "1F1B", "dapple": "1F1B", "gpipe": "GPipe", "interleaved": "Interleaved1F1B", "zbv": "ZBVZeroBubble",
+    "dualpipev": "DualPipeV",
+}  # fmt: skip
 _AC = {"full": "FullAC", "selective": "SelectiveAC"}
 
 
 def render(ask: Ask) -> Fragment:
     """A function `planned(config)`. Raises `UnsupportedError` for ZeRO-1, which torchtitan does not have."""
-    plan, said = ask.plan, {"mesh", "pipeline.schedule", "sharding.strategy", "tensor.sequence_parallel"}
+    plan, said = ask.plan, {"mesh", "sharding.strategy", "tensor.sequence_parallel"}
     if plan.sharding.strategy == "zero1":
         raise UnsupportedError(
             "sharding.strategy is zero1; torchtitan shards parameters too", hint="plan with sharding.strategy=zero3"
@@ -58,7 +61,9 @@ def _parallelism(ask: Ask, said: set[str]) -> list[str]:
     if mesh.tp > 1:
         lines.append(f"config.parallelism.enable_sequence_parallel = {plan.tensor.sequence_parallel}")
     if mesh.pp > 1:
-        lines.append(f'config.parallelism.pipeline_parallel_schedule = "{_SCHEDULES[plan.pipeline.schedule]}"')
+        if name := _SCHEDULES.get(plan.pipeline.schedule):
+            said |= {"pipeline.schedule", "pipeline.chunks"}
+            lines.append(f'config.parallelism.pipeline_parallel_schedule = "{name}"')
         lines.append(f"config.parallelism.num_pp_microbatches = {plan.batch.accumulation}")
         said.add("batch.accumulation")
     return lines

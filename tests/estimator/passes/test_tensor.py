@@ -77,8 +77,8 @@ def test_sums_stand_between_their_last_term_and_their_reader():
     found = split(gpt(3))
     sums = [k for k, op in enumerate(found.ops) if op.name == "dnnmem.all_reduce.tp" and op.phase is Phase.FORWARD]
     for k in sums:
-        i = found.ops[k].reads[0]
-        assert i in found.ops[k - 1].writes
+        [term], [i] = found.ops[k].reads, found.ops[k].writes
+        assert term in found.ops[k - 1].writes
         assert any(i in op.reads for op in found.ops[k + 1 :])
 
 

@@ -6,9 +6,9 @@ from textwrap import dedent
 
 import pytest
 
-from dnnmem.estimator.errors import InternalError, UsageError
+from dnnmem.estimator.errors import InternalError
 from dnnmem.estimator.schedules import SCHEDULES
-from dnnmem.estimator.schedules.grid import Step, draw, starts
+from dnnmem.estimator.schedules.grid import Grid, Step, draw, looped, starts, ticks
 
 
 def _drawing(text: str) -> str:
@@ -56,21 +56,9 @@ def test_interleaved_with_a_microbatch_a_stage_runs_all_forwards_first():
     """)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "arguments", "message"),
-    [
-        ("gpipe", (2, 4, 2), r"gpipe has 1 chunk a rank, not 2"),
-        ("1f1b", (2, 4, 2), r"1f1b has 1 chunk a rank, not 2"),
-        ("interleaved", (4, 6, 2), r"interleaved runs 4 stages on 6 micro-batches; they must be a multiple"),
-    ],
-)
-def test_what_a_schedule_cannot_do_is_refused(schedule, arguments, message):
-    with pytest.raises(UsageError, match=message):
-        SCHEDULES[schedule](*arguments)
-
-
 def test_orders_that_wait_for_each_other_are_found():
     # GIVEN a rank that wants its backward before it has given its forward to the next
-    grid = ((Step("B", 0, 0), Step("F", 0, 0)), (Step("F", 0, 0), Step("B", 0, 0)))
+    ranks = ((Step("B", 0, 0), Step("F", 0, 0)), (Step("F", 0, 0), Step("B", 0, 0)))
+    grid = Grid(ranks=ranks, stages=looped(2))
     with pytest.raises(InternalError, match=r"2 ranks stop after \[0, 0\] steps"):
-        starts(grid, [[1.0]] * 2, [[1.0]] * 2)
+        starts(grid, ticks(grid))

@@ -1,0 +1,58 @@
+"""What a plan may say of pipelines: names of schedules, chunks a rank holds, and where the model is cut.
+
+>>> cuts("8,20", 3)
+(8, 20)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from dnnmem.estimator.errors import UsageError
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.plan import Plan
+
+PIPELINES = (
+    "1f1b", "dapple", "gpipe", "interleaved", "zb_h1", "zbv", "dualpipe", "dualpipev", "chimera", "gems", "varuna",
+    "terapipe", "pipedream", "2bw", "pipemare", "hetpipe",
+)  # fmt: skip
+"""Names of `Pipeline.schedule`, each a file of `schedules`."""
+CHUNKS: Mapping[str, int] = {"zbv": 2, "dualpipev": 2}
+"""Chunks a rank holds where that is not one; `interleaved` takes any number from two."""
+
+
+def cuts(text: str, chunks: int) -> tuple[int, ...]:
+    """First blocks of all chunks but the first. Raises `UsageError` unless they rise, and are as many as wanted."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise UsageError(f"pipeline.cuts is {text!r}; it is first blocks of chunks, such as 8,16,24")
+    found = tuple(int(word) for word in words)
+    if len(found) != chunks - 1 or any(a >= b for a, b in pairwise((0, *found))):
+        raise UsageError(
+            f"pipeline.cuts is {text!r}; {chunks} chunks (pp * chunks) begin at {chunks - 1} rising blocks besides 0"
+        )
+    return found
+
+
+def check_pipeline(plan: Plan) -> None:
+    """Raise `UsageError` unless stages, chunks and what the schedule needs agree."""
+    pipeline, pp = plan.pipeline, plan.mesh.pp
+    schedule, chunks = pipeline.schedule, pipeline.chunks
+    if schedule == "interleaved":
+        if chunks < 2:
+            raise UsageError(f"pipeline.chunks is {chunks} under interleaved; interleaved has 2 or more")
+        if pp == 1:
+            raise UsageError("interleaved needs pp of 2 or more; mesh.pp is 1")
+    elif chunks != (wanted := CHUNKS.get(schedule, 1)):
+        hint = "pipeline.schedule=interleaved has several" if wanted == 1 else f"--set pipeline.chunks={wanted}"
+        raise UsageError(f"pipeline.chunks is {chunks} under {schedule}, which has {wanted} a rank", hint=hint)
+    if schedule == "varuna" and plan.remat.policy != "full":
+        raise UsageError(
+            f"varuna keeps the inputs of stages and runs forwards again, but remat.policy is {plan.remat.policy}",
+            hint="--set remat.policy=full",
+        )
+    if pipeline.cuts:
+        cuts(pipeline.cuts, pp * chunks)

@@ -1,0 +1,59 @@
+"""Two tiers of checkpoints: inputs of runs rest on the GPU, or on the host or a disk, which hold any number of them.
+
+    Aupy, Herrmann, Hovland and Robert 2016      GPU memory    few checkpoints, free to reach
+                                                 host, disk    all others; writing and reading cost time
+
+Theirs waits for each copy. Here a checkpoint leaves while the next run goes forward, and is back before it is needed:
+only what does not hide costs time. It is POFO's table in which nothing but inputs of runs travels, and exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dnnmem.estimator.cluster import Cluster, Link
+from dnnmem.estimator.passes.offload_optimizer import DISK_BYTES_PER_S
+from dnnmem.estimator.planners.pofo_planner import schedules
+from dnnmem.estimator.planners.problem import Found, Problem, cheapest
+from dnnmem.estimator.planners.solve import Planner
+
+
+def find(problem: Problem) -> Found:
+    """The fastest with the host as second tier."""
+    return cheapest(problem, schedules(problem, tapes=False), what="two tiers of checkpoints")
+
+
+def find_on_disk(problem: Problem) -> Found:
+    """The fastest with a disk as second tier: predicted only."""
+    slow = problem.once("on disk", lambda: replace(problem, cluster=_disk(problem), known={}, made={}))
+    slow = replace(slow, budget_bytes=problem.budget_bytes)
+    found = find(slow)
+    sent = f"; on disk: inputs of the runs at blocks {found.offload.blocks}" if found.offload.blocks else ""
+    return replace(
+        found, cost=slow.cost(found), schedule=f"{found.remat.segments or found.remat.policy}{sent}",
+        notes=("predicted: no hook of PyTorch's writes to a disk",),
+    )  # fmt: skip
+
+
+def _disk(problem: Problem) -> Cluster:
+    """The machine whose copies go to a drive, which the GPUs of the node share."""
+    cluster, host = problem.cluster, problem.cluster.host
+    rate = DISK_BYTES_PER_S / cluster.gpus_per_node
+    link = Link(
+        name="disk", bytes_per_s=rate * cluster.host_gpus / problem.model.pcie, latency_seconds=host.latency_seconds,
+        source="estimator/passes/offload_optimizer.py",
+    )  # fmt: skip
+    return replace(cluster, host=link)
+
+
+_NEEDS = "a chain of blocks"
+PLANNERS = (
+    Planner(
+        name="multilevel", words="checkpoints on the GPU and on the host (Aupy et al. 2016)", needs=f"{_NEEDS}, a host",
+        find=find,
+    ),
+    Planner(
+        name="multilevel-disk", words="checkpoints on the GPU and on a disk (Aupy et al. 2016)",
+        needs=f"{_NEEDS}, a disk", find=find_on_disk, applied=False,
+    ),
+)  # fmt: skip
