@@ -20,7 +20,6 @@ from dnnmem.estimator.first_step import is_kept, is_master, is_of_first_step
 from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
-
 T = TypeVar("T")
 
 
@@ -46,9 +45,11 @@ class Same(Generic[T]):
         self.thing = thing
 
     def __hash__(self) -> int:
+        """That of the object."""
         return id(self.thing)
 
     def __eq__(self, other: object) -> bool:
+        """Whether it is the same object."""
         return isinstance(other, Same) and self.thing is other.thing
 
 

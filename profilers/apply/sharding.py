@@ -71,7 +71,7 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
     return split
 
 
-def replica_of(model: nn.Module) -> Any:  # noqa: ANN401  (a DistributedDataParallel, whose inner calls are not typed)
+def replica_of(model: nn.Module) -> Any:
     """The DistributedDataParallel that hangs on an applied `model`, or None."""
     return getattr(model, _REPLICA, None)
 
