@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.planners.chain import Stage
 from dnnmem.estimator.planners.chain_plans import PLANS, as_found
 from dnnmem.estimator.planners.problem import Found, Problem, cheapest
@@ -137,7 +138,17 @@ def _slots(nbytes: float, slot_bytes: float) -> int:
     return int(-(-nbytes // slot_bytes))
 
 
+def suits(problem: Problem) -> str:
+    """For every unrolled recurrent network; what runs through a list of blocks once is planned by others."""
+    try:
+        stages = problem.once("time steps", lambda: _as_steps(problem)).chain().stages
+    except UnsupportedError:
+        return ""
+    return f"it is a recurrent network, unrolled over {sum(stage.block is not None for stage in stages)} time steps"
+
+
 PLANNER = Planner(
     name="gruslys", words="time steps that keep their state, or everything (Gruslys et al. 2016)",
-    needs="a recurrent cell that is called for each time step", find=find, applied=False,
+    needs="a recurrent cell that is called for each time step", find=find, suits=suits,
+    applied=False,
 )  # fmt: skip

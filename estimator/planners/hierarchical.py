@@ -10,6 +10,7 @@ authors, divide the work so, with an integer program in the block.)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,8 @@ _PLANS = 64
 """Budgets that are planned for, evenly from the least to all."""
 _WORTH = 0.005
 """Share of a block's forward pass: ops that take less are not named, so that rules stay readable."""
+_DEEP = 32
+"""Blocks that are alike, from which on `auto` plans one for all."""
 _WAYS = 32
 """Ways of a block that are followed, at most; they spread over its bytes."""
 
@@ -221,9 +224,14 @@ def _shape(graph: Graph) -> tuple[object, ...]:
 
 
 def suits(problem: Problem) -> str:
-    """Never before others: Rotor is asked first, and plans blocks whole."""
-    del problem
-    return ""
+    """For deep stacks of blocks that are alike: one block is planned for all of them."""
+    try:
+        alike = Counter(id(block.graph) for block in blocks_of(problem))
+        problem.chain()
+    except UnsupportedError:
+        return ""
+    most = max(alike.values(), default=0)
+    return f"{most} of its {alike.total()} blocks are alike: one is planned for all" if most >= _DEEP else ""
 
 
 PLANNER = Planner(

@@ -18,9 +18,13 @@ from dnnmem.estimator.planners.solve import Planner
 
 def find(problem: Problem) -> Found:
     """The fastest of all these that fits."""
+    return cheapest(problem, plans(problem), what="recomputation and offloading")
+
+
+def plans(problem: Problem) -> list[Found]:
+    """POFO's, then those of its parts."""
     parts = schedules(problem, runs=False), schedules(problem, tapes=False), rotor_planner.plans(problem)
-    tried = [*schedules(problem), *(found for some in parts for found in some)]
-    return cheapest(problem, tried, what="recomputation and offloading")
+    return [*schedules(problem), *(found for some in parts for found in some)]
 
 
 def schedules(problem: Problem, *, runs: bool = True, tapes: bool = True) -> list[Found]:

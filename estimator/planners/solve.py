@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from dnnmem.estimator.errors import InfeasibleError, UnsupportedError, UsageError
 from dnnmem.estimator.plan import Plan
@@ -24,9 +24,9 @@ from dnnmem.estimator.trace import Trace
 AUTO = "auto"
 """The planner that picks one."""
 _MODULES = (
-    "pofo_planner", "rotor_planner", "revolve", "chen", "chen_recursive", "offload_optimal", "multilevel",
-    "hierarchical", "min_cut_planner", "checkmate_planner", "kusumoto", "feng_huang", "dtr_planner",
-    "gruslys", "offload_policies", "swap_advisor",
+    "join", "hierarchical", "pofo_planner", "rotor_planner", "gruslys", "revolve", "chen", "chen_recursive",
+    "offload_optimal", "multilevel", "min_cut_planner", "checkmate_planner", "kusumoto", "feng_huang", "dtr_planner",
+    "offload_policies", "swap_advisor",
 )  # fmt: skip
 """Files of this folder, in the order in which `auto` asks."""
 
@@ -101,28 +101,49 @@ def solve_problem(problem: Problem, planner: str = AUTO) -> Solution:
     if planner != AUTO and planner not in planners():
         raise UsageError(f"--planner {planner} is not known; it is one of {', '.join((AUTO, *planners()))}")
     plain = problem.plain()
-    why = ""
     if plain.peak_bytes <= problem.budget_bytes:
-        found, why = Found(optimal=True), "everything fits"
-    elif planner == AUTO:
-        planner, why, found = _picked(problem)
+        answer = _Answer(planner, "everything fits", Found(optimal=True))
     else:
-        found = planners()[planner].find(problem)
+        answer = _fastest_known(problem, planner)
+    found = answer.found
     return Solution(
-        planner=planner, why=why, found=found, plan=problem.plan(found) if found.cost is None else None,
+        planner=answer.planner, why=answer.why, found=found, plan=problem.plan(found) if found.cost is None else None,
         cost=problem.cost(found), plain=plain, solve_seconds=time.perf_counter() - begin,
     )  # fmt: skip
 
 
-def _picked(problem: Problem) -> tuple[str, str, Found]:
-    """The first planner that suits and finds a plan: its name, why it was asked, and what it found."""
+class _Answer(NamedTuple):
+    planner: str
+    why: str
+    found: Found
+
+
+def _fastest_known(problem: Problem, planner: str) -> _Answer:
+    """What `planner` finds, or what it found for a smaller budget of the same problem, where that is faster.
+
+    A search that runs out of time may find less where it is given more.
+    """
+    known = problem.once(f"answers of {planner}", list[_Answer])
+    error: InfeasibleError | None = None
+    try:
+        known.append(_picked(problem) if planner == AUTO else _Answer(planner, "", planners()[planner].find(problem)))
+    except InfeasibleError as none:
+        error = none
+    fits = [answer for answer in known if problem.cost(answer.found).peak_bytes <= problem.budget_bytes]
+    if not fits:
+        raise error or problem.infeasible(problem.cost(known[-1].found).peak_bytes, "plan")
+    return min(reversed(fits), key=lambda answer: problem.cost(answer.found).seconds)
+
+
+def _picked(problem: Problem) -> _Answer:
+    """Of the first planner that suits and finds a plan."""
     least: InfeasibleError | None = None
     for name, planner in planners().items():
         why = planner.suits(problem)
         if not why:
             continue
         try:
-            return name, why, planner.find(problem)
+            return _Answer(name, why, planner.find(problem))
         except InfeasibleError as error:
             least = error if least is None or error.needed_bytes < least.needed_bytes else least
         except UnsupportedError:

@@ -70,12 +70,16 @@ def test_pofo_is_brute_force(chain, rate):
         "rotor": Pofo(table=found.table, bytes_per_s=rate, sends=False).seconds(),
         "offload": Pofo(table=found.table, bytes_per_s=rate, runs=False).seconds(),
     }
+    inputs = [cost for way, cost in zip(units(stages, 0), all_ways, strict=True) if not _sends_tapes(way)]
+    tiers = Pofo(table=found.table, bytes_per_s=rate, tapes=False).seconds()
     row = found.seconds()
     for budget in range(most + 1):
         # THEN at each budget POFO takes the least, no more than each alone
         best = min((seconds for seconds, peak in all_ways if peak <= budget), default=math.inf)
         assert row[budget] == best
         assert row[budget] <= min(alone["rotor"][budget], alone["offload"][budget])
+        # AND two tiers of checkpoints are the best of what sends inputs of runs alone
+        assert tiers[budget] == min((seconds for seconds, peak in inputs if peak <= budget), default=math.inf)
         # AND without sending it is Rotor
         assert alone["rotor"][budget] == found.table.seconds_at(budget)
         if best < math.inf:
@@ -84,6 +88,10 @@ def test_pofo_is_brute_force(chain, rate):
             way = tuple(_units(stages, schedule))
             assert played(stages, way, rate)[0] == best
             assert played(stages, way, rate)[1] <= budget
+
+
+def _sends_tapes(way):
+    return any(sent and inner is None for _, _, inner, sent in way)
 
 
 def _units(stages, schedule):
