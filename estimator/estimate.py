@@ -103,11 +103,16 @@ def estimate(trace: Trace, plan: Plan, cluster: Cluster, model: TimeModel | None
 
 
 def price(
-    step: LocalStep, model: TimeModel, *, memory: bool = True, settings: AllocatorSettings | None = None
+    step: LocalStep,
+    model: TimeModel,
+    *,
+    memory: bool = True,
+    settings: AllocatorSettings | None = None,
+    known: ReplayResult | None = None,
 ) -> Estimate:
     """The price of a prepared step by the rates of `model`; `memory` False leaves the bytes out.
 
-    `settings` are those of PyTorch's allocator; None = its defaults.
+    `settings` are those of PyTorch's allocator; None = its defaults. `known`: what the step's replay gave.
     """
     timed = time_step(step, model)
     plan, cluster, recorded = step.plan, step.cluster, step.recorded
@@ -117,7 +122,7 @@ def price(
     flops = step.model_flops * micro
     peak = _peak_rate(step)
     gpus = plan.mesh.world_size
-    stage = _worst_stage(step, settings) if memory else None
+    stage = StageMemory(rank=0, held=known) if known else _worst_stage(step, settings) if memory else None
     held = stage.held if stage else None
     prices, hours = cluster.price_usd_per_h, timed.seconds / 3600 * gpus
     return Estimate(

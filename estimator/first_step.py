@@ -10,7 +10,7 @@ first call (cuDNN's states of dropout, tables of positions) is made then as well
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 
@@ -100,24 +100,21 @@ def _rounded(trace: Trace) -> dict[int, Op]:
     return found
 
 
-def first_step(trace: Trace, late: Sequence[Storage]) -> Iterator[Event]:
+def first_step(trace: Trace, late: Sequence[Storage]) -> list[Event]:
     """Events of a step that also makes the states, before its update, and workspaces, in the first products of a pass.
 
-    What modules keep comes before it is used first. The backward pass runs on a thread with a workspace of its own.
+    The backward pass runs on a thread of its own, with a workspace of its own.
     """
     unmade = Unmade(trace, [s for s in late if s.kind is Kind.OPTIMIZER])
     spaces: dict[Phase, list[Storage]] = {phase: [] for phase in Phase}
-    kept = {s.id: s for s in late if is_kept(s)}
-    for n, s in enumerate(s for s in late if s.kind is not Kind.OPTIMIZER and s.id not in kept):
+    for n, s in enumerate(s for s in late if s.kind is not Kind.OPTIMIZER):
         spaces[Phase.BACKWARD if n % 2 else Phase.FORWARD].append(s)
+    events: list[Event] = []
     for op in trace.ops:
-        for i in unmade.due(op):
-            yield Event(trace.storages[i].nbytes, 0, i)
-        if kept:
-            yield from (Event(kept.pop(i).nbytes, 0, i) for i in (*op.reads, *op.writes) if i in kept)
-        yield from op.events
-        if spaces[op.phase] and op.flops and not has_own_workspace(op):
+        events += [Event(trace.storages[i].nbytes, 0, i) for i in unmade.due(op)]
+        events += op.events
+        if op.flops and spaces[op.phase] and not has_own_workspace(op):
             s = spaces[op.phase].pop(0)
-            yield Event(s.nbytes, 0, s.id)
-    left = [*kept.values(), *(trace.storages[i] for i in unmade.left), *(s for some in spaces.values() for s in some)]
-    yield from (Event(s.nbytes, 0, s.id) for s in left)
+            events.append(Event(s.nbytes, 0, s.id))
+    left = [*(trace.storages[i] for i in unmade.left), *(s for some in spaces.values() for s in some)]
+    return [*events, *(Event(s.nbytes, 0, s.id) for s in left)]

@@ -26,7 +26,8 @@ from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.report import Candidate, Report
 from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Priced, Search, Tally, key_of
 from dnnmem.estimator.search_ahead import Ahead
-from dnnmem.estimator.search_cost import Cost, Costs
+from dnnmem.estimator.search_core import Cost
+from dnnmem.estimator.search_cost import Costs
 from dnnmem.estimator.techniques import Choice, Scope, choices
 from dnnmem.estimator.time_model import TimeModel, load
 
@@ -82,8 +83,8 @@ def recommend(
     costs = Costs(recorded=recorded, cluster=wanted.cluster, model=model)
     tally = Tally()
     plain = _plain(costs, space, wanted)
-    if ahead is not None and plain:  # it has nothing else to do yet
-        ahead.begin_exact(plain[0], math.inf)
+    if ahead is not None and plain:  # who has nothing else to do yet
+        ahead.begin(("exact", plain[0].plan, math.inf), plain[0])
     found = find(costs, space, wanted, tally, on_price=lambda: on_price(tally), ahead=ahead)
     fits = bool(found)
     if not fits:
@@ -234,8 +235,8 @@ def _baseline(costs: Costs, plain: Sequence[Choice], wanted: Wanted, ahead: Ahea
     last: Priced | None = None
     for choice in plain:
         with suppress(UnsupportedError, UsageError):
-            found = ahead.exact(choice, math.inf) if ahead else None
-            last = found or Priced(choice=choice, estimate=costs.exact(choice.plan))
+            found = ahead.answer(("exact", choice.plan, math.inf)) if ahead else None
+            last = found if isinstance(found, Priced) else Priced(choice=choice, estimate=costs.exact(choice.plan))
             if (last.estimate.peak_reserved_bytes or 0) <= budget_of(wanted.cluster, wanted.headroom):
                 break
     return last

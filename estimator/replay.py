@@ -105,12 +105,17 @@ def replay_trace(
     return _result(allocator)
 
 
+def free_bytes(device: Device) -> int:
+    """What a process's allocator can reserve on an empty GPU."""
+    return device.usable_bytes - (device.context_bytes or 0)
+
+
 def replay_on(trace: Trace, device: Device, settings: AllocatorSettings | None = None) -> ReplayResult:
     """Play the step on a GPU: near the end of its memory the allocator gives cached segments back, before it fails.
 
     Where the step does not fit even so, what it would hold on a larger GPU. Raises `TraceError` as `replay` does.
     """
-    capacity = device.usable_bytes - (device.context_bytes or 0)
+    capacity = free_bytes(device)
     if settings is not None:
         held = replay_trace(trace, settings, capacity_bytes=capacity)
         return replay_trace(trace, settings) if held.out_of_memory else held

@@ -21,8 +21,9 @@ from enum import IntEnum
 from dnnmem.estimator.errors import InfeasibleError, UnsupportedError, UsageError
 from dnnmem.estimator.estimate import Estimate
 from dnnmem.estimator.plan import Plan, Remat
-from dnnmem.estimator.search_ahead import Ahead, exactly
-from dnnmem.estimator.search_cost import WHOLE, Cost, Costs
+from dnnmem.estimator.search_ahead import Ahead, Question, answer_of
+from dnnmem.estimator.search_core import Cost
+from dnnmem.estimator.search_cost import WHOLE, Costs
 from dnnmem.estimator.techniques import Choice
 
 OBJECTIVES = ("throughput", "cost", "memory", "time-to-train")
@@ -170,45 +171,57 @@ class Search:
         self._enter(order, _Entry(choice=entry.choice, level=level, cost=cost, estimate=estimate))
 
     def _by_runs(self, plan: Plan) -> Cost:
-        found = self.ahead.runs(plan) if self.ahead else None
-        if found is None:
-            return self.costs.by_runs(plan)
-        self.costs.priced[plan], lasting = found
-        if lasting is not None:
-            self.costs.lasting[plan] = lasting
-        return self.costs.priced[plan]
+        self._take(("runs", plan, 0.0))
+        return self.costs.by_runs(plan)
 
     def _exactly(self, choice: Choice) -> Priced:
-        found = self._waited(self.ahead, choice) if self.ahead else None
-        return found or priced_exactly(self.costs, choice, self.budget)
+        found = self._take(("exact", choice.plan, self.budget))
+        return found if isinstance(found, Priced) else priced_exactly(self.costs, choice, self.budget)
 
-    def _waited(self, ahead: Ahead, choice: Choice) -> Priced | None:
-        """From elsewhere; what is next in the queue is priced here as long as it takes."""
-        while ahead.is_awaited(choice, self.budget):
-            near = (item[4] for item in self._head() if item[1] == Level.RUNS)
-            other = next((entry.choice for entry in near if not ahead.is_begun(entry.choice, self.budget)), None)
-            if other is None:
+    def _take(self, question: Question) -> object:
+        """An answer from elsewhere, among what is known then; what comes next is worked on here while it takes."""
+        if self.ahead is None:
+            return None
+        while self.ahead.is_awaited(question):
+            following = next(self._unbegun(), None)
+            if following is None:
                 break
-            ahead.keep(other, self.budget, exactly(self.costs, other, self.budget))
+            self.ahead.keep(following[0], answer_of(self.costs, *following))
             self._look_ahead()
-        return ahead.exact(choice, self.budget)
-
-    def _head(self) -> list[tuple[float, int, int, int, _Entry]]:
-        return heapq.nsmallest(_AHEAD, self.queue)
+        found = self.ahead.answer(question)
+        kind, plan, budget = question
+        if kind == "runs" and isinstance(found, tuple):
+            self.costs.priced[plan], lasting = found
+            if lasting is not None:
+                self.costs.lasting[plan] = lasting
+        elif kind == "remat" and isinstance(found, tuple):
+            [self.costs.plans[plan, budget]] = found
+        return found
 
     def _look_ahead(self) -> None:
         """Have what is next in the queue priced elsewhere."""
-        if self.ahead is None:
-            return
-        for _, level, _, _, entry in self._head():
+        if self.ahead is not None:
+            for question, asked in self._unbegun():
+                self.ahead.begin(question, asked)
+
+    def _unbegun(self) -> Iterator[tuple[Question, Plan | Choice]]:
+        """What the head of the queue will ask for, and nobody is at, with the plan or choice that it is about."""
+        for _, level, _, _, entry in heapq.nsmallest(_AHEAD, self.queue):
+            choice = entry.choice
+            question: Question
+            asked: Plan | Choice = choice.plan
             if level == Level.BOUND:
-                self.ahead.begin_runs(entry.choice.plan)
+                question = ("runs", choice.plan, 0.0)
             elif level == Level.RUNS:
-                self.ahead.begin_exact(entry.choice, self.budget)
-            elif entry.choice.planned_share and level < Level.BOUND:
-                key = replace(entry.choice.plan, remat=Remat()), self._planned_bytes(entry.choice)
-                if key not in self.costs.plans:
-                    self.ahead.begin_remat(*key)
+                question, asked = ("exact", choice.plan, self.budget), choice
+            elif level < Level.BOUND and choice.planned_share:
+                asked = replace(choice.plan, remat=Remat())
+                question = ("remat", asked, self._planned_bytes(choice))
+            else:
+                continue
+            known = question[1:] in self.costs.plans or (level == Level.BOUND and choice.plan in self.costs.priced)
+            if self.ahead is not None and not known and not self.ahead.is_begun(question):
+                yield question, asked
 
     def _plain(self, entry: _Entry) -> Cost:
         """The guess, and not below the price of keeping everything; that is asked for where a core costs much."""
@@ -226,11 +239,9 @@ class Search:
         """With its rematerialization, where that depends on what is left of the budget."""
         if not choice.planned_share:
             return choice
-        key = replace(choice.plan, remat=Remat()), self._planned_bytes(choice)
-        found = self.ahead.remat(*key) if self.ahead else None
-        if found is not None:
-            [self.costs.plans[key]] = found
-        return _planned_for(self.costs, choice, key[1])
+        budget = self._planned_bytes(choice)
+        self._take(("remat", replace(choice.plan, remat=Remat()), budget))
+        return _planned_for(self.costs, choice, budget)
 
     def _enter(self, order: int, entry: _Entry) -> None:
         if entry.level is Level.GUESS:
@@ -260,15 +271,14 @@ def priced_exactly(costs: Costs, choice: Choice, budget_bytes: float) -> Priced:
 
     Raises what passes and planners raise.
     """
-    share, estimate = choice.planned_share, costs.exact(choice.plan)
+    share = choice.planned_share
     for _ in range(_AGAIN if share else 0):
-        reserved = estimate.peak_reserved_bytes or 0
+        reserved = costs.reserved_bytes(choice.plan)
         if reserved <= budget_bytes:
             break
-        share *= _LESS * budget_bytes / reserved
+        share *= _LESS * budget_bytes / min(reserved, costs.cluster.device.usable_bytes)
         choice = _planned_for(costs, choice, share * budget_bytes)
-        estimate = costs.exact(choice.plan)
-    return Priced(choice=choice, estimate=estimate)
+    return Priced(choice=choice, estimate=costs.exact(choice.plan))
 
 
 def _planned_for(costs: Costs, choice: Choice, budget_bytes: float) -> Choice:

@@ -10,10 +10,11 @@ import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from dnnmem.estimator.errors import DnnmemError, InfeasibleError
 
@@ -22,10 +23,9 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
     from dnnmem.estimator.cluster import Cluster
-    from dnnmem.estimator.plan import Plan, Remat
+    from dnnmem.estimator.plan import Plan
     from dnnmem.estimator.recorded import Recorded
-    from dnnmem.estimator.search import Priced
-    from dnnmem.estimator.search_cost import Cost, Costs
+    from dnnmem.estimator.search_cost import Costs
     from dnnmem.estimator.techniques import Choice
     from dnnmem.estimator.time_model import TimeModel
 
@@ -34,20 +34,24 @@ _MOST = 3
 _GONE = (EOFError, OSError)
 """What a link raises whose other end has died."""
 
+_IN_ADVANCE = 2
+"""Questions to a helper at once: it has one more to go on with when it has answered."""
+
 Question = tuple[str, "Plan", float]
-"""What is asked for, of which plan, within which bytes."""
+"""What is asked for, of which plan, within which bytes: `runs`, its price by runs and what lasts of its peak; `remat`,
+the rematerialization for a budget, alone in a tuple; `exact`, its price op by op."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Helper:
-    """A process that prices plans, one at a time."""
+    """A process that prices plans, one after another."""
 
     process: SpawnProcess
     """It."""
     link: Connection
-    """Takes a question, gives its answer."""
-    question: object = None
-    """What it is at; None = nothing."""
+    """Takes questions, gives their answers in the same order."""
+    questions: deque[object] = field(default_factory=deque)
+    """What it is at, and what it will be at then."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -55,7 +59,7 @@ class Ahead:
     """Prices in the making."""
 
     helpers: list[Helper]
-    """Who makes them, one price each; those that died are taken out."""
+    """Who makes them; those that died are taken out."""
     answers: dict[Question, object] = field(default_factory=dict)
     """Those that nobody has asked for yet; None = an error, which the search makes itself, and tells."""
 
@@ -64,52 +68,36 @@ class Ahead:
         for helper in list(self.helpers):
             self._ask(helper, "the step", (recorded, cluster, model))
 
-    def begin_runs(self, plan: Plan) -> None:
-        """Ask for a price by runs."""
-        self._begin(("runs", plan, 0.0), plan)
-
-    def begin_remat(self, plan: Plan, budget_bytes: float) -> None:
-        """Ask for the rematerialization that is planned for a budget."""
-        self._begin(("remat", plan, budget_bytes), plan)
-
-    def begin_exact(self, choice: Choice, budget_bytes: float) -> None:
-        """Ask for a price op by op."""
-        self._begin(("exact", choice.plan, budget_bytes), choice)
-
-    def runs(self, plan: Plan) -> tuple[Cost, int | None] | None:
-        """The price by runs, and what lasts of its peak; None if it was not begun, or is an error."""
-        return cast("tuple[Cost, int | None] | None", self._answer(("runs", plan, 0.0)))
-
-    def remat(self, plan: Plan, budget_bytes: float) -> tuple[Remat | None] | None:
-        """The rematerialization that was planned, or that none fits; None if it was not begun, or is an error."""
-        return cast("tuple[Remat | None] | None", self._answer(("remat", plan, budget_bytes)))
-
-    def exact(self, choice: Choice, budget_bytes: float) -> Priced | None:
-        """The price op by op; None if it was not begun, or is an error."""
-        return cast("Priced | None", self._answer(("exact", choice.plan, budget_bytes)))
-
-    def is_begun(self, choice: Choice, budget_bytes: float) -> bool:
-        """Whether its price op by op was asked for, or is there."""
-        question = ("exact", choice.plan, budget_bytes)
-        return question in self.answers or any(helper.question == question for helper in self.helpers)
-
-    def is_awaited(self, choice: Choice, budget_bytes: float) -> bool:
-        """Whether some helper is still at it."""
-        question = ("exact", choice.plan, budget_bytes)
-        return any(helper.question == question and not self._has_answer(helper) for helper in self.helpers)
-
-    def keep(self, choice: Choice, budget_bytes: float, priced: Priced | None) -> None:
-        """What the search itself made of it while it waited."""
-        self.answers["exact", choice.plan, budget_bytes] = priced
-
-    def _begin(self, question: Question, asked: object) -> None:
-        if question in self.answers or any(helper.question == question for helper in self.helpers):
+    def begin(self, question: Question, asked: Plan | Choice) -> None:
+        """Ask for an answer, if some helper is free; `asked` is the plan or, for `exact`, the choice."""
+        if self.is_begun(question):
             return
         for helper in list(self.helpers):
-            if helper.question is None or self._has_answer(helper):
-                self._hear(helper)
+            if len(helper.questions) < _IN_ADVANCE and "the step" not in helper.questions:
                 self._ask(helper, question, (question, asked))
                 return
+
+    def is_begun(self, question: Question) -> bool:
+        """Whether it was asked for, or is there."""
+        return self.is_awaited(question) or question in self.answers
+
+    def is_awaited(self, question: Question) -> bool:
+        """Whether some helper is still at it, or will be."""
+        for helper in list(self.helpers):
+            while helper.questions and self._has_answer(helper):
+                self._hear(helper)
+        return any(question in helper.questions for helper in self.helpers)
+
+    def keep(self, question: Question, answer: object) -> None:
+        """What the search itself made of it while it waited."""
+        self.answers[question] = answer
+
+    def answer(self, question: Question) -> object:
+        """What came of it, waited for and told once; None if it was not begun, or is an error."""
+        for helper in list(self.helpers):
+            while question in helper.questions:
+                self._hear(helper)
+        return self.answers.pop(question, None)
 
     def _has_answer(self, helper: Helper) -> bool:
         """Also where it has died: `_hear` finds out."""
@@ -118,34 +106,27 @@ class Ahead:
         except _GONE:
             return True
 
-    def _answer(self, question: Question) -> object:
-        for helper in list(self.helpers):
-            if helper.question == question:
-                self._hear(helper)
-        return self.answers.pop(question, None)
-
     def _ask(self, helper: Helper, question: object, words: object) -> None:
         try:
             helper.link.send(words)
-            helper.question = question
+            helper.questions.append(question)
         except _GONE:
             self._lose(helper)
 
     def _hear(self, helper: Helper) -> None:
-        """Take what a helper was asked, once it has it."""
-        question, helper.question = helper.question, None
-        if question is None:
-            return
+        """Take the answer to its first question, once it is there."""
         try:
             answer = helper.link.recv()
         except _GONE:
             self._lose(helper)
             return
+        question = helper.questions.popleft()
         if isinstance(question, tuple):
             self.answers[cast("Question", question)] = answer
 
     def _lose(self, helper: Helper) -> None:
         """The search does it all itself from here on."""
+        helper.questions.clear()
         with suppress(ValueError):
             self.helpers.remove(helper)
 
@@ -194,35 +175,21 @@ def _serve(link: Connection) -> None:
         link.send(None)
         costs = Costs(recorded=recorded, cluster=cluster, model=model)
         while True:
-            (kind, _, budget), asked = link.recv()
-            link.send(_ANSWERS[kind](costs, asked, budget))
+            link.send(answer_of(costs, *link.recv()))
 
 
-def _by_runs(costs: Costs, plan: Plan, _: float) -> tuple[Cost, int | None] | None:
-    try:
-        return costs.by_runs(plan), costs.lasting.get(plan)
-    except DnnmemError:
-        return None
-
-
-def _remat(costs: Costs, plan: Plan, budget_bytes: float) -> tuple[Remat | None] | None:
-    try:
-        return (costs.planned(plan, budget_bytes).remat,)
-    except InfeasibleError:
-        return (None,)
-    except DnnmemError:
-        return None
-
-
-def exactly(costs: Costs, choice: Choice, budget_bytes: float) -> Priced | None:
-    """The price op by op; None for an error."""
+def answer_of(costs: Costs, question: Question, asked: Plan | Choice) -> object:
+    """The answer to a question; None for an error."""
     from dnnmem.estimator.search import priced_exactly
 
+    kind, plan, budget = question
     try:
-        return priced_exactly(costs, choice, budget_bytes)
+        if kind == "runs":
+            return costs.by_runs(plan), costs.lasting.get(plan)
+        if kind == "exact":
+            return priced_exactly(costs, cast("Choice", asked), budget)
+        return (costs.planned(plan, budget).remat,)
+    except InfeasibleError:
+        return (None,) if kind == "remat" else None
     except DnnmemError:
         return None
-
-
-_ANSWERS: dict[str, Callable[[Costs, Any, float], object]] = {"runs": _by_runs, "remat": _remat, "exact": exactly}
-"""By the first word of a question."""

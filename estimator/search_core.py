@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dnnmem.estimator.block_list import main_list
+from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.coarsen import NAME, Runs, rounded
 from dnnmem.estimator.local_step import LocalStep
 from dnnmem.estimator.passes import offload
+from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.planners.chain import Chain
 from dnnmem.estimator.repeat import repeat
@@ -22,6 +24,16 @@ STATES = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER})
 """What lives between steps."""
 EVENLY = ("all", "conv")
 """Activations that go to the host from all blocks alike."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Seconds of a step and bytes of the allocator, or bounds of both from below."""
+
+    seconds: float
+    """Of one optimizer step."""
+    peak_bytes: int
+    """What is allocated at the peak; reserved, where the price is exact."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -83,6 +95,16 @@ def resting(trace: Trace) -> dict[Kind, int]:
         if storage.kind in states:
             states[storage.kind] += rounded(storage.nbytes)
     return states
+
+
+def host_update_seconds(core: Core, cluster: Cluster) -> float:
+    """Of an update on the host, which reads and writes all states."""
+    return 2 * core.states[Kind.OPTIMIZER] * cluster.gpus_per_node / HOST_BYTES_PER_S
+
+
+def run_seconds(trace: Trace, runs: Runs) -> list[float]:
+    """The seconds of each op that is a run, 0 of the others."""
+    return [runs.costs[op.name].seconds if op.name in runs.costs else 0.0 for op in trace.ops]
 
 
 def with_costs(step: LocalStep, runs: Runs, model: TimeModel) -> LocalStep:

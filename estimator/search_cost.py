@@ -23,14 +23,25 @@ from dnnmem.estimator.estimate import Estimate, price
 from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.local_step import LocalStep, step_of
 from dnnmem.estimator.passes import rewrite_model, rewrite_rank
-from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S
 from dnnmem.estimator.plan import Loss, Plan, Remat
 from dnnmem.estimator.planners.chain import Chain, chain_of, leaving_parts
 from dnnmem.estimator.planners.remat import plan_remat
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.repeat import repeat, repeated_flops
+from dnnmem.estimator.replay import ReplayResult, free_bytes, replay_trace
 from dnnmem.estimator.roofline import host_seconds, op_seconds
-from dnnmem.estimator.search_core import EVENLY, STATES, Core, few_of, resting, sent_bytes, with_costs
+from dnnmem.estimator.search_core import (
+    EVENLY,
+    STATES,
+    Core,
+    Cost,
+    few_of,
+    host_update_seconds,
+    resting,
+    run_seconds,
+    sent_bytes,
+    with_costs,
+)
 from dnnmem.estimator.segments import blocks_again
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import TimeModel
@@ -56,16 +67,6 @@ WHOLE = ("every", "segments", "ops")
 """Policies that count blocks over the model, which has to be whole then."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """Seconds of a step and bytes of the allocator, or bounds of both from below."""
-
-    seconds: float
-    """Of one optimizer step."""
-    peak_bytes: int
-    """What is allocated at the peak; reserved, where the price is exact."""
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class Costs:
     """Prices plans of one step, recorded at several micro-batches, on one cluster."""
@@ -84,8 +85,12 @@ class Costs:
     """What `by_runs` found."""
     lasting: dict[Plan, int] = field(default_factory=dict)
     """Its peak without what blocks save for their backward passes."""
+    live: dict[Plan, int] = field(default_factory=dict)
+    """What is allocated at its peak, by runs."""
     runs: Runs = field(default_factory=Runs)
     """Costs of runs."""
+    held: tuple[Plan, ReplayResult, Trace] | None = None
+    """The last plan that fits of those that `reserved_bytes` was asked for, what it holds, and its step."""
     wholes: dict[int, Trace] = field(default_factory=dict)
     """Recorded steps with all their blocks, by the identity of the record."""
 
@@ -128,18 +133,15 @@ class Costs:
         """The plan's core in stages. Raises `UnsupportedError` for a model that is no chain of blocks."""
         core = self.core(plan)
         if core.chain is None:
-            core.chain = chain_of(core.runs, self._run_seconds(core.runs))
+            core.chain = chain_of(core.runs, run_seconds(core.runs, self.runs))
         return core.chain
-
-    def _run_seconds(self, runs: Trace) -> list[float]:
-        return [self.runs.costs[op.name].seconds if op.name in self.runs.costs else 0.0 for op in runs.ops]
 
     def bound(self, plan: Plan) -> Cost:
         """No less than this."""
         if self._is_apart(plan):
             return self.guess(plan)
         core, parts = self.core(plan), self._parts(plan)
-        update = self._host_seconds(core) if plan.offload.optimizer else core.update_seconds
+        update = host_update_seconds(core, self.cluster) if plan.offload.optimizer else core.update_seconds
         others = 0 if plan.offload.activations != "none" else core.others_bytes
         seconds = (
             core.micro_seconds * plan.batch.accumulation + update / max(parts.values()) + self.model.iteration_seconds
@@ -152,10 +154,6 @@ class Costs:
     def _is_apart(self, plan: Plan) -> bool:
         """Whether blocks that are alike are not all treated alike: its core would be as long as the model."""
         return plan.remat.policy in WHOLE and self.recorded.layers is not None
-
-    def _host_seconds(self, core: Core) -> float:
-        """Of an update on the host, which reads and writes all states."""
-        return 2 * core.states[Kind.OPTIMIZER] * self.cluster.gpus_per_node / HOST_BYTES_PER_S
 
     def resting_bytes(self, plan: Plan) -> int:
         """What lives between steps, at least."""
@@ -195,8 +193,9 @@ class Costs:
         local = rewrite_rank(core.runs, plan, self.cluster)
         margin = RUNS_MARGIN if plan.loss == Loss() else _CHUNKS_MARGIN
         self.lasting[plan] = int(live_peak(local, _LASTING) * margin)
+        self.live[plan] = live_peak(local)
         step = with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
-        return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=int(live_peak(local) * margin))
+        return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=int(self.live[plan] * margin))
 
     def _drawn_out(self, plan: Plan) -> Cost:
         """From as many blocks as the record has and from one more, op by op, to all of them.
@@ -242,7 +241,24 @@ class Costs:
     @collector_paused()
     def exact(self, plan: Plan) -> Estimate:
         """The price, op by op; raises what passes raise."""
-        return price(self.step(plan), self.model)
+        held = self.held[1] if self.held and self.held[0] == plan else None
+        return price(self.step(plan), self.model, known=held)
+
+    @collector_paused()
+    def reserved_bytes(self, plan: Plan) -> int:
+        """What the allocator would reserve, op by op, if the GPU were large enough; raises what passes raise."""
+        local = self._local(plan)
+        held = replay_trace(local)
+        fits = held.peak_reserved_bytes <= free_bytes(self.cluster.device)
+        self.held = (plan, held, local) if fits else None
+        return held.peak_reserved_bytes
+
+    def _local(self, plan: Plan) -> Trace:
+        """A rank's step, op by op."""
+        if self.held and self.held[0] == plan:
+            return self.held[2]
+        recorded = self.recorded.trace(self.micro_batch(plan), plan.precision.compute)
+        return rewrite_rank(self._ops(plan, recorded), plan, self.cluster)
 
     def step(self, plan: Plan) -> LocalStep:
         """The planned step, op by op."""
@@ -252,9 +268,7 @@ class Costs:
             if self.recorded.layers
             else sum(op.flops for op in recorded.ops)
         )
-        return step_of(
-            [rewrite_rank(self._ops(plan, recorded), plan, self.cluster)], recorded, plan, self.cluster, flops
-        )
+        return step_of([self._local(plan)], recorded, plan, self.cluster, flops)
 
     def _ops(self, plan: Plan, recorded: Trace) -> Trace:
         """Of the plan's core, whole."""
@@ -281,8 +295,10 @@ class Costs:
 
     def _plan_remat(self, plan: Plan, budget_bytes: float) -> Remat | None:
         runs = self.core(plan).runs
+        if plan not in self.live:
+            self.live[plan] = live_peak(rewrite_rank(runs, plan, self.cluster))
         # The chain counts whole states: what sharding takes off them goes on top of the budget.
-        shift = live_peak(runs) - live_peak(rewrite_rank(runs, plan, self.cluster))
+        shift = live_peak(runs) - self.live[plan]
         longest = 1 if plan.sharding.strategy == "zero3" else None
         if longest == 1 and self.bound(replace(plan, remat=Remat(policy="full"))).peak_bytes > budget_bytes:
             return None
@@ -291,6 +307,7 @@ class Costs:
             return plan_remat(
                 runs, round(budget_bytes) + shift, lambda: leaving_parts(self.chain(plan), parts), longest=longest,
                 peak=lambda trace: live_peak(rewrite_rank(trace, plan, self.cluster)) + shift,
+                kept=self.live[plan] + shift,
             )  # fmt: skip
         except InfeasibleError:
             return None

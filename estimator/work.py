@@ -106,7 +106,20 @@ def work_of(trace: Trace) -> Work:
     """The table of `trace`, in the order of its ops."""
     graphs = GRAPHS in trace.origin.versions
     tf32 = _TF32.get(trace.origin.versions.get(COMPUTE, ""), CONVOLUTIONS)
-    rows = [_row(op, trace.storages, graphs=graphs, tf32=tf32) for op in trace.ops]
+    like = _likeness(trace.storages)
+    known: dict[tuple[object, ...], _Row] = {}
+    rows = []
+    for op in trace.ops:  # blocks are alike
+        used = (*op.reads, *op.writes)
+        places = () if len(set(used)) == len(used) else tuple(map(used.index, used))
+        key = (
+            op.name, op.lane, op.flops, op.masked_flops, op.moved_bytes, op.seconds, len(op.reads), places,
+            *map(like.get, used),
+        )  # fmt: skip
+        row = known.get(key)
+        if row is None:
+            row = known[key] = _row(op, trace.storages, graphs=graphs, tf32=tf32)
+        rows.append(row)
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(_COLUMNS)
     return Work(
         **{
@@ -116,6 +129,15 @@ def work_of(trace: Trace) -> Work:
         names=tuple(op.name.partition(".")[2].partition(".")[0].rstrip("_") for op in trace.ops),
         fresh_bytes=fresh_bytes(trace),
     )
+
+
+def _likeness(storages: Mapping[int, Storage]) -> dict[int, int]:
+    """A number for each storage, the same for those that `_row` cannot tell apart."""
+    numbers: dict[tuple[object, ...], int] = {}
+    return {
+        i: numbers.setdefault((s.nbytes, s.shape, s.dtype, s.name, s.channels_last), len(numbers))
+        for i, s in storages.items()
+    }
 
 
 def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool, tf32: Container[OpClass]) -> _Row:

@@ -61,6 +61,8 @@ class _Sharder:
         self.first_backward, _ = _span(trace, Phase.BACKWARD)
         self.last_backward = max((k for k, op in enumerate(trace.ops) if op.phase is Phase.BACKWARD), default=-1)
         _, self.last_forward = _span(trace, Phase.FORWARD)
+        self.parts = {i: part_of(trace.storages[i], self.ranks) for group in self.groups for i in group.params}
+        """The rank's part of each parameter, in its recorded type."""
         self.whole: dict[int, int] = {}
         """Parameter -> its gathered storage, of the latest gather."""
         self.sum_of: dict[int, int] = {}
@@ -89,8 +91,8 @@ class _Sharder:
     def _at_rest(self) -> None:
         """Parameters, gradients and states in parts, in their types at rest."""
         precision, storages = self.plan.precision, self.trace.storages
-        kept = [i for group in self.groups for i in group.params]
-        rest = {i: in_type(part_of(storages[i], self.ranks), precision.param) for i in (*kept, *states(storages))}
+        rest = {i: in_type(part, precision.param) for i, part in self.parts.items()}
+        rest |= {i: in_type(part_of(storages[i], self.ranks), precision.param) for i in states(storages)}
         for p, mine in self.grads.items():
             rest.update({g: self._rest_of(g, p) for g in mine})
         shares = {i: Fraction(s.nbytes, storages[i].nbytes) for i, s in rest.items() if storages[i].nbytes}
@@ -109,7 +111,7 @@ class _Sharder:
     def _buffers(self, group: Group) -> tuple[int, list[Event]]:
         """A gather's flat buffer, and how it comes to be: with mixed precision the rank's part is cast first."""
         storages = self.trace.storages
-        part = sum(part_of(storages[i], self.ranks).nbytes for i in group.params)
+        part = sum(self.parts[i].nbytes for i in group.params)
         flat = self.draft.add(made_storage(part * self.ranks, Kind.COMM, "all_gather"))
         made = [Event(part * self.ranks, GATHER_STREAM, flat)]
         if any(in_type(storages[i], self.plan.precision.param) != storages[i] for i in group.params):
@@ -119,7 +121,7 @@ class _Sharder:
 
     def _gather(self, group: Group, issue: int, use: int, writes: int) -> None:
         """All-gather before op `issue` for op `use`."""
-        nbytes = sum(part_of(self.trace.storages[i], self.ranks).nbytes for i in group.params) * self.ranks
+        nbytes = sum(self.parts[i].nbytes for i in group.params) * self.ranks
         gather = Op(
             name="dnnmem.all_gather.dp_shard", module=self.trace.ops[use].module, phase=self.trace.ops[use].phase,
             lane=Lane.COMM, reads=tuple(group.params), writes=(writes,), moved_bytes=nbytes,
@@ -142,7 +144,7 @@ class _Sharder:
 
     def _whole(self, i: int) -> int:
         """A gathered parameter with its padding, in the type that it computes in."""
-        nbytes = part_of(self.trace.storages[i], self.ranks).nbytes * self.ranks
+        nbytes = self.parts[i].nbytes * self.ranks
         return self.draft.add(storage_like(self.trace.storages[i], kind=Kind.COMM, nbytes=nbytes))
 
     def _gather_forward(self, group: Group, issue: int, use: int, previous: int) -> int:

@@ -31,16 +31,17 @@ def plan_remat(
     *,
     peak: Callable[[Trace], int] | None = None,
     longest: int | None = None,
+    kept: int | None = None,
 ) -> Remat:
     """The rematerialization of `trace` that fits `budget_bytes` and takes the fewest seconds of its `chain`.
 
     Args: `chain` is that of `trace`, asked for where not everything can be kept. `peak` says what a rewritten trace
     needs; None: what PyTorch's allocator reserves for it. `longest`: most blocks of a run (1 under zero3, which gathers
-    block by block); None for any number.
+    block by block); None for any number. `kept`: what `peak` says of `trace` itself, if that is known.
     Raises `InfeasibleError` where no plan fits, `UnsupportedError` for a model that is no chain of blocks.
     """
     peak = peak or _reserved
-    least = peak(trace)
+    least = peak(trace) if kept is None else kept
     if least <= budget_bytes:
         return Remat()
     stages = chain()
@@ -49,16 +50,24 @@ def plan_remat(
     lightest = [Remat(policy="full")]
     if table.least_bytes() < math.inf:
         lightest.append(named(stages, table.runs(table.least_bytes())))
-    for look in range(_LOOKS + len(lightest)):
-        fits = look < _LOOKS and table.seconds_at(aim) < math.inf
-        if not fits and not lightest:
+    known: dict[Remat, int] = {}
+
+    def fits(remat: Remat) -> bool:
+        if remat not in known:
+            known[remat] = peak(remat_pass.apply(trace, Plan(remat=remat)))
+        return known[remat] <= budget_bytes
+
+    for look in range(_LOOKS):
+        if table.seconds_at(aim) == math.inf or (look and not any(map(fits, lightest))):
             break
-        found = named(stages, table.runs(aim)) if fits else lightest.pop(0)
-        needs = peak(remat_pass.apply(trace, Plan(remat=found)))
-        if needs <= budget_bytes:
+        found = named(stages, table.runs(aim))
+        if fits(found):
             return found
-        least = min(least, needs)
-        aim -= max(needs - budget_bytes, table.slot_bytes)
+        aim -= max(known[found] - budget_bytes, table.slot_bytes)
+    for remat in lightest:
+        if fits(remat):
+            return remat
+    least = min((least, *known.values()))
     raise InfeasibleError(
         f"no rematerialization of {trace.origin.target or 'the step'} fits {format_bytes(budget_bytes)}; the least "
         f"that was found needs {format_bytes(least)}",

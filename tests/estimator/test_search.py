@@ -14,7 +14,8 @@ from dnnmem.estimator.ranking import ranked
 from dnnmem.estimator.recommend import Wanted, budget_of, find, recommend, scope_of
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Tally, key_of, priced_exactly
-from dnnmem.estimator.search_cost import Cost, Costs
+from dnnmem.estimator.search_core import Cost
+from dnnmem.estimator.search_cost import Costs
 from dnnmem.estimator.techniques import choices, tables
 from dnnmem.estimator.time_model import load
 from tests.estimator.passes.steps import LLAMA, gpt

@@ -16,6 +16,8 @@ from dnnmem.estimator.time_model import load
 from tests.estimator.passes.steps import gpt
 
 CLUSTER = find_cluster("h100:4")
+RUNS = ("runs", Plan(), 0.0)
+"""The question for the price of a plan by runs."""
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,7 @@ def knowing(recorded, model, processes=1):
     with ahead_of(processes=processes) as ahead:
         ahead.know(recorded, CLUSTER, model)
         assert all(helper.link.poll(60) for helper in ahead.helpers)
+        assert not ahead.is_begun(RUNS)
         yield ahead
 
 
@@ -53,9 +56,9 @@ def test_the_answer_is_that_of_one_process(recorded, model):
 
 def test_a_price_that_was_begun_is_taken_once(recorded, model):
     with knowing(recorded, model) as ahead:
-        ahead.begin_runs(Plan())
-        found = ahead.runs(Plan())
-        assert ahead.runs(Plan()) is None
+        ahead.begin(RUNS, Plan())
+        found = ahead.answer(RUNS)
+        assert ahead.answer(RUNS) is None
     costs = Costs(recorded=recorded, cluster=CLUSTER, model=model)
     assert found == (costs.by_runs(Plan()), costs.lasting[Plan()])
 
@@ -64,15 +67,15 @@ def test_what_is_an_error_there_is_left_to_the_search(recorded, model):
     # GIVEN a plan that has no price
     impossible = Plan(optimizer=Optimizer(name="adamw", kernel="unheard of"))
     with knowing(recorded, model) as ahead:
-        ahead.begin_runs(impossible)
-        assert ahead.runs(impossible) is None
+        ahead.begin(("runs", impossible, 0.0), impossible)
+        assert ahead.answer(("runs", impossible, 0.0)) is None
 
 
 def test_a_search_goes_on_without_a_process_that_died(recorded, model):
     with knowing(recorded, model) as ahead:
-        ahead.begin_runs(Plan())
-        ahead.runs(Plan())
-        ahead.begin_runs(Plan())
+        ahead.begin(RUNS, Plan())
+        ahead.answer(RUNS)
+        ahead.begin(RUNS, Plan())
         for helper in ahead.helpers:
             helper.process.kill()
         assert answer(recorded, model, ahead) == answer(recorded, model, None)
@@ -88,5 +91,5 @@ def test_who_does_not_know_the_step_yet_is_not_waited_for(recorded, model):
     with ahead_of(processes=1) as ahead:
         ahead.know(recorded, CLUSTER, model)
         # WHEN a price is asked for at once THEN it was not begun
-        ahead.begin_runs(Plan())
-        assert ahead.runs(Plan()) is None
+        ahead.begin(RUNS, Plan())
+        assert ahead.answer(RUNS) is None
