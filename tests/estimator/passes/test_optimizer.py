@@ -14,7 +14,8 @@ from dnnmem.estimator.passes import optimizer_galore, optimizer_shampoo, optimiz
 from dnnmem.estimator.passes.optimizer import apply
 from dnnmem.estimator.passes.optimizer_recorded import recorded_update
 from dnnmem.estimator.passes.optimizer_rules import RULES
-from dnnmem.estimator.plan import OPTIMIZERS, Batch, Mesh, Optimizer, Pipeline, Plan, Precision, Sharding
+from dnnmem.estimator.plan import Batch, Mesh, Optimizer, Pipeline, Plan, Precision, Sharding
+from dnnmem.estimator.plan_check import OPTIMIZERS
 from dnnmem.estimator.trace import Kind, Origin, Phase
 from dnnmem.profilers.fake import profile_fake
 from dnnmem.profilers.optimizers.galore import GaLore
