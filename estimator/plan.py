@@ -107,8 +107,8 @@ class Optimizer:
     """Who updates the parameters. Another algorithm changes the mathematics of training; a kernel does not."""
 
     name: str | None = None
-    """`sgd` (no momentum), `momentum`, `adamw`, `adafactor` (torch's), `adamw8bit` (torchao's); dnnmem's own `lion`,
-    `lamb`, `lars`, `muon`, `shampoo`, `soap` and `galore`; None = as recorded."""
+    """`sgd` (no momentum), `momentum`, `adamw`, `adafactor` (torch's), `adamw8bit` (torchao's), `adamw8bit_bnb`
+    (bitsandbytes'); dnnmem's own `lion`, `lamb`, `lars`, `muon`, `shampoo`, `soap` and `galore`; None = as recorded."""
     kernel: str | None = None
     """`for_loop`, `foreach` (lists of tensors) or `fused` (one kernel, no temporaries); None = as recorded."""
     state: str | None = None

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from dnnmem.estimator.plan import Plan
 
 OPTIMIZERS = (
-    "sgd", "momentum", "adamw", "adafactor", "adamw8bit", "lion", "lamb", "lars", "muon", "shampoo", "soap", "galore",
+    "sgd", "momentum", "adamw", "adafactor", "adamw8bit", "adamw8bit_bnb", "lion", "lamb", "lars", "muon", "shampoo",
+    "soap", "galore",
 )  # fmt: skip
 """Names of `Optimizer.name`."""
 _CHOICES = {

@@ -87,10 +87,11 @@ def test_a_pass_needs_what_its_apply_needs(name, way):
     )
 
 
-def test_8_bit_states_need_what_torchao_needs(tmp_path):
-    # GIVEN torchao, whose update is compiled
-    pytest.importorskip("torchao.optim", reason="torchao is not installed")
-    plan = Plan(optimizer=Optimizer(name="adamw8bit"))
+@pytest.mark.parametrize(("name", "library"), [("adamw8bit", "torchao"), ("adamw8bit_bnb", "bitsandbytes")])
+def test_8_bit_states_need_what_their_library_needs(name, library, tmp_path):
+    # GIVEN torchao, whose update is compiled, or bitsandbytes
+    pytest.importorskip(f"{library}.optim", reason=f"{library} is not installed")
+    plan = Plan(optimizer=Optimizer(name=name))
     [found] = rewrite(plain_step("gpt"), plan)
     ran = verify(SIZES["gpt"], plan, GPU, cache=tmp_path)
     assert ran.outcome == "ran", ran.message

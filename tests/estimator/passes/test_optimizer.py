@@ -231,6 +231,22 @@ def test_states_of_8_bit():
     assert not any(e.nbytes > 0 for op in found.ops if op.phase is Phase.STEP for e in op.events)
 
 
+def test_states_of_bitsandbytes():
+    # GIVEN its rule: 4,096 elements and more are quantized, the last block whole or not
+    trace = gpt(3)
+    found = apply(trace, Plan(optimizer=Optimizer(name="adamw8bit_bnb")))
+    found.check()
+    made = {(s.module, s.name): s for i, s in found.storages.items() if s.kind is Kind.OPTIMIZER}
+    for s in (s for i, s in trace.storages.items() if s.kind is Kind.PARAM and i in trace.pinned):
+        count = s.nbytes // 4
+        assert made[s.module, f"{s.name}.state1"].nbytes == (count if count >= 4096 else s.nbytes)
+        assert (s.module, f"{s.name}.absmax2") in made or count < 4096
+    # AND nothing is made in the update, which ranks with parts of parameters cannot have
+    assert not any(e.nbytes > 0 for op in found.ops if op.phase is Phase.STEP for e in op.events)
+    with pytest.raises(UnsupportedError, match="blocks of elements"):
+        apply(trace, Plan(optimizer=Optimizer(name="adamw8bit_bnb"), mesh=Mesh(tp=2)))
+
+
 def test_a_fused_update_makes_nothing():
     # GIVEN an update by lists, with temporaries as large as the parameters
     trace = gpt(3)
