@@ -252,7 +252,7 @@ def _recompute(
     for i in (i for i in {**needed, **(kept if cached else {})} if 0 <= known[i].freed < start):
         reader = next((at for at in range(len(again) - 1, -1, -1) if i in ops[again[at]].reads), -1)
         if i in kept and (reader >= 0 or i not in needed):  # others, whose backward passes came before, may read it too
-            at = reader if reader >= 0 else until(again, known[i].freed, stop)
+            at = reader if reader >= 0 else max(until(again, known[i].freed, stop), 0)
             free_with_clone(draft, i, known, start, at - len(again))
             later.pop(i, None)
         else:
