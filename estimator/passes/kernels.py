@@ -7,8 +7,8 @@ An op joins the kernel before it if it shares a storage with it. The kernel read
 writes what somebody outside reads; what lives and dies inside is never in memory, so its events go too. A reduction
 over rows of a batch (the gradient of a bias) walks the other way and stays a kernel of its own. The optimizer's ops
 stay as they are: its kernels are `plan.optimizer.kernel`. Fused by hand, a softmax of scores takes four matrices at a
-time; where their number is no multiple of that, its ops run one by one, in float32. `graphs` marks the step as issued at once, so that its ops
-cost the host nothing.
+time; where their number is no multiple of that, its ops run one by one, in float32 (whose memory is left out).
+`graphs` marks the step as issued at once, so that its ops cost the host nothing.
 
 >>> from dnnmem.estimator.plan import Kernels, Plan
 >>> from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace

@@ -131,7 +131,7 @@ def test_blocks_that_are_compiled_leave_the_loss_as_it_is():
 
 
 def test_a_softmax_of_few_matrices_is_not_fused_by_hand() -> None:
-    """GIVEN a mask and a softmax over 2 and over 4 matrices WHEN fused by hand THEN only 4 are, as Megatron's kernel."""
+    """GIVEN a mask and a softmax over 2 or 4 matrices WHEN fused by hand THEN only 4 are, as in Megatron."""
     names = {}
     for matrices in (2, 4):
         held = {i: storage(i, matrices, 8, 8) for i in range(3)}
