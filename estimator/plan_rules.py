@@ -107,6 +107,11 @@ def check_sharding(plan: Plan) -> None:
         )
     if sharding.bucket_views and sharding.even_parts:
         raise UsageError("sharding.bucket_views is PyTorch's, whose zero1 has no even_parts", hint="leave one out")
+    if sharding.bucket_views and plan.offload.optimizer:
+        raise UsageError(
+            "sharding.bucket_views leaves no gradients to go to the host one by one, as offload.optimizer sends them",
+            hint="leave one of them out",
+        )
     gathers = sharding.strategy == "zero3" or (sharding.strategy == "zero2" and not sharding.even_parts)
     if sharding.prefetch < 0 or (sharding.prefetch and not gathers):
         raise UsageError(
