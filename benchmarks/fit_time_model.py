@@ -17,7 +17,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -175,14 +177,21 @@ def start(name: Name) -> float:
     if field == "attention":
         return 1.0
     table = "default" if scope == "" or scope.startswith("site:") else scope
-    return read_parameters(tomllib.loads(PRIORS.read_text("utf-8"))[table])[field]
+    return read_parameters(priors()[table])[field]
+
+
+@cache
+def priors() -> dict[str, Any]:
+    """The file of priors; `site` holds what is known of a site and not fitted."""
+    return tomllib.loads(PRIORS.read_text("utf-8"))
 
 
 def model_of(row: Row, values: dict[Name, float]) -> TimeModel:
     """The parameters of a row."""
     scopes = ("", row.arch, f"site:{row.case.source}")
     shared, arch, site = ({n: v for (where, n), v in values.items() if where == scope} for scope in scopes)
-    return at_site(replace(load(row.step.cluster.device), **{**shared, **arch}), site)
+    known = priors()["site"].get(row.case.source, {})
+    return at_site(replace(load(row.step.cluster.device), **{**shared, **arch}), {**known, **site})
 
 
 def log_seconds(row: Row, values: dict[Name, float]) -> float:

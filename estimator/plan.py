@@ -13,12 +13,9 @@ where its storages lie, then how micro-batches follow each other. Degrees have t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
-from dnnmem.estimator.errors import UsageError
-from dnnmem.estimator.keep_text import parse_keep
-from dnnmem.estimator.plan_pipeline import PIPELINES, check_pipeline
-from dnnmem.estimator.plan_rules import check_compression, check_degrees, check_gradients, check_offload
+from dnnmem.estimator.plan_check import check_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +107,8 @@ class Optimizer:
     """Who updates the parameters. Another algorithm changes the mathematics of training; a kernel does not."""
 
     name: str | None = None
-    """`sgd` (no momentum), `momentum`, `adamw`, `adafactor` (torch's), `adamw8bit` (torchao's); dnnmem's own `lion`,
-    `lamb`, `lars`, `muon`, `shampoo`, `soap` and `galore`; None = as recorded."""
+    """`sgd` (no momentum), `momentum`, `adamw`, `adafactor` (torch's), `adamw8bit` (torchao's), `adamw8bit_bnb`
+    (bitsandbytes'); dnnmem's own `lion`, `lamb`, `lars`, `muon`, `shampoo`, `soap` and `galore`; None = as recorded."""
     kernel: str | None = None
     """`for_loop`, `foreach` (lists of tensors) or `fused` (one kernel, no temporaries); None = as recorded."""
     state: str | None = None
@@ -180,6 +177,11 @@ class Sharding:
     2025); else they are gathered with the model, until the end of the step."""
     bucket_mib: int = 25
     """ddp: gradients go in buckets of this size."""
+    bucket_views: bool = False
+    """ddp, zero1: gradients lie in their buckets, not beside them (`gradient_as_bucket_view`)."""
+    prefetch: int = 0
+    """zero2, zero3: groups are gathered so many ahead of their use (`set_modules_to_forward_prefetch`, and backward);
+    0 = as FSDP2 does by itself."""
     overlap: bool = True
     """Communication runs beside compute; False = after the backward pass, exposed (Megatron before overlap)."""
 
@@ -239,6 +241,8 @@ class Pipeline:
     """Model chunks a rank holds: 2 or more for `interleaved`, 2 for `zbv` and `dualpipev`."""
     cuts: str = ""
     """First blocks of the second chunk, the third, ...: `8,16,24`; empty = as even as can be."""
+    buffers: bool = True
+    """Each micro-batch has places of its own for what is received, as PyTorch's stages do; False = as Megatron's."""
     scatter_gather: bool = True
     """Tensor-parallel ranks that all hold a boundary send a part each, and gather it behind (Megatron, DeepSpeed)."""
 
@@ -294,55 +298,6 @@ class Plan:
         return splits and self.mesh.data_ranks > 1
 
 
-OPTIMIZERS = (
-    "sgd", "momentum", "adamw", "adafactor", "adamw8bit", "lion", "lamb", "lars", "muon", "shampoo", "soap", "galore",
-)  # fmt: skip
-"""Names of `Optimizer.name`."""
-_CHOICES = {
-    ("precision", "compute"): ("float32", "tf32", "bf16_amp", "fp16_amp", "bfloat16", None),
-    ("precision", "linear"): ("float8", None),
-    ("optimizer", "name"): (*OPTIMIZERS, None),
-    ("optimizer", "state"): ("bfloat16", "float16", None),
-    ("optimizer", "kernel"): ("for_loop", "foreach", "fused", None),
-    ("remat", "policy"): ("none", "full", "every", "selective", "attention", "segments", "ops"),
-    ("compression", "bits"): (8, 4, 2, None),
-    ("sharding", "strategy"): ("none", "ddp", "zero1", "zero2", "zero3"),
-    ("offload", "activations"): ("none", "all", "every", "blocks", "conv"),
-    ("pipeline", "schedule"): PIPELINES,
-    ("kernels", "fusion"): ("none", "hand", "blocks", "pointwise"),
-}
-_DTYPES = ("float32", "float16", "bfloat16", None)
-
-
 def check(plan: Plan) -> None:
     """Raise `UsageError` unless every value is one that exists and the fields agree; the message states the rule."""
-    for (part, name), known in _CHOICES.items():
-        value = getattr(getattr(plan, part), name)
-        if value not in known:
-            named = ", ".join(str(choice) for choice in known if choice is not None)
-            raise UsageError(f"{part}.{name} is {value!r}; it is one of {named}")
-    for name in ("param", "grad", "reduce"):
-        if getattr(plan.precision, name) not in _DTYPES:
-            raise UsageError(
-                f"precision.{name} is {getattr(plan.precision, name)!r}; it is float32, float16 or bfloat16"
-            )
-    counts = [("mesh", f.name) for f in fields(Mesh)] + [
-        ("batch", "micro_batch"), ("batch", "accumulation"), ("loss", "chunks"), ("remat", "every"),
-        ("sharding", "bucket_mib"), ("offload", "every"), ("pipeline", "chunks"),
-    ]  # fmt: skip
-    for part, name in counts:
-        value = getattr(getattr(plan, part), name)
-        if value is not None and value < 1:
-            raise UsageError(f"{part}.{name} is {value}; it is 1 or more")
-    for name, policy in (("segments", "segments"), ("keep", "ops")):
-        if (plan.remat.policy == policy) != bool(text := getattr(plan.remat, name)):
-            raise UsageError(
-                f"remat.{name} is {text!r} under policy {plan.remat.policy}; it goes with policy {policy} alone"
-            )
-    if plan.remat.keep:
-        parse_keep(plan.remat.keep)
-    check_offload(plan.offload)
-    check_compression(plan.compression)
-    check_gradients(plan)
-    check_degrees(plan)
-    check_pipeline(plan)
+    check_all(plan)

@@ -96,6 +96,31 @@ def _check_values(wanted: Gradients) -> None:
             raise UsageError(f"gradients.{name} is {getattr(wanted, name)}; it is {least} or more")
 
 
+def check_sharding(plan: Plan) -> None:
+    """Raise `UsageError` unless buckets and gathers are there that the strategy has."""
+    sharding = plan.sharding
+    if sharding.bucket_views and not (sharding.strategy in ("ddp", "zero1") and sharding.overlap):
+        raise UsageError(
+            f"sharding.bucket_views lays gradients into the buckets of ddp and zero1 as gradients come; strategy "
+            f"is {sharding.strategy}, overlap {str(sharding.overlap).lower()}",
+            hint="leave sharding.bucket_views out",
+        )
+    if sharding.bucket_views and sharding.even_parts:
+        raise UsageError("sharding.bucket_views is PyTorch's, whose zero1 has no even_parts", hint="leave one out")
+    if sharding.bucket_views and plan.offload.optimizer:
+        raise UsageError(
+            "sharding.bucket_views leaves no gradients to go to the host one by one, as offload.optimizer sends them",
+            hint="leave one of them out",
+        )
+    gathers = sharding.strategy == "zero3" or (sharding.strategy == "zero2" and not sharding.even_parts)
+    if sharding.prefetch < 0 or (sharding.prefetch and not gathers):
+        raise UsageError(
+            f"sharding.prefetch is {sharding.prefetch} under {sharding.strategy}; it is 0 or more, and above 0 where "
+            "groups of parameters are gathered",
+            hint="--set sharding.strategy=zero3",
+        )
+
+
 def check_degrees(plan: Plan) -> None:
     """Raise `UsageError` unless the degrees go with what shares them."""
     mesh = plan.mesh

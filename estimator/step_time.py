@@ -165,9 +165,12 @@ def _priced(chunk: Chunk, step: LocalStep, model: TimeModel) -> _Priced:
             seconds[i] = op.moved_bytes / copies + link.latency_seconds
             if op.name in _SHARED:
                 seconds[i] = op.moved_bytes * step.cluster.gpus_per_node / _SHARED[op.name]
-    work = chunk.work
+    work, host = chunk.work, host_seconds(chunk.work, model)
+    for m in chunk.messages if model.serial_messages else ():
+        host[m.index] = 0.0
+        host[min(m.index + 1, len(host) - 1)] += seconds[m.index]
     arithmetic = work.flops * device.memory_bytes_per_s > work.bytes * peak_rates(work, device)
-    return _Priced(chunk=chunk, seconds=seconds, host=host_seconds(work, model), arithmetic=arithmetic)
+    return _Priced(chunk=chunk, seconds=seconds, host=host, arithmetic=arithmetic)
 
 
 def _alone(step: LocalStep, priced: _Priced) -> StepTime:

@@ -98,6 +98,9 @@ class TimeModel:
     spread: Mapping[str, float]
     """Standard deviations of log(measured / predicted): a site's by `arithmetic`, `traffic`, `communication` and
     `host`, and a single step's by itself, `step`."""
+    serial_messages: bool = False
+    """Collectives are added to what a rank computes alone: the host waits for each of them, and issues it at no cost.
+    True where a table is a sum of parts that were timed one by one."""
     fault_seconds_per_byte: float = 0.0
     """A CPU's first write to memory that its allocator has got from the system; 0 on a GPU, which keeps memory."""
     curves: Mapping[str, Curve] = field(default_factory=dict)

@@ -147,7 +147,7 @@ def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool, tf32: Contain
     out = _main(op.reads if kind is OpClass.INDEX and is_backward(op.name) else op.writes or op.reads, storages)
     m, n, k, batch, align = 0.0, 0.0, 0.0, 1.0, 16
     if kind is OpClass.GEMM and op.flops:
-        m, n, k, batch = _product(op, out)
+        m, n, k, batch = _heads(op, storages, _product(op, out))
         align = _alignment(op, storages)
     elif kind is OpClass.CONV and op.flops:
         kind, m, n, k, batch = _convolution(op, storages)
@@ -239,6 +239,25 @@ def _product(op: Op, out: Storage | None) -> tuple[float, float, float, float]:
     batch = prod(shape[:-2]) if "bmm" in op.name or "grouped" in op.name else 1
     n = shape[-1]
     return elements / batch / n, float(n), op.flops / (2 * elements), float(batch)
+
+
+def _heads(
+    op: Op, storages: Mapping[int, Storage], found: tuple[float, float, float, float]
+) -> tuple[float, float, float, float]:
+    """`found` put right where heads were split over ranks: the result then has all heads and a part of their width.
+
+    Scores, which are read whole, have a rank's heads.
+    """
+    m, n, k, batch = found
+    if "bmm" not in op.name:
+        return found
+    for shape in (storages[i].shape for i in op.reads if i in storages):
+        if len(shape) == 3 and shape[0] < batch and k in shape[1:]:
+            rows = float(shape[2] if shape[1] == k else shape[1])
+            columns = m * n * batch / shape[0] / rows
+            if columns >= 1 and columns == int(columns):
+                return rows, columns, k, float(shape[0])
+    return found
 
 
 def _alignment(op: Op, storages: Mapping[int, Storage]) -> int:

@@ -161,7 +161,13 @@ def load_plan(path: Path | None, settings: list[str] | tuple[str, ...]) -> Plan:
         raise UsageError(f"--plan {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--plan {path} is not JSON: {error}") from None
-    return change(from_json(data, str(path)), settings)
+    return change(from_json(_chosen(data), str(path)), settings)
+
+
+def _chosen(data: object) -> object:
+    """Of the answers of `dnnmem plan --json` the plan that was chosen; any other data as they are."""
+    chosen = data.get("chosen") if isinstance(data, dict) and data.get("schema") == "dnnmem.planners/1" else None
+    return chosen["plan"] if isinstance(chosen, dict) and chosen.get("plan") else data
 
 
 def is_rank(plan: Path) -> bool:

@@ -1,6 +1,8 @@
-"""`dnnmem explain RANK`: one plan of the last recommendation in full, and what one other choice would make of it.
+"""`dnnmem explain RANK|FILE`: one plan of the last recommendation in full, and what one other choice would make of it.
 
 .dnnmem/recommend --rank, --what-if--> Plan --> Estimate, layers --> the report of `dnnmem estimate`
+
+A file holds a plan (`dnnmem plan --save-plan`, `--json`), which is done to the step that was recommended for.
 """
 
 from __future__ import annotations
@@ -20,7 +22,12 @@ if TYPE_CHECKING:
     from dnnmem.estimator.step_time import LayerTime
     from dnnmem.estimator.trace import Trace
 
-Rank = Annotated[int, typer.Argument(metavar="RANK", help="Of the last recommendation; 0 is your step as it is.")]
+Rank = Annotated[
+    str,
+    typer.Argument(
+        metavar="RANK|FILE", help="Of the last recommendation, 0 being your step as it is; or a plan's file."
+    ),
+]
 WhatIf = Annotated[
     list[str] | None,
     typer.Option("--what-if", metavar="FIELD=VALUE", help="Another choice: remat.policy=none. May be repeated."),
@@ -34,7 +41,7 @@ Top = Annotated[int, typer.Option("--top", metavar="N", help="Lines of the table
 
 
 def explain(
-    rank: Rank = 1,
+    rank: Rank = "1",
     *,
     what_if: WhatIf = None,
     from_: From = None,
@@ -57,7 +64,7 @@ def explain(
     outputs = plan_outputs(form=None, default="table", json=json, csv=None)
     check_outputs(outputs, None)
     kept = load(from_, Path.cwd())
-    plan = kept.plan(rank)
+    plan, title = _named(kept, rank)
     other = change(plan, what_if) if what_if else None
     trace, found, layers = _price(kept, other or plan)
     for output in outputs:
@@ -65,7 +72,7 @@ def explain(
             text = to_json(found, layers)
             sys.stdout.write(text) if output.path is None else write_atomic(output.path, text)
         else:
-            _print(kept, trace, found, layers, (plan, other), rank=rank, top=top, no_color=no_color)
+            _print(kept, trace, found, layers, (plan, other), title=title, top=top, no_color=no_color)
     sys.stdout.flush()
     written = []
     if plan_out is not None:
@@ -80,6 +87,18 @@ def explain(
             f"dnnmem export TARGET --plan {rank} --to fsdp2 -o train.py    the plan as a script",
             quiet=quiet or what_if is not None,
         )
+
+
+def _named(kept: Kept, rank: str) -> tuple[Plan, str]:
+    """The plan that is meant, and what it is in a sentence. Raises `UsageError`."""
+    if rank.isdecimal():
+        row = kept.row(int(rank))
+        return kept.plan(int(rank)), f"Plan {rank}: {', '.join(row['techniques']) or 'the step as it is'}. {row['why']}"
+    from dnnmem.cli.commands.estimate import load_plan
+    from dnnmem.estimator.plan_text import change, settings
+
+    own = settings(load_plan(Path(rank), ()))
+    return change(kept.plan(0), own), f"Plan of {rank}: {' '.join(own) or 'the step as it is'}"
 
 
 def _price(kept: Kept, plan: Plan) -> tuple[Trace, Estimate, tuple[LayerTime, ...]]:
@@ -102,7 +121,7 @@ def _print(
     layers: tuple[LayerTime, ...],
     plans: tuple[Plan, Plan | None],
     *,
-    rank: int,
+    title: str,
     top: int,
     no_color: bool,
 ) -> None:
@@ -111,8 +130,7 @@ def _print(
     from dnnmem.cli.render.what_if import print_difference
 
     console = make_console(sys.stdout, no_color=no_color)
-    row = kept.row(rank)
-    console.print(f"Plan {rank}: {', '.join(row['techniques']) or 'the step as it is'}. {row['why']}\n")
+    console.print(f"{title}\n")
     print_estimate(trace, found, layers, console, top=top)
     plan, other = plans
     if other is not None:

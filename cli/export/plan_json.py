@@ -60,6 +60,7 @@ def _solution(solution: Solution) -> dict[str, Any]:
         "extra_seconds": solution.extra_seconds,
         "optimal": solution.found.optimal,
         "gap": solution.found.gap,
+        "gradient_error": solution.gradient_error,
         "solve_seconds": solution.solve_seconds,
         "plan": _plan(solution.plan),
         "schedule": solution.found.schedule or None,

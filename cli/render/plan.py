@@ -113,6 +113,8 @@ def _about(found: Planned, chosen: Solution) -> Iterator[str]:
     gap = f"; at most {percent(chosen.found.gap)} from the best" if chosen.found.gap else ""
     yield f"planned by {chosen.planner}{why}{proof}{gap}"
     yield f"plan: {plan_words(chosen)}"
+    if chosen.gradient_error == 0:
+        yield "loss and gradients: as they are, bit for bit"
     yield from chosen.found.notes
     ran = found.verified
     if ran is None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.plan import Plan
 
-_ADD = "aten.add_.Tensor"
+_ADD, _SCATTER = "aten.add_.Tensor", "dnnmem.reduce_scatter.dp_shard"
 _SUMS = {_ADD, "aten.add.Tensor"}
 
 
@@ -79,12 +79,10 @@ def with_first_steps(trace: Trace) -> Trace:
 
     Gradients lie where a step's first micro-batch found room for them. To be done when all passes are.
     """
-    adds = (op for op in trace.ops if op.name == _ADD and op.phase is Phase.BACKWARD and len(op.reads) == 2)
-    terms = {op.reads[1]: op.reads[0] for op in adds}
-    grads = {grad for grad in terms.values() if grad in trace.pinned and trace.storages[grad].kind is Kind.GRAD}
+    terms = _terms(trace)
+    grads = set(terms.values())
     if not grads:
         return trace
-    terms = {term: grad for term, grad in terms.items() if grad in grads}
     new = [trace.storages[i] for i in sorted(trace.pinned) if is_of_first_step(trace.storages[i])]
     late = {kind: [s.id for s in new if s.kind is kind] for kind in FIRST_STEP}
     first = {i for some in late.values() for i in some}
@@ -110,6 +108,18 @@ def with_first_steps(trace: Trace) -> Trace:
     return replace(trace, setup=(*events, *_first_micro_batch(trace, terms, [])))
 
 
+def _terms(trace: Trace) -> dict[int, int]:
+    """What is added to gradients that are there, and to which: a whole one's term, or what a reduce-scatter makes."""
+    found = {}
+    for op in trace.ops:
+        if op.phase is Phase.BACKWARD and op.name == _ADD and len(op.reads) == 2:
+            found[op.reads[1]] = op.reads[0]
+        elif op.name == _SCATTER:
+            found.update({e.storage: op.writes[-1] for e in op.events if e.nbytes > 0 and e.storage != op.writes[-1]})
+    kept = {i for i in trace.pinned if trace.storages[i].kind is Kind.GRAD}
+    return {term: grad for term, grad in found.items() if grad in kept}
+
+
 def _made(trace: Trace, ids: Iterable[int]) -> list[Event]:
     return [Event(trace.storages[i].nbytes, 0, i) for i in ids if trace.storages[i].nbytes]
 
@@ -123,14 +133,15 @@ def _first_micro_batch(trace: Trace, terms: Mapping[int, int], spaces: Sequence[
         if op.phase is Phase.STEP:
             continue
         for e in op.events:
-            if e.storage not in terms:
+            grad = trace.storages[terms[e.storage]] if e.storage in terms else None
+            if grad is None or grad.nbytes != abs(e.nbytes):  # a gradient in the type of the wire, cast and gone
                 events.append(e)
                 if e.nbytes > 0:
                     live[e.storage] = e
                 else:
                     live.pop(e.storage, None)
-            elif e.nbytes > 0:
-                events.append(e._replace(storage=terms[e.storage]))
+            if grad is not None and e.nbytes > 0:
+                events.append(Event(grad.nbytes, e.stream, grad.id))
         if op.flops and left and op.phase not in begun and not has_own_workspace(op):  # the first product of a pass
             begun.add(op.phase)
             events += _made(trace, [left.pop(0)])

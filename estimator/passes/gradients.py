@@ -54,9 +54,13 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         _add_workspace(draft)
     if wanted.compression in ("float16", "bfloat16"):
         _round_at_first(draft)
-    for k, (copy, op) in enumerate(zip(trace.ops, trace.ops[1:], strict=False), 1):
-        if op.name.startswith(_SUM) and copy.name.startswith(_COPY):
-            ops = [_beside(emitted) for emitted in sent(draft, plan.gradients, _bucket(trace, copy, op, plan))]
+    inside: dict[int, tuple[int, ...]] = {}
+    for k, op in enumerate(trace.ops):
+        if op.name.startswith(_COPY):
+            inside[op.writes[0]] = inside.get(op.writes[0], ()) + op.reads
+        elif op.name.startswith(_SUM) and op.reads[0] in inside:
+            bucket = _bucket(trace, inside[op.reads[0]], op, plan)
+            ops = [_beside(emitted) for emitted in sent(draft, wanted, bucket)]
             draft.ops[k], draft.after[k] = ops[0], ops[1:]
     return draft.finish()
 
@@ -76,12 +80,12 @@ def _round_at_first(draft: Draft) -> None:
         draft.start = [Event(whole[0] // 2, _STREAM, half), Event(-(whole[0] // 2), _STREAM, half)]
 
 
-def _bucket(trace: Trace, copy: Op, op: Op, plan: Plan) -> Bucket:
+def _bucket(trace: Trace, grads: tuple[int, ...], op: Op, plan: Plan) -> Bucket:
     """What one sum of the sharding pass is of."""
     [flat] = op.reads
-    dtype = trace.storages[copy.reads[0]].dtype
+    dtype = trace.storages[grads[0]].dtype
     return Bucket(
-        flat=flat, gradients=copy.reads, elements=trace.storages[flat].nbytes // element_bytes(dtype), dtype=dtype,
+        flat=flat, gradients=grads, elements=trace.storages[flat].nbytes // element_bytes(dtype), dtype=dtype,
         ranks=plan.mesh.data_ranks, axis=op.name.rpartition(".")[2],
     )  # fmt: skip
 

@@ -6,8 +6,9 @@
 An op joins the kernel before it if it shares a storage with it. The kernel reads what comes from outside once, and
 writes what somebody outside reads; what lives and dies inside is never in memory, so its events go too. A reduction
 over rows of a batch (the gradient of a bias) walks the other way and stays a kernel of its own. The optimizer's ops
-stay as they are: its kernels are `plan.optimizer.kernel`. `graphs` marks the step as issued at once, so that its ops
-cost the host nothing.
+stay as they are: its kernels are `plan.optimizer.kernel`. Fused by hand, a softmax of scores takes four matrices at a
+time; where their number is no multiple of that, its ops run one by one, in float32 (whose memory is left out).
+`graphs` marks the step as issued at once, so that its ops cost the host nothing.
 
 >>> from dnnmem.estimator.plan import Kernels, Plan
 >>> from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
@@ -34,6 +35,12 @@ from dnnmem.estimator.work import GRAPHS
 
 NAME = "dnnmem.fused"
 """Name of a kernel made of several ops."""
+CAST = "dnnmem.cast"
+"""Name of what a softmax costs besides where it is not fused: to float32, scaled, and back."""
+_CASTS = (3, 4, 3)
+"""Sizes of the scores that each of them moves."""
+_MATRICES = 4
+"""Matrices of scores that Megatron's softmax takes at a time (`is_kernel_available` of its fused_softmax.py)."""
 _FUSIBLE = frozenset(
     {OpClass.STREAM, OpClass.EAGER, OpClass.NORM, OpClass.GROUP_NORM, OpClass.SOFTMAX, OpClass.REDUCTION}
 )
@@ -51,6 +58,8 @@ def apply(trace: Trace, plan: Plan, cluster: object = None) -> Trace:  # noqa: A
 def _fused(trace: Trace, fusion: str) -> Trace:
     regions = _blocks(trace) if fusion == "blocks" else [()] * len(trace.ops)
     groups = _groups(trace.ops, trace.storages, regions, _stands_apart if fusion == "hand" else lambda *_: False)
+    if fusion == "hand":
+        groups = [part for group in groups for part in _by_hand(group, trace.storages)]
     readers: dict[int, set[int]] = {}
     for number, group in enumerate(groups):
         for op in group:
@@ -85,6 +94,16 @@ def _stands_apart(op: Op, group: Sequence[Op]) -> bool:
     both = (op, *group)
     kinds = {kind_of(other.name) for other in both}
     return OpClass.NORM in kinds or (OpClass.SOFTMAX in kinds and any("dropout" in other.name for other in both))
+
+
+def _by_hand(group: list[Op], storages: Mapping[int, Storage]) -> list[list[Op]]:
+    """The group, or its ops one by one and in float32 where Megatron has no kernel for its softmax."""
+    made = next((i for op in group if kind_of(op.name) is OpClass.SOFTMAX for i in op.writes if i in storages), None)
+    if made is None or len(storages[made].shape) < 3 or prod(storages[made].shape[:-2]) % _MATRICES == 0:
+        return [group]
+    first, nbytes = group[0], storages[made].nbytes
+    casts = [Op(name=CAST, module=first.module, phase=first.phase, moved_bytes=n * nbytes) for n in _CASTS]
+    return [[op] for op in (*casts, *(replace(op, moved_bytes=2 * op.moved_bytes) for op in group))]
 
 
 def _groups(

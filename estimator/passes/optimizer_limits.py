@@ -1,6 +1,7 @@
 """What of an optimizer cannot be under which other fields of a plan, and what to do instead.
 
     elements            any rank can update any part of a parameter     sgd, momentum, adamw, lion
+    blocks of elements  a kernel that takes tensors of one rank alone   adamw8bit_bnb
     rows and columns    means of them; torch has none over parts        adafactor
     lengths             norms                                           lamb, lars
     matrices            products, eigenvectors                          muon, shampoo, soap, galore
@@ -17,7 +18,7 @@ from dnnmem.estimator.errors import UnsupportedError
 if TYPE_CHECKING:
     from dnnmem.estimator.plan import Plan
 
-_STATELESS = ("sgd", "adafactor", "adamw8bit", "shampoo")
+_STATELESS = ("sgd", "adafactor", "adamw8bit", "adamw8bit_bnb", "shampoo")
 """Optimizers without moments of one entry an element in float32."""
 
 

@@ -1,13 +1,14 @@
-"""SGD and AdamW of torch, and AdamW8bit of torchao: their states, and the ops of each kernel with all temporaries.
+"""SGD and AdamW of torch, AdamW8bit of torchao and bitsandbytes: their states, and each kernel's ops and temporaries.
 
-After torch/optim/{sgd,adamw}.py (2.14) and torchao/optim (0.18). Lists of foreach are those of one element type. Weight
-decay that is added to gradients (SGD, Adam) makes a new gradient where the step was recorded with it; a kernel that is
-fused has no need of one.
+After torch/optim/{sgd,adamw}.py (2.14), torchao/optim (0.18) and bitsandbytes/optim/optimizer.py (0.50). Lists of
+foreach are those of one element type. Weight decay that is added to gradients (SGD, Adam) makes a new gradient where
+the step was recorded with it; a kernel that is fused has no need of one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 
 from dnnmem.estimator.passes.optimizer_rule import (
@@ -28,6 +29,8 @@ COUNTER = Storage(id=0, nbytes=4, kind=Kind.OPTIMIZER, dtype="float32")
 """The number of steps of a parameter."""
 LEAST_8BIT, BLOCK_8BIT = 4096, 256
 """torchao quantizes states of so many elements and more, in whole blocks (`_AdamBase._new_buffer`)."""
+BLOCKWISE_8BIT = "bitsandbytes.optimizer_update_8bit_blockwise.default"
+"""The kernel of bitsandbytes, which takes blocks that are not whole, and has one map of codes for all parameters."""
 COMPILED_8BIT = "dnnmem.adamw8bit"
 """The kernel that torch.compile makes of `single_param_adam`."""
 
@@ -46,6 +49,14 @@ def _moments_8bit(param: Storage) -> dict[str, Storage]:
         "qmap": _floats((256,)),
     }
     return {f"{moment}.{name}": part for moment in moments(param) for name, part in parts.items()}
+
+
+def _moments_of_bitsandbytes(param: Storage) -> dict[str, Storage]:
+    count = prod(param.shape)
+    if count < LEAST_8BIT:
+        return {"state1": param, "state2": param}
+    codes, scales = storage_like(param, nbytes=count, dtype="uint8"), _floats((-(-count // BLOCK_8BIT),))
+    return {"state1": codes, "state2": codes, "absmax1": scales, "absmax2": scales}
 
 
 def _floats(shape: tuple[int, ...]) -> Storage:
@@ -146,11 +157,11 @@ def _casts(entries: Sequence[Entry]) -> list[int]:
     return [entry.copy for entry in entries if entry.copy is not None]
 
 
-def _adam_8bit(update: Update, entries: Sequence[Entry]) -> None:
+def _adam_8bit(update: Update, entries: Sequence[Entry], *, kernel: str) -> None:
     for entry in entries:
         states = list(entry.states.values())
         kept = [i for name, i in entry.states.items() if not name.endswith("qmap")]
-        update.op(COMPILED_8BIT, (entry.param, entry.grad, *states), (entry.param, *kept))
+        update.op(kernel, (entry.param, entry.grad, *states), (entry.param, *kept))
 
 
 def sgd(*, decayed: bool = False, momentum: bool = False) -> Rule:
@@ -175,4 +186,10 @@ def adamw(*, decayed: bool = False) -> Rule:
 
 def adamw_8bit() -> Rule:
     """AdamW8bit of torchao."""
-    return Rule(kernels={"fused": _adam_8bit}, states={"fused": _moments_8bit})
+    return Rule(kernels={"fused": partial(_adam_8bit, kernel=COMPILED_8BIT)}, states={"fused": _moments_8bit})
+
+
+def adamw_8bit_of_bitsandbytes() -> Rule:
+    """AdamW8bit of bitsandbytes, whose kernel takes no tensors that are spread over ranks."""
+    kernels = {"fused": partial(_adam_8bit, kernel=BLOCKWISE_8BIT)}
+    return Rule(kernels=kernels, states={"fused": _moments_of_bitsandbytes}, needs="blocks of elements")

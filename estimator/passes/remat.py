@@ -18,6 +18,7 @@ from dnnmem.estimator.block_calls import calls_of, owners_of
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import Rule, is_attention, parse_keep, rule_of
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
+from dnnmem.estimator.passes.remat_frees import free_before_sum, free_with_clone, until
 from dnnmem.estimator.passes.remat_ops import kept_ops
 from dnnmem.estimator.plan import Remat
 from dnnmem.estimator.segments import Run, parse_segments
@@ -236,7 +237,8 @@ def _recompute(
     finish = region.finish = max(k for i in wanted for k in back[i])
     stop = max(k for i in wanted for k in known[i].uses if k in inside and i in ops[k].writes) if early_stop else end
     again = [k for k in region.forward if k <= stop and k not in region.kept]
-    new = _clone(draft, again, made, wanted, start)
+    ends_at = {i: until(again, known[i].freed, stop) if is_freed else None for i, is_freed in made.items()}
+    new = _clone(draft, again, ends_at, wanted, start)
     for k in sorted({k for i in wanted for k in (*known[i].uses, known[i].freed)} & backward):
         draft.ops[k] = renamed(draft.ops[k], {i: new[i] for i in wanted})
     region.parted = both
@@ -245,11 +247,14 @@ def _recompute(
         last = max(k for k in known[i].uses if k in inside)
         draft.free(ends if _is_cast(draft.trace, known[i].made) else max(last, held.get(i, -1)), i)
         draft.storages[i] = storage_like(draft.storages[i], kind=Kind.TEMP, saved=False)
-        _free_before_sum(draft, known[i].freed, new[i])
+        free_before_sum(draft, known[i].freed, new[i])
     needed = {i: None for k in again for i in ops[k].reads if i not in new and i not in draft.trace.pinned}
     for i in (i for i in {**needed, **(kept if cached else {})} if 0 <= known[i].freed < start):
-        if i in kept and i in needed and _free_after_clone(draft, i, known, start):
-            later.pop(i, None)  # others, whose backward passes came before, read it too
+        reader = next((at for at in range(len(again) - 1, -1, -1) if i in ops[again[at]].reads), -1)
+        if i in kept and (reader >= 0 or i not in needed):  # others, whose backward passes came before, may read it too
+            at = reader if reader >= 0 else max(until(again, known[i].freed, stop), 0)
+            free_with_clone(draft, i, known, start, at - len(again))
+            later.pop(i, None)
         else:
             later[i] = max(later.get(i, -1), finish)
 
@@ -282,31 +287,13 @@ def _is_cast(trace: Trace, made: int) -> bool:
     return op.name == "aten._to_copy.default" and all(trace.storages[i].kind is Kind.PARAM for i in op.reads)
 
 
-def _free_after_clone(draft: Draft, i: int, known: dict[int, Life], start: int) -> bool:
-    """Free what was kept with the last op that reads it again; False if none of those before op `start` does."""
-    clones = draft.before[start]
-    at = next((at for at in range(len(clones) - 1, -1, -1) if i in clones[at].reads), -1)
-    if at >= 0:
-        draft.unfree(known[i].freed, i)
-        event = Event(-draft.storages[i].nbytes, 0, i)
-        clones[at] = op_like(clones[at], events=(*clones[at].events, event))
-    return at >= 0
-
-
-def _free_before_sum(draft: Draft, freed: int, storage: int) -> None:
-    """A bias's gradient is summed while what its node saved still lives; what was computed again is gone by then."""
-    if draft.ops[freed].name == "aten.sum.dim_IntList" and storage not in draft.ops[freed].reads:
-        draft.unfree(freed, storage)
-        draft.free(freed - 1, storage)
-
-
 def _clone(
-    draft: Draft, again: Sequence[int], made: Mapping[int, bool], gone: Container[int], start: int
+    draft: Draft, again: Sequence[int], made: Mapping[int, int | None], gone: Container[int], start: int
 ) -> dict[int, int]:
     """Put copies of ops in front of backward op `start`; the storages that they make are new, those in `gone` stay.
 
-    Of what was `made`, that is True which the forward pass itself frees: where the op that does so is not done again,
-    the program holds it until recomputation ends.
+    Of what was `made`, that has a number which the forward pass itself frees: the copy with which the program lets go
+    of it, where the op that does so is not done again.
     """
     new: dict[int, int] = {}
     clones: list[Op] = []
@@ -329,7 +316,8 @@ def _clone(
     for i, last in alive.items():
         nbytes = draft.trace.storages[i].nbytes
         if i not in gone and nbytes:
-            at = len(clones) - 1 if made[i] else last
+            end = made[i]
+            at = last if end is None else max(last, end)
             clones[at] = op_like(clones[at], events=(*clones[at].events, Event(-nbytes, 0, new[i])))
     draft.before.setdefault(start, []).extend(clones)
     return new

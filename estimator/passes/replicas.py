@@ -4,8 +4,8 @@
     step 2     that one goes, buckets of 25 MiB come, in the order in which gradients became ready
     each step  backward ... [copy in b0] all_reduce b0 ... [copy in b1] all_reduce b1 | copy out b0, b1 | update
 
-Buckets stay beside the gradients. With zero1 each parameter belongs to one rank, whole, which updates it and sends it:
-the largest goes first, to whoever has least so far; this is rank 0's step.
+Buckets stay beside the gradients, or gradients lie in them (`bucket_views`). With zero1 each parameter belongs to one
+rank, whole, which updates it and sends it: the largest goes first, to whoever has least so far; this is rank 0's step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.hidden import Name, hidden_of
+from dnnmem.estimator.passes.bucket_views import viewed_sum
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.optimizer_rules import RULES
 from dnnmem.estimator.passes.update import element_bytes, gradients, scale_update
@@ -39,8 +40,13 @@ def replicate(trace: Trace, plan: Plan) -> Trace:
     if not buckets:
         return trace
     last = max(k for k, op in enumerate(trace.ops) if op.phase is Phase.BACKWARD)
+    axis = "dp_replicate" if plan.sharding.strategy == "ddp" else "dp"
+    known = lives(trace.ops)
     for ready, mine in buckets:
-        _copied_sum(draft, ready, last, mine)
+        if plan.sharding.bucket_views and plan.batch.accumulation == 1:
+            viewed_sum(draft, known, ready, mine, axis)
+        else:  # sums of micro-batches are made before they move
+            _copied_sum(draft, ready, last, mine, axis)
     _start(draft, [g for _, mine in buckets for g in mine])
     _send_buffers(draft)
     if plan.sharding.strategy == "zero1" and plan.mesh.dp_shard > 1:
@@ -68,21 +74,21 @@ def buckets_of(trace: Trace, bucket_mib: int) -> list[tuple[int, list[int]]]:
     return found
 
 
-def _copied_sum(draft: Draft, k: int, last: int, mine: Sequence[int]) -> None:
+def _copied_sum(draft: Draft, k: int, last: int, mine: Sequence[int], axis: str) -> None:
     """Copy gradients into a bucket that stays, sum it, copy it back when the backward pass is over."""
     nbytes = sum(draft.storages[g].nbytes for g in mine)
     flat = draft.add(made_storage(nbytes, Kind.COMM, "bucket"))
     draft.pinned.add(flat)
     op = draft.trace.ops[k]
     copy = Op(
-        name="dnnmem.copy_in.dp_replicate", module=op.module, phase=op.phase, reads=tuple(mine), writes=(flat,),
+        name=f"dnnmem.copy_in.{axis}", module=op.module, phase=op.phase, reads=tuple(mine), writes=(flat,),
         moved_bytes=2 * nbytes,
     )  # fmt: skip
     send = replace(
-        copy, name="dnnmem.all_reduce.dp_replicate", lane=Lane.COMM, reads=(flat,), writes=(flat,), moved_bytes=nbytes
+        copy, name=f"dnnmem.all_reduce.{axis}", lane=Lane.COMM, reads=(flat,), writes=(flat,), moved_bytes=nbytes
     )
     draft.after.setdefault(k, []).extend((copy, send))
-    back = replace(copy, name="dnnmem.copy_out.dp_replicate", reads=(flat,), writes=tuple(mine))
+    back = replace(copy, name=f"dnnmem.copy_out.{axis}", reads=(flat,), writes=tuple(mine))
     draft.before.setdefault(last + 1, []).append(back)
 
 

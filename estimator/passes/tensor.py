@@ -20,7 +20,7 @@ from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.precision import AMP, recorded_in
 from dnnmem.estimator.passes.remat import PRODUCTS
 from dnnmem.estimator.passes.tensor_layout import SPLIT, STREAM, Layout, find_layout
-from dnnmem.estimator.passes.tensor_sent import gathered, gathers_with_copy, scattered
+from dnnmem.estimator.passes.tensor_sent import between_softmax, gathered, gathers_with_copy, scattered
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
@@ -315,13 +315,9 @@ class _Splitter:
                 )
 
     def _exponentials(self, k: int) -> None:
-        """Without a fused kernel for a part of the vocabulary, exponentials are a tensor, in both passes."""
+        """Without a fused kernel for a part of the vocabulary, what is in between are tensors, in both passes."""
         op = self.draft.ops[k]
-        at = next((at for at, e in enumerate(op.events, 1) if e.nbytes > 0 and e.storage >= 0), 0)
-        if at:
-            nbytes, own = op.events[at - 1].nbytes, min(0, *(e.storage for e in op.events)) - 1
-            pair = (Event(nbytes, 0, own), Event(-nbytes, 0, own))
-            self.draft.ops[k] = op_like(op, events=(*op.events[:at], *pair, *op.events[at:]))
+        self.draft.ops[k] = op_like(op, events=between_softmax(op.events, forward=op.phase is Phase.FORWARD))
 
     def _gather_logits(self, k: int, out: int) -> None:
         whole = self.trace.storages[out]

@@ -73,6 +73,14 @@ class Solution:
         """Of the planned step above the plain one."""
         return self.cost.seconds - self.plain.seconds
 
+    @property
+    def gradient_error(self) -> float | None:
+        """By how much gradients differ from those of the step as it is; None = no plan expresses the schedule.
+
+        What runs again, or rests on the host, comes back bit for bit, random numbers too.
+        """
+        return None if self.plan is None else 0.0
+
 
 @cache
 def planners() -> Mapping[str, Planner]:

@@ -15,6 +15,7 @@ _OTHERS = {
 }
 _NAMED = {
     "momentum": "SGD with momentum, which has one state",
+    "adamw8bit_bnb": "AdamW with states of 8 bits, of bitsandbytes",
     "lion": "Lion, which has one state and takes a smaller learning rate",
     "muon": "Muon, which has one state of hidden matrices",
     "galore": "GaLore, whose states of hidden matrices have a low rank",

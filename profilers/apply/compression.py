@@ -85,8 +85,8 @@ class _State:
     """What torch is asked for."""
     window: Window | None = None
     """Of the max-pooling that is asked for."""
-    heads: tuple[int, ...] = ()
-    """Shape of the last tensor of four dimensions that was saved: attention's queries, keys, values."""
+    rows: set[tuple[int, ...]] = field(default_factory=set)
+    """Lead shapes of what the function saved of four dimensions: attention's queries and outputs, keys and values."""
 
 
 def _run(model: weakref.ref[nn.Module], state: _State, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -123,6 +123,7 @@ class _Watch(TorchFunctionMode):
 def _noted(state: _State, name: str, args: Any, kwargs: Any) -> Iterator[None]:
     state.function = name
     state.window = _window(*args, **kwargs) if name == POOL else None
+    state.rows.clear()
     try:
         yield
     finally:
@@ -148,7 +149,7 @@ def _pack(state: _State, tensor: Tensor) -> Tensor | _View:
     with torch.no_grad():
         encoding = _encoding(state, tensor)
         if tensor.dim() == 4:
-            state.heads = tensor.shape
+            state.rows.add(tuple(tensor.shape[:3]))
         if encoding is None:
             return tensor
         storage = tensor.untyped_storage()
@@ -233,7 +234,7 @@ def _is_parameter(tensor: Tensor) -> bool:
 
 def _is_statistic(state: _State, tensor: Tensor) -> bool:
     """True for what attention saves of each row: (batch, heads, length) beside queries of four dimensions."""
-    if tensor.dim() != 3 or tensor.grad_fn is not None or not state.heads:
+    if tensor.dim() != 3 or tensor.grad_fn is not None:
         return False
-    batch, heads, length, _ = state.heads
-    return tensor.shape[:2] == (batch, heads) and length <= tensor.shape[2] < length + _PADDING
+    *lead, found = tensor.shape
+    return any(lead == [*some] and length <= found < length + _PADDING for *some, length in state.rows)

@@ -60,7 +60,8 @@ def send(
 
 
 def _matrix(gradient: Tensor) -> Tensor:
-    return gradient.view(len(gradient), -1) if gradient.dim() else gradient.view(1, 1)
+    rows = gradient.shape[0] if gradient.dim() > 1 else 1
+    return gradient.as_strided((rows, gradient.numel() // rows), (gradient.numel() // rows, 1))  # however its rows lie
 
 
 def _views(memory: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:

@@ -42,6 +42,8 @@ _OWN = {
     "shampoo": "shampoo.Shampoo", "soap": "soap.Soap", "galore": "galore.GaLore",
 }  # fmt: skip
 """Those of `dnnmem.profilers.optimizers`."""
+_LIBRARIES = {"adamw8bit": "torchao", "adamw8bit_bnb": "bitsandbytes"}
+"""Whose `optim.AdamW8bit` it is."""
 _OPTIONS: Mapping[str, dict[str, Any]] = {"momentum": {"momentum": 0.9}}
 _COUPLED = ("SGD", "Adam", "Lars")
 """Optimizers whose weight decay passes through gradients."""
@@ -78,6 +80,8 @@ def _is(optimizer: Optimizer, name: str) -> bool:
     found = type(optimizer)
     if found.__name__ != (_CLASSES.get(name) or _OWN.get(name, "AdamW8bit").rpartition(".")[2]):
         return False
+    if name in _LIBRARIES and found.__module__.partition(".")[0] != _LIBRARIES[name]:
+        return False
     groups = optimizer.param_groups
     if found is torch.optim.SGD:
         return all(bool(group.get("momentum")) is (name == "momentum") for group in groups)
@@ -90,14 +94,14 @@ def _class(name: str) -> Any:
     if name in _OWN:
         module, _, cls = _OWN[name].partition(".")
         return getattr(import_module(f"dnnmem.profilers.optimizers.{module}"), cls)
+    library = _LIBRARIES[name]
     try:
-        from torchao.optim import AdamW8bit  # type: ignore[import-not-found, unused-ignore]
+        return import_module(f"{library}.optim").AdamW8bit
     except ImportError as error:
         raise UnsupportedError(
-            "optimizer.name is adamw8bit, which is torchao's, but torchao is not installed",
-            hint="pip install torchao",
+            f"optimizer.name is {name}, which is {library}'s, but {library} is not installed",
+            hint=f"pip install {library}",
         ) from error
-    return AdamW8bit
 
 
 def _made(old: Optimizer, model: nn.Module, name: str) -> Optimizer:

@@ -18,6 +18,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -97,8 +98,9 @@ def _replicate(model: nn.Module, plan: Plan) -> None:
     """Let a DistributedDataParallel do around each call of the model what it does around its own."""
     size = plan.sharding.bucket_mib
     replica: Any = DistributedDataParallel(
-        model, bucket_cap_mb=None if size == DEFAULT_BUCKET_MIB else size, process_group=_replicas(plan)
-    )
+        model, bucket_cap_mb=None if size == DEFAULT_BUCKET_MIB else size, process_group=_replicas(plan),
+        gradient_as_bucket_view=plan.sharding.bucket_views,
+    )  # fmt: skip
     model.__dict__[_REPLICA] = replica  # no submodule: the model is one of it
     model.register_forward_pre_hook(lambda _, args, named: replica._pre_forward(*args, **named), with_kwargs=True)
     model.register_forward_hook(lambda _, __, output: replica._post_forward(output))
@@ -148,9 +150,22 @@ def _policy(model: nn.Module, plan: Plan) -> MixedPrecisionPolicy:
             f"{str(rest).removeprefix('torch.')}",
             hint="leave precision.grad out",
         )
-    for p in model.parameters():
-        if p.is_floating_point() and p.dtype != rest:
-            p.data = p.data.to(rest)
+    _rest_in(model, rest)
     wire = precision.reduce or precision.grad
     reduce = getattr(torch, wire) if wire else None
     return MixedPrecisionPolicy(param_dtype=compute if compute != rest else None, reduce_dtype=reduce)
+
+
+def _rest_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast floating parameters, in place where they are plain: what tensor parallelism split is another one then."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            if not p.is_floating_point() or p.dtype == dtype:
+                continue
+            if not isinstance(p, DTensor):
+                p.data = p.data.to(dtype)
+                continue
+            if p not in made:
+                made[p] = nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
+            module.register_parameter(name, made[p])

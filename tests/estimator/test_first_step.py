@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from dnnmem.estimator.first_step import first_step
+from dnnmem.estimator.passes.draft import Draft
 from dnnmem.estimator.replay import replay_trace
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 
@@ -35,3 +39,36 @@ def test_a_workspace_comes_with_the_first_product():
     # WHEN it is made THEN it takes the room that the activation had, which needs another from the second step on
     assert replay_trace(trace, steps=2).peak_reserved_bytes == 64 * MIB
     assert replay_trace(trace, steps=2).reserved_bytes == 64 * MIB
+
+
+def test_what_a_module_keeps_is_made_when_it_is_used_first():
+    # GIVEN states of dropout, which an op of the first step made, and an activation that is gone before
+    held = {
+        0: Storage(id=0, nbytes=32 * MIB, kind=Kind.ACTIVATION),
+        1: Storage(id=1, nbytes=32 * MIB, kind=Kind.BUFFER, name="aten.empty.memory_format"),
+    }
+    before = Op(name="f", writes=(0,), events=(Event(32 * MIB, 0, 0), Event(-32 * MIB, 0, 0)))
+    trace = Trace(ops=(before, Op(name="lstm", reads=(1,))), storages=held, pinned=frozenset({1}))
+    # THEN they take its room, and the second step needs other
+    assert [e.storage for e in first_step(trace, [held[1]])] == [0, 0, 1]
+    assert replay_trace(trace, steps=2).peak_reserved_bytes == 64 * MIB
+    # AND a pass leaves them out of the set-up, unless the step makes them itself
+    assert Draft(trace).finish().setup == ()
+    again = replace(trace, ops=(Op(name="f", reads=(1,), events=(Event(-32 * MIB, 0, 1), Event(32 * MIB, 0, 1))),))
+    assert [e.storage for e in Draft(again).finish().setup] == [1]
+
+
+def test_moments_of_16_bits_are_made_when_they_are_rounded_to():
+    # GIVEN an update that widens a moment, and rounds it
+    held = {
+        0: Storage(id=0, nbytes=8, kind=Kind.PARAM, name="w", dtype="float32"),
+        1: Storage(id=1, nbytes=4, kind=Kind.OPTIMIZER, name="w.exp_avg", dtype="bfloat16"),
+        2: Storage(id=2, nbytes=8, kind=Kind.TEMP, dtype="float32"),
+    }
+    widen = Op(name="aten._to_copy.default", reads=(1,), writes=(2,), events=(Event(8, 0, 2),))
+    step = Op(name="aten.addcdiv_.default", reads=(0, 2), writes=(0,))
+    narrow = Op(name="aten.copy_.default", reads=(1, 2), writes=(1,), events=(Event(-8, 0, 2),))
+    ops = tuple(replace(op, module=("<optimizer>",), phase=Phase.STEP) for op in (widen, step, narrow))
+    trace = Trace(ops=ops, storages=held, pinned=frozenset({0, 1}))
+    # THEN the first step makes it in 16 bits only then: the optimizer began it in float32
+    assert [(e.nbytes, e.storage) for e in first_step(trace, [held[1]])] == [(8, 2), (4, 1), (-8, 2)]

@@ -42,6 +42,14 @@ def test_a_product_has_its_output_s_sides_and_its_flops_give_the_third(
     assert row(found) == expected
 
 
+def test_a_product_of_heads_split_over_ranks_has_a_rank_s_heads() -> None:
+    """GIVEN scores of 2 heads, their product written as 16 of an eighth WHEN its row is made THEN it is of 2 heads."""
+    scores, values, attended = tensor(0, 2, 1024, 512), tensor(1, 512, 768), tensor(2, 16, 1024, 16)
+    op = Op(name="aten.bmm.default", reads=(0, 1), writes=(2,), flops=2 * 2 * 1024 * 128 * 512)
+    found = work(op, scores, values, attended)
+    assert row(found) == (1024, 128, 512, 2)
+
+
 def test_a_product_of_unknown_shape_keeps_its_flops() -> None:
     """GIVEN a product into a storage that says nothing WHEN its row is made THEN 2 m n k are its flops all the same."""
     found = work(Op(name="aten.mm.out", writes=(0,), flops=2 * 8**3), tensor(0, 1))

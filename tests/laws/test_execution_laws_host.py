@@ -26,6 +26,8 @@ WAYS = (
     ("offload.disk=true",),
     ("mesh.dp_shard=2", "sharding.strategy=zero1"),
     ("mesh.dp_shard=2", "sharding.strategy=zero3"),
+    ("mesh.dp_shard=2", "sharding.strategy=zero2", "batch.accumulation=2"),
+    ("mesh.dp_shard=2", "sharding.strategy=zero3", "batch.accumulation=2"),
 )
 
 

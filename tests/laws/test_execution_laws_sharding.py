@@ -42,6 +42,8 @@ BF16 = ("precision.compute=bfloat16", "precision.param=float32", "precision.redu
 WAYS = [
     ("gpt", DDP),
     ("gpt", ZERO1),
+    ("gpt", (*DDP, "sharding.bucket_views=true")),
+    ("gpt", (*ZERO1, "sharding.bucket_views=true")),
     ("gpt", ZERO2),
     ("gpt", (*ZERO3, *BF16, "remat.policy=full")),
     ("gpt", (*ZERO3, *BF16, "remat.policy=ops", "remat.keep=mm.0.2,attention")),
@@ -55,6 +57,7 @@ WAYS = [
     ("gpt", (*ZERO1, "optimizer.name=muon")),
     ("gpt", (*DDP, "optimizer.name=lamb")),
     ("resnet", DDP),
+    ("resnet", (*DDP, "sharding.bucket_views=true")),
 ]
 
 
@@ -76,4 +79,4 @@ def test_a_rank_needs_what_its_pass_says(model, settings):
     # THEN the peaks agree
     assert ran.outcome == "ran", ran.message
     assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.005)
-    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.015)
+    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.02)

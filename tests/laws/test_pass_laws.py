@@ -13,6 +13,7 @@ from dnnmem.estimator.passes import PASSES, rewrite
 from dnnmem.estimator.plan import (
     Batch,
     Compression,
+    Gradients,
     Loss,
     Mesh,
     Offload,
@@ -47,6 +48,12 @@ COMPRESSIONS = [
     Compression(bits=8, masks=True),
     Compression(bits=2, projection=0.25),  # only where nothing is computed again
 ]
+SENT = [
+    Gradients(),
+    *(Gradients(compression=name) for name in ("topk", "qsgd", "signsgd", "float16")),
+    Gradients(compression="powersgd", rank=2),
+]
+"""Ways to send whole gradients beside the backward pass."""
 
 
 @st.composite
@@ -72,11 +79,13 @@ def plans(draw):
     smaller = COMPRESSIONS if sent == "none" and policy not in {"selective", "attention"} else [Compression()]
     whole = tp == 1 and (strategy in {"none", "ddp", "zero1"} or shard * replicate == 1)
     updates = [it for it in UPDATES if strategy != "zero1" or not it.state] + (WHOLE_UPDATES if whole else [])
+    overlap, compute = draw(st.booleans()), draw(st.sampled_from(computes))
+    whole_gradients = strategy in {"ddp", "zero1"} and overlap and compute != "fp16_amp"
     plan = Plan(
         mesh=Mesh(dp_shard=shard, dp_replicate=replicate, tp=tp, pp=pp),
         batch=Batch(accumulation=draw(st.sampled_from([1, 4]))),
         precision=Precision(
-            compute=draw(st.sampled_from(computes)),
+            compute=compute,
             param=draw(st.sampled_from([None, "float32"])),
             grad=draw(st.sampled_from([None, "float32"])),
             reduce=draw(st.sampled_from([None, "float32"])),
@@ -103,8 +112,9 @@ def plans(draw):
             reshard_after_forward=draw(st.booleans()),
             keep_last=draw(st.booleans()),
             bucket_mib=draw(st.sampled_from([1, 25])),
-            overlap=draw(st.booleans()),
+            overlap=overlap,
         ),
+        gradients=draw(st.sampled_from(SENT if whole_gradients else SENT[:1])),
         pipeline=Pipeline(schedule="interleaved" if chunks > 1 else "1f1b", chunks=chunks),
     )
     check(plan)

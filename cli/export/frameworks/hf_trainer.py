@@ -9,7 +9,10 @@ from typing import Any
 
 from dnnmem.cli.export.frameworks.ask import Ask, Fragment
 
-_OPTIMIZERS = {"sgd": "sgd", "adamw": "adamw_torch", "adafactor": "adafactor", "adamw8bit": "adamw_torch_8bit"}
+_OPTIMIZERS = {
+    "sgd": "sgd", "adamw": "adamw_torch", "adafactor": "adafactor", "adamw8bit": "adamw_torch_8bit",
+    "adamw8bit_bnb": "adamw_bnb_8bit",
+}  # fmt: skip
 
 
 def render(ask: Ask) -> Fragment:

@@ -85,6 +85,25 @@ def test_json_is_what_its_schema_says(saved, plain, tmp_path, capsys, root):
     again = json.loads(capsys.readouterr().out)
     assert again["step_seconds"] == pytest.approx(data["chosen"]["step_seconds"])
     assert sum(group["count"] for group in data["schedule"]) == STEP["layers"]
+    assert data["chosen"]["gradient_error"] == 0
+
+
+@pytest.mark.parametrize("options", [["--save-plan", "plan.json"], ["--json", "plan.json"]])
+def test_explain_shows_a_saved_plan(options, saved, plain, tmp_path, monkeypatch, capsys):
+    # GIVEN a recommendation, and a plan for a budget in a file
+    monkeypatch.chdir(tmp_path)
+    assert told(["recommend", saved, "--gpus", "1", "--gpu", "h100", "-q"])[0] == 0
+    assert told(["plan", saved, *of("rotor", plain), *options, "-q"])[0] == 0
+    capsys.readouterr()
+    # WHEN the file is explained  THEN it is the plan of the file, done to the step that was recommended for
+    assert told(["explain", "plan.json", "--no-color", "-q"])[0] == 0
+    text = capsys.readouterr().out
+    assert "Plan of plan.json: " in text
+    assert "remat.segments=" in text
+    assert told(["explain", "plan.json", "--json", "-", "-q"])[0] == 0
+    found = json.loads(capsys.readouterr().out)
+    assert told(["explain", "0", "--json", "-", "-q"])[0] == 0
+    assert found["peak_reserved_bytes"] < json.loads(capsys.readouterr().out)["peak_reserved_bytes"]
 
 
 def test_a_budget_that_nothing_fits_names_the_least_that_something_does(saved, plain, capsys):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dnnmem.estimator.passes.kernels import NAME, apply
+from dnnmem.estimator.passes.kernels import CAST, NAME, apply
 from dnnmem.estimator.plan import Kernels, Plan
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.work import GRAPHS
@@ -128,3 +128,19 @@ def test_blocks_that_are_compiled_leave_the_loss_as_it_is():
     assert NAME in names["blocks"]
     assert NAME not in names["<loss>"]
     assert NAME in [op.name for op in apply(trace, FUSED).ops if op.module == ("<loss>",)]
+
+
+def test_a_softmax_of_few_matrices_is_not_fused_by_hand() -> None:
+    """GIVEN a mask and a softmax over 2 or 4 matrices WHEN fused by hand THEN only 4 are, as in Megatron."""
+    names = {}
+    for matrices in (2, 4):
+        held = {i: storage(i, matrices, 8, 8) for i in range(3)}
+        new = [Event(held[i].nbytes, 0, i) for i in (1, 2)]
+        mask = Op(name="aten.masked_fill.Scalar", reads=(0,), writes=(1,), events=(new[0],), moved_bytes=512)
+        gone = tuple(Event(-held[i].nbytes, 0, i) for i in (1, 2))
+        softmax = Op(name="aten._softmax.default", reads=(1,), writes=(2,), events=(new[1], *gone), moved_bytes=512)
+        trace = Trace(ops=(mask, softmax), storages=held, pinned=frozenset({0}))
+        fused = apply(trace, Plan(kernels=Kernels(fusion="hand")))
+        fused.check()
+        names[matrices] = [op.name for op in fused.ops]
+    assert names == {2: [CAST] * 3 + ["aten.masked_fill.Scalar", "aten._softmax.default"], 4: [NAME]}

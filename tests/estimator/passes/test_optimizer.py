@@ -14,7 +14,8 @@ from dnnmem.estimator.passes import optimizer_galore, optimizer_shampoo, optimiz
 from dnnmem.estimator.passes.optimizer import apply
 from dnnmem.estimator.passes.optimizer_recorded import recorded_update
 from dnnmem.estimator.passes.optimizer_rules import RULES
-from dnnmem.estimator.plan import OPTIMIZERS, Batch, Mesh, Optimizer, Pipeline, Plan, Precision, Sharding
+from dnnmem.estimator.plan import Batch, Mesh, Optimizer, Pipeline, Plan, Precision, Sharding
+from dnnmem.estimator.plan_check import OPTIMIZERS
 from dnnmem.estimator.trace import Kind, Origin, Phase
 from dnnmem.profilers.fake import profile_fake
 from dnnmem.profilers.optimizers.galore import GaLore
@@ -228,6 +229,22 @@ def test_states_of_8_bit():
             assert parts == [count, count // 256 * 4, 1024]
     # AND nothing is made in the update
     assert not any(e.nbytes > 0 for op in found.ops if op.phase is Phase.STEP for e in op.events)
+
+
+def test_states_of_bitsandbytes():
+    # GIVEN its rule: 4,096 elements and more are quantized, the last block whole or not
+    trace = gpt(3)
+    found = apply(trace, Plan(optimizer=Optimizer(name="adamw8bit_bnb")))
+    found.check()
+    made = {(s.module, s.name): s for i, s in found.storages.items() if s.kind is Kind.OPTIMIZER}
+    for s in (s for i, s in trace.storages.items() if s.kind is Kind.PARAM and i in trace.pinned):
+        count = s.nbytes // 4
+        assert made[s.module, f"{s.name}.state1"].nbytes == (count if count >= 4096 else s.nbytes)
+        assert (s.module, f"{s.name}.absmax2") in made or count < 4096
+    # AND nothing is made in the update, which ranks with parts of parameters cannot have
+    assert not any(e.nbytes > 0 for op in found.ops if op.phase is Phase.STEP for e in op.events)
+    with pytest.raises(UnsupportedError, match="blocks of elements"):
+        apply(trace, Plan(optimizer=Optimizer(name="adamw8bit_bnb"), mesh=Mesh(tp=2)))
 
 
 def test_a_fused_update_makes_nothing():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dnnmem.estimator.plan import OPTIMIZERS
+from dnnmem.estimator.plan_check import OPTIMIZERS
 from dnnmem.estimator.recommend import Wanted, scope_of
 from dnnmem.estimator.search import priced_exactly
 from dnnmem.estimator.search_cost import Costs

@@ -11,6 +11,8 @@ OPS = ("remat.policy=ops", "remat.keep=0:addmm.0.2,gelu/2:input")
 PLANS = {
     "ddp": ("mesh.dp_replicate=2", "sharding.strategy=ddp"),
     "ddp, small buckets": ("mesh.dp_replicate=2", "sharding.strategy=ddp", "sharding.bucket_mib=1"),
+    "ddp, views of buckets": ("mesh.dp_replicate=2", "sharding.strategy=ddp", "sharding.bucket_views=true"),
+    "zero1, views of buckets": (*SHARD, "sharding.strategy=zero1", "sharding.bucket_views=true"),
     "zero1": (*SHARD, "sharding.strategy=zero1"),
     "zero2": (*SHARD, "sharding.strategy=zero2"),
     "zero3": (*SHARD, "sharding.strategy=zero3"),

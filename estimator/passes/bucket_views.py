@@ -1,0 +1,50 @@
+"""Gradients that lie in DDP's buckets instead of beside them (`gradient_as_bucket_view`).
+
+beside    backward .. g1 | g2 | copy in g1, g2 | all_reduce ..        copy out g1, g2 | update by g1, g2, free them
+views     backward .. g1 | copy in g1, free it | g2 | copy in g2, free it | all_reduce ..        update by the bucket
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dnnmem.estimator.passes.draft import Draft, Life, made_storage
+from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase
+from dnnmem.estimator.trace_copy import renamed
+
+
+def viewed_sum(draft: Draft, known: Mapping[int, Life], k: int, mine: Sequence[int], axis: str) -> None:
+    """Let gradients `mine`, the last of which op `k` completes, lie in a bucket that stays, and sum it."""
+    op, sizes = draft.trace.ops[k], {g: draft.storages[g].nbytes for g in mine}
+    flat = draft.add(made_storage(sum(sizes.values()), Kind.COMM, "bucket"))
+    draft.pinned.add(flat)
+    for g in mine:
+        if known[g].made >= 0:
+            _moved(draft, known[g], g, flat, axis)
+        else:  # added to in place, whenever it was made
+            _rename(draft, known[g].uses, g, flat)
+        draft.pinned.discard(g)
+    send = Op(
+        name=f"dnnmem.all_reduce.{axis}", module=op.module, phase=op.phase, lane=Lane.COMM, reads=(flat,),
+        writes=(flat,), moved_bytes=sum(sizes.values()),
+    )  # fmt: skip
+    draft.after.setdefault(k, []).append(send)
+
+
+def _moved(draft: Draft, life: Life, grad: int, flat: int, axis: str) -> None:
+    """Copy a gradient when it is there; what comes later finds it in the bucket."""
+    ops, nbytes = draft.trace.ops, draft.storages[grad].nbytes
+    ready = max(k for k in life.uses if ops[k].phase is Phase.BACKWARD and grad in ops[k].writes)
+    copy = Op(
+        name=f"dnnmem.copy_in.{axis}", module=ops[ready].module, phase=Phase.BACKWARD, reads=(grad,), writes=(flat,),
+        events=(Event(-nbytes, 0, grad),), moved_bytes=2 * nbytes,
+    )  # fmt: skip
+    draft.after.setdefault(ready, []).append(copy)
+    if life.freed >= 0:
+        draft.unfree(life.freed, grad)
+    _rename(draft, [k for k in life.uses if k > ready or ops[k].phase is Phase.STEP], grad, flat)
+
+
+def _rename(draft: Draft, uses: Sequence[int], grad: int, flat: int) -> None:
+    for k in uses:
+        draft.ops[k] = renamed(draft.ops[k], {grad: flat})

@@ -1,0 +1,39 @@
+"""When what a recomputation made, or was handed, goes: with the ops of the copy that the program runs again.
+
+    forward   a = f(x)   b = kept(a)   del a   c = g(b)   ...          again   a' = f(x)   free a'   c' = g(b)   free b
+
+An op that is kept is not done again, but the program goes on behind it as it did before: what it let go of there goes
+with the op in front. Where the recomputation stops early, all that the program still holds goes at once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from dnnmem.estimator.passes.draft import Draft, Life
+from dnnmem.estimator.trace import Event
+from dnnmem.estimator.trace_copy import op_like
+
+
+def until(again: Sequence[int], freed: int, stop: int) -> int:
+    """Where in `again` the program lets go of what it frees at an op that is not done again: the last one before it.
+
+    What it would have freed behind the `stop` goes with all that it holds, when the recomputation ends.
+    """
+    return bisect_right(again, freed) - 1 if freed <= stop else len(again) - 1
+
+
+def free_with_clone(draft: Draft, i: int, known: dict[int, Life], start: int, at: int) -> None:
+    """Free what was kept with one of the ops before op `start`, counted from their end, and not where it was."""
+    draft.unfree(known[i].freed, i)
+    clones = draft.before[start]
+    event = Event(-draft.storages[i].nbytes, 0, i)
+    clones[at] = op_like(clones[at], events=(*clones[at].events, event))
+
+
+def free_before_sum(draft: Draft, freed: int, storage: int) -> None:
+    """A bias's gradient is summed while what its node saved still lives; what was computed again is gone by then."""
+    if draft.ops[freed].name == "aten.sum.dim_IntList" and storage not in draft.ops[freed].reads:
+        draft.unfree(freed, storage)
+        draft.free(freed - 1, storage)
