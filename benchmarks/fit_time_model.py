@@ -1,11 +1,11 @@
 """Fit the shares and costs of `specs/time_model.toml` on one half of the published rows; print how both halves fare.
 
-    python benchmarks/fit_time_model.py TABLES [--write] [--rows N] [--most N]
+    python benchmarks/fit_time_model.py TABLES [--write] [--sites] [--rows N] [--most N]
 
 TABLES is a folder of the tables that `dnnmem validate` reads. Rows that are near twins (same source, model, sequence,
 micro-batch and tensor parallelism) are in the same half, chosen by a hash. What is fitted are logarithms of parameters
 with priors, `time_model_priors.toml`, so that what the rows do not determine stays where books have it. A
-source's host, loop and attention kernels are constants of its site, fitted on the same half.
+source's host, loop and attention kernels are constants of its site, fitted on the same half; `--sites` fits them alone.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ BY_ARCH = {"gemm": 0.1, "attention_forward": 0.2, "attention_backward": 0.2}
 BY_DEVICE = ("stream", "eager")
 """Shares that a GPU's own `efficiency` holds, so that an architecture's table must."""
 ARCHES = ("ampere", "hopper")
-BY_SITE = {"host_seconds": 0.7, "iteration_seconds": 1.0, "attention": 0.3, "launch_seconds": 0.7}
+BY_SITE = {"host_seconds": 0.7, "iteration_seconds": 1.0, "attention": 0.3, "launch_seconds": 0.7, "network": 0.3}
 """Fitted for each source."""
-ONLY = {"attention": "llmfoundry_mpt_throughput", "launch_seconds": "vtrain_single"}
-"""Of them, those of one source: Triton's attention with ALiBi of 2023; kernels that a profiler traced one by one."""
+ONLY = {"attention": "llmfoundry_mpt_throughput", "launch_seconds": "vtrain_single", "network": "vtrain_multi"}
+"""Of them, those of one source: Triton's attention with ALiBi of 2023; kernels that a profiler traced one by one; nodes
+whose network is known by a simulator's configuration only."""
 SAME = 1.1
 """A site's parameter this near the default is not written."""
 NOISE = 0.06
@@ -73,7 +74,7 @@ _UNITS = {
 """Keys of parameters that are no shares, with the factor to their unit."""
 PRIORS = Path(__file__).with_name("time_model_priors.toml")
 FILE = Path(__file__).parents[1] / "estimator" / "specs" / "time_model.toml"
-ROUNDS = 4
+ROUNDS = 6
 TINY = 0.02
 
 
@@ -97,13 +98,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--sites", action="store_true", help="leave shared parameters as they are packaged")
     parser.add_argument("--rows", type=int, default=50, help="most training rows of a source")
     parser.add_argument("--most", type=int, default=10**6, help="most rows of a source, both halves")
     parser.add_argument("--sources", default=",".join(SOURCES))
     options = parser.parse_args()
     rows = prepare(options.folder, options.sources.split(","), options.most)
     train = thin([row for row in rows if not row.is_test], options.rows)
-    names = parameters(rows)
+    names = [name for name in parameters(rows) if name[0].startswith("site:") or not options.sites]
     values = fit(train, names)
     for name in names:
         print(f"{name[0]:24s} {name[1]:26s} {start(name):.4g} -> {values[name]:.4g}")

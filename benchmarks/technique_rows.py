@@ -2,6 +2,8 @@
 
     python benchmarks/technique_rows.py [--gpu h100-sxm-80gb] [--workers 2] [--save] [--only NAME ...] [MODEL ...]
     python benchmarks/technique_rows.py --above 0.02 --save        those again whose kept rows are further off
+    python benchmarks/technique_rows.py --missing --save           those that are not kept yet
+    python benchmarks/technique_rows.py --table                    the table alone
 
 The plain step is recorded without a GPU and rewritten by the pass; the apply does the same to the model, whose steps a
 virtual GPU runs. A row for each model and technique, the allocator's peaks in MiB; --save keeps them in
@@ -38,8 +40,9 @@ from dnnmem.profilers.run import run
 from dnnmem.profilers.spread import spread
 from dnnmem.profilers.verify import verify
 
-DOCS = Path(__file__).parents[1] / "docs" / "accuracy.md"
-KEPT = Path(__file__).parents[1] / "tests" / "accuracy" / "data" / "technique_rows.csv"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs" / "accuracy.md"
+KEPT = ROOT / "tests" / "accuracy" / "data" / "technique_rows.csv"
 START, END = "<!-- technique rows -->", "<!-- end of technique rows -->"
 MIB = 2**20
 _COLUMNS = (
@@ -214,8 +217,24 @@ def keep(done: Sequence[Row]) -> list[Row]:
         written.writerow(_COLUMNS)
         for row in found:
             sizes = (*(row.predicted or ("", "")), *(row.ran or ("", "")))
-            written.writerow((row.model, row.technique, *sizes, " ".join(row.message.split())[:200]))
+            written.writerow((row.model, row.technique, *sizes, " ".join(_here(row.message).split())[:200]))
     return found
+
+
+def _here(message: str) -> str:
+    """Without the folder that the checkout is in."""
+    return message.replace(f"{ROOT}{os.sep}", "")
+
+
+def refusals(done: Sequence[Row]) -> str:
+    """What does not apply, and why, where it was told: a line for each reason."""
+    found: dict[str, list[str]] = {}
+    for row in done:
+        if row.off is None:
+            target = _here(MODELS[row.model].target)
+            reason = _here(row.message).replace(f" in {target}", "")
+            found.setdefault(reason, []).append(f"{row.technique} ({row.model})")
+    return "\n".join(f"- {', '.join(rows)}: {reason}" for reason, rows in found.items())
 
 
 def _pair(allocated: str, reserved: str) -> tuple[int, int] | None:
@@ -230,12 +249,24 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", action="append", default=[], metavar="TECHNIQUE")
     parser.add_argument("--above", type=float, metavar="SHARE")
+    parser.add_argument("--missing", action="store_true")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
-    far = {(row.model, row.technique) for row in load() if row.off and abs(row.off[1]) > (asked.above or 0)}
+    if asked.table:
+        keep([])
+        _write()
+        return 0
+    kept = {(row.model, row.technique): row for row in load()}
+    wanted = {
+        (m, t)
+        for m in asked.models
+        for t in asked.only or TECHNIQUES
+        if not (asked.missing and (m, t) in kept) and (asked.above is None or _is_off(kept.get((m, t)), asked.above))
+    }
     done: list[Row] = []
     for model in asked.models:
-        names = [n for n in asked.only or TECHNIQUES if asked.above is None or (model, n) in far]
+        names = [name for name in TECHNIQUES if (model, name) in wanted]
         for row in rows(model, names, find_device(asked.gpu), asked.workers) if names else ():
             done.append(row)
             _print(row)
@@ -243,10 +274,20 @@ def main() -> int:
                 keep([row])
     print("\n" + table(keep(done) if asked.save else done))
     if asked.save:
-        text = DOCS.read_text("utf-8")
-        before, rest = text.split(START)
-        DOCS.write_text(f"{before}{START}\n{table(load())}\n{END}{rest.split(END)[1]}", "utf-8")
+        _write()
     return 0
+
+
+def _is_off(row: Row | None, share: float) -> bool:
+    return row is not None and row.off is not None and abs(row.off[1]) > share
+
+
+def _write() -> None:
+    """Put what is kept into the documentation."""
+    kept = load()
+    before, rest = DOCS.read_text("utf-8").split(START)
+    found = f"{table(kept)}\n\nLeft out:\n\n{refusals(kept)}"
+    DOCS.write_text(f"{before}{START}\n{found}\n{END}{rest.split(END)[1]}", "utf-8")
 
 
 def _print(row: Row) -> None:

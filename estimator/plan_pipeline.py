@@ -20,6 +20,8 @@ PIPELINES = (
     "terapipe", "pipedream", "2bw", "pipemare", "hetpipe",
 )  # fmt: skip
 """Names of `Pipeline.schedule`, each a file of `schedules`."""
+TORCH = frozenset({"1f1b", "dapple", "gpipe", "interleaved", "zb_h1", "zbv", "dualpipev"})
+"""Those that PyTorch has."""
 CHUNKS: Mapping[str, int] = {"zbv": 2, "dualpipev": 2}
 """Chunks a rank holds where that is not one; `interleaved` takes any number from two."""
 
@@ -37,10 +39,17 @@ def cuts(text: str, chunks: int) -> tuple[int, ...]:
     return found
 
 
+def has_buffers(plan: Plan) -> bool:
+    """True if stages hold messages as PyTorch's do."""
+    return plan.mesh.pp > 1 and plan.pipeline.buffers and plan.pipeline.schedule in TORCH
+
+
 def check_pipeline(plan: Plan) -> None:
     """Raise `UsageError` unless stages, chunks and what the schedule needs agree."""
     pipeline, pp = plan.pipeline, plan.mesh.pp
     schedule, chunks = pipeline.schedule, pipeline.chunks
+    if schedule not in PIPELINES:
+        raise UsageError(f"pipeline.schedule is {schedule!r}; it is one of {', '.join(PIPELINES)}")
     if schedule == "interleaved":
         if chunks < 2:
             raise UsageError(f"pipeline.chunks is {chunks} under interleaved; interleaved has 2 or more")

@@ -9,10 +9,9 @@ what the first part makes, the second finds what it reads. The first chunk sends
 
 from __future__ import annotations
 
+from dnnmem.estimator.passes.pipeline_buffers import SEND
 from dnnmem.estimator.trace import Event, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like
-
-SEND = "dnnmem.send.pp"
 
 
 def weight_ops(trace: Trace) -> frozenset[int]:

@@ -20,6 +20,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.first_step import FIRST_STEP, Unmade, has_own_workspace, is_kept, is_of_first_step
 from dnnmem.estimator.passes.draft import Draft, Life, lives
 from dnnmem.estimator.passes.fsdp_groups import LOSS
+from dnnmem.estimator.plan_pipeline import has_buffers
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
@@ -40,7 +41,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
             f"batch.micro_batch is {wanted}, but the step was recorded with {recorded}; sizes are those of the record",
             hint=f"profile with --batch {wanted}",
         )
-    if not plan.batch.keep_output:
+    if not plan.batch.keep_output or has_buffers(plan):  # stages hand over the loss, which is all that is left
         trace = _drop_output(trace)
     return trace if plan.batch.accumulation == 1 else _accumulated(trace, plan)
 
@@ -67,7 +68,8 @@ def _accumulated(trace: Trace, plan: Plan) -> Trace:
             draft.ops[life.made] = op_like(op, events=tuple(e for e in op.events if e.storage != i))
         else:
             _add(draft, i, backward)
-    _share(draft, known)
+    if not has_buffers(plan):  # whose gradients are divided in place, at the end
+        _share(draft, known)
     for k, ids in kept.items():
         op = draft.ops[k]
         draft.ops[k] = op_like(op, events=tuple(e for e in op.events if e.storage not in ids or e.nbytes > 0))
@@ -201,6 +203,8 @@ def _delivered(ops: Sequence[Op], k: int) -> int:
     before, op = ops[k - 1], ops[k]
     both = before.module == op.module and before.name == op.name  # the two products of one node
     made = {*op.writes, *(before.writes if both else ())}
+    if k + 1 < len(ops) and ops[k + 1].name.startswith("aten.sum.") and ops[k + 1].module == op.module:
+        k += 1  # of a bias, which is the node's too
     while k + 1 < len(ops) and ops[k + 1].name in _SUMS and made.intersection(ops[k + 1].reads):
         k += 1
     return k

@@ -5,9 +5,10 @@
 
 What is allocated when follows torch/distributed/fsdp/_fully_shard: a forward gather is issued by the block itself, but
 runs beside the compute of the block before it, since nothing holds its stream back; its flat buffer stays until the
-next block has copied out, or the model is through. A backward gather is issued one block ahead, and its buffer goes
-with its copies. The input of a reduce-scatter stays until the next one is made; its output is the gradient at rest,
-one storage for a group. Flat buffers come from pools of the streams that they are used on.
+next block has copied out, or the model is through. With `prefetch` it is issued, and allocated, so many blocks ahead. A
+backward gather is issued one block ahead, or as many, and its buffer goes with its copies. The input of a
+reduce-scatter stays until the next one is made; its output is the gradient at rest, one storage for a group. Flat
+buffers come from pools of the streams that they are used on.
 """
 
 from __future__ import annotations
@@ -155,6 +156,15 @@ class _Sharder:
         self._copy_out(use, group, done, events, previous)
         return flat
 
+    def _gather_ahead(self, group: Group, issue: int, use: int, previous: int | None = None) -> int:
+        """Gather and allocate early; its copies free the buffer, or the `previous` one. Returns the buffer."""
+        flat, events = self._buffers(group)
+        self._gather(group, issue, use, flat)
+        before = self.draft.before[issue]
+        before[-1] = op_like(before[-1], events=tuple(events))
+        self._copy_out(use, group, flat, (), flat if previous is None else previous)
+        return flat
+
     def _use(self, group: Group, ops: Iterable[int]) -> None:
         whole = {i: self.whole[i] for i in group.params}
         for k in ops:
@@ -175,10 +185,14 @@ class _Sharder:
             self.draft.ops[k] = last
 
     def _forward(self, order: Sequence[Group], flat: int) -> None:
-        """Gather each group before the compute of the one before it; `flat` is the root's buffer."""
+        """Gather each group before the compute of the one before it, or further ahead; `flat` is the root's."""
+        ahead = self.plan.sharding.prefetch
         for n, group in enumerate(order):
-            issue = order[n - 1].forward[0] if n else min(group.forward[0], 0)
-            flat = self._gather_forward(group, issue, group.forward[0], flat)
+            use = group.forward[0]
+            if ahead:
+                flat = self._gather_ahead(group, order[n - ahead].forward[0] if n >= ahead else 0, use, flat)
+            else:
+                flat = self._gather_forward(group, order[n - 1].forward[0] if n else min(use, 0), use, flat)
             self._use(group, group.forward)
             if self._reshards(group, order):
                 self._free_after(group.forward[-1], [self.whole[i] for i in group.params])
@@ -192,15 +206,12 @@ class _Sharder:
         return sharding.reshard_after_forward and not (sharding.keep_last and group is order[-1])
 
     def _backward(self, order: Sequence[Group], forward: Sequence[Group]) -> None:
-        """Gather again what was dropped, one group ahead."""
+        """Gather again what was dropped, one group ahead or more."""
+        ahead = max(self.plan.sharding.prefetch, 1)
         for n, group in enumerate(order):
             if group not in forward or self._reshards(group, forward):
-                issue, use = order[n - 1].backward[0] if n else self.first_backward, group.backward[0]
-                flat, events = self._buffers(group)
-                self._gather(group, issue, use, flat)
-                ahead = self.draft.before[issue]
-                ahead[-1] = op_like(ahead[-1], events=tuple(events))
-                self._copy_out(use, group, flat, (), flat)
+                issue = order[n - ahead].backward[0] if n >= ahead else self.first_backward
+                self._gather_ahead(group, issue, group.backward[0])
             self._use(group, group.backward)
 
     def _scatter_all(self, order: Sequence[Group], roots: Sequence[Group]) -> None:

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.block_list import Path, blocks_of_ops, main_list
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Life, lives
+from dnnmem.estimator.passes.pipeline_buffers import RECEIVE, SEND, with_buffers
 from dnnmem.estimator.passes.pipeline_cuts import chunk_of_blocks
+from dnnmem.estimator.plan_pipeline import has_buffers
 from dnnmem.estimator.repeat import note_of, repeat
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
@@ -28,9 +30,6 @@ from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.plan import Plan
-
-SEND, RECEIVE = "dnnmem.send.pp", "dnnmem.recv.pp"
-"""A send costs its bytes; the receiving op only makes the storages."""
 
 
 def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
@@ -65,7 +64,8 @@ def split(trace: Trace, plan: Plan) -> list[Trace]:
         if s.kind is Kind.PARAM and not stages.used.get(i, set()) - {-1}:
             block = blocks.index(s.module)
             stages.used.setdefault(i, set()).add(0 if block is None else of_block[block])
-    return [_chunk(stages, c) for c in range(count)]
+    chunks = [_chunk(stages, c) for c in range(count)]
+    return [with_buffers(chunk) for chunk in chunks] if has_buffers(plan) else chunks
 
 
 def split_repeated(trace: Trace, plan: Plan, layers: int) -> list[Trace]:

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.precision import AMP, recorded_in
 from dnnmem.estimator.passes.remat import PRODUCTS
-from dnnmem.estimator.passes.tensor_layout import SPLIT, STREAM, Layout, find_layout
+from dnnmem.estimator.passes.tensor_layout import SPLIT, STREAM, Layout, check_divides, find_layout
 from dnnmem.estimator.passes.tensor_sent import between_softmax, gathered, gathers_with_copy, scattered
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
@@ -53,26 +52,8 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
             "the stream, elementwise ops or attention, and a product back",
             hint="--set mesh.tp=1",
         )
-    _check(trace, layout, tp)
+    check_divides(trace, layout, tp)
     return _Splitter(trace, layout, plan).run()
-
-
-def _check(trace: Trace, layout: Layout, tp: int) -> None:
-    """Matrices divide evenly, tables and what shares them are padded; heads divide."""
-    for i in (layout.column | layout.row) - layout.tables:
-        shape = trace.storages[i].shape
-        size, what = (shape[1], "columns") if i in layout.row else (shape[0], "rows")
-        heads = any(trace.storages[i].module == trace.ops[k].module for k in layout.head)
-        if size % tp and not heads:
-            name = ".".join((*trace.storages[i].module, trace.storages[i].name))
-            raise UnsupportedError(f"{name} has {size} {what}; {size} % tp {tp} = {size % tp}, but it must be 0")
-    for op in trace.ops:
-        if op.phase is Phase.FORWARD and is_attention(op.name) and op.writes:
-            shape = trace.storages[op.writes[0]].shape
-            if len(shape) == 4 and shape[1] % tp:
-                raise UnsupportedError(
-                    f"{'.'.join(op.module)} has {shape[1]} heads; {shape[1]} % tp {tp} = {shape[1] % tp}"
-                )
 
 
 class _Splitter:

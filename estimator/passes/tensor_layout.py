@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from dnnmem.estimator.block_list import block_lists
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.remat import PRODUCTS
 from dnnmem.estimator.trace import Kind, Op, Phase, Trace
 
@@ -69,6 +71,24 @@ def find_layout(trace: Trace, *, gather_logits: bool) -> Layout:
         if not unpaired - whole:
             return finder.layout
         whole |= unpaired
+
+
+def check_divides(trace: Trace, layout: Layout, tp: int) -> None:
+    """Raise `UnsupportedError` unless matrices and heads divide evenly; tables and what shares them are padded."""
+    for i in (layout.column | layout.row) - layout.tables:
+        shape = trace.storages[i].shape
+        size, what = (shape[1], "columns") if i in layout.row else (shape[0], "rows")
+        heads = any(trace.storages[i].module == trace.ops[k].module for k in layout.head)
+        if size % tp and not heads:
+            name = ".".join((*trace.storages[i].module, trace.storages[i].name))
+            raise UnsupportedError(f"{name} has {size} {what}; {size} % tp {tp} = {size % tp}, but it must be 0")
+    for op in trace.ops:
+        if op.phase is Phase.FORWARD and is_attention(op.name) and op.writes:
+            shape = trace.storages[op.writes[0]].shape
+            if len(shape) == 4 and shape[1] % tp:
+                raise UnsupportedError(
+                    f"{'.'.join(op.module)} has {shape[1]} heads; {shape[1]} % tp {tp} = {shape[1] % tp}"
+                )
 
 
 class _Finder:
@@ -132,18 +152,19 @@ class _Finder:
             layout.head.add(k)
         if state is STREAM:
             layout.whole_for.add((k, x))
-        if weight in layout.column:
-            back = state is SPLIT or (state is WHOLE and op.phase is Phase.BACKWARD)
-            if back and state is WHOLE:
-                layout.sliced.setdefault(x, k)
-            found = PARTIAL if back else SPLIT
-            if found is SPLIT and k in layout.head and self.gather_logits:
-                found = WHOLE
-        else:
-            found = PARTIAL if state is SPLIT else SPLIT
+        found = self._of_column(k, op, x, state) if weight in layout.column else PARTIAL if state is SPLIT else SPLIT
         if found is SPLIT:
             self.source.update({key: {weight} for key in op.writes})
         return found
+
+    def _of_column(self, k: int, op: Op, x: int, state: State) -> State:
+        """What a product with a column-parallel matrix makes of `x`."""
+        if state is WHOLE and op.phase is Phase.BACKWARD:
+            self.layout.sliced.setdefault(x, k)
+            return PARTIAL
+        if state is SPLIT:
+            return PARTIAL
+        return WHOLE if k in self.layout.head and self.gather_logits else SPLIT
 
     def _gradient(self, k: int, op: Op, data: Sequence[int]) -> State:
         """A product of two activations: the gradient of a matrix, or a part of attention."""

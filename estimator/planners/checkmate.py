@@ -5,8 +5,8 @@
 
 Stage t ends with the t-th work that is done for the first time. Unlike the paper a work may make several values, and
 two works may make the same one: a block is run to keep all, or its output alone. The search begins with the better of
-a rounded solution of the linear relaxation and DTR's run. Where time runs out, the best schedule by then counts; the
-gap says how much better one could be.
+a rounded solution of the linear relaxation and DTR's run, some of whose stages were planned again at a time. Where time
+runs out, the best schedule by then counts; the gap says how much better one could be.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dnnmem.estimator.planners.graph_schedule import (
     peak_of,
     plain,
     seconds_of,
+    trimmed,
 )
 from dnnmem.estimator.planners.milp import Program, Solved, solve
 from dnnmem.estimator.planners.op_graph import Graph
@@ -37,6 +38,10 @@ _THRESHOLDS = (0.5, 0.3, 0.7, 0.1, 0.9)
 """Shares from which on a relaxed S counts as 1; the paper takes 0.5."""
 _TIGHTER = (1.0, 0.97, 0.94, 0.9, 0.8, 0.7)
 """Shares of the budget that the relaxation is given: rounding goes above it."""
+
+
+_WINDOW = 12
+"""Stages that are planned again together, to improve a schedule."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +85,14 @@ def schedule(
     known = [s for s in (start, _evicted(graph, budget_bytes), _rounded(model, end)) if s is not None]
     known = [s for s in known if peak_of(graph, s) <= budget_bytes]
     first = min(known, key=lambda s: seconds_of(graph, s), default=None)
+    first = first and _improved(model, first, end)
     begin = None if first is None else model.values_of(first)
     solved = solve(model.program, max(end - time.monotonic(), 0.1), start=begin)
     found = [s for s in (model.read(solved), first) if s is not None and peak_of(graph, s) <= budget_bytes]
     if not found:
         raise _infeasible(budget_bytes, least, "none exists" if solved.infeasible else "none was found in time")
     best = min(found, key=lambda s: seconds_of(graph, s))
-    seconds, bound = seconds_of(graph, best), solved.bound * model.unit
+    seconds, bound = seconds_of(graph, best), max(solved.bound * model.unit, seconds_of(graph, whole))
     return Answer(
         schedule=best, seconds=seconds, peak_bytes=peak_of(graph, best), bound_seconds=min(bound, seconds),
         optimal=solved.optimal and seconds <= bound * (1 + 1e-5),
@@ -132,6 +138,21 @@ def _rounded(model: _Model, end: float) -> Schedule | None:
                 cost = seconds_of(model.graph, found)
                 best = min(best, (cost, found), key=lambda b: b[0]) if best else (cost, found)
     return best[1] if best else None
+
+
+def _improved(model: _Model, found: Schedule, end: float) -> Schedule:
+    """A schedule whose stages were planned again, some at a time, at most for a quarter of the time."""
+    graph, limit = model.graph, time.monotonic() + (end - time.monotonic()) / 4
+    best = closed(graph, [stage.held for stage in trimmed(graph, found)])
+    best = best if peak_of(graph, best) <= model.budget else found
+    for first in range(len(best) - _WINDOW, -_WINDOW // 2, -_WINDOW // 2):
+        left = limit - time.monotonic()
+        if left <= 0:
+            break
+        other = model.within(best, max(first, 0), first + _WINDOW, left)
+        if other is not None and seconds_of(graph, other) < seconds_of(graph, best):
+            best = other
+    return min(best, found, key=lambda s: seconds_of(graph, s))
 
 
 class _Model:
@@ -252,6 +273,18 @@ class _Model:
             Stage(held=held[t], done=tuple(k for at, k in self.r if at == t and solved.values[self.r[at, k]] > 0.5))
             for t in range(len(self.goals))
         )
+
+    def within(self, found: Schedule, begin: int, end: int, time_limit_seconds: float) -> Schedule | None:
+        """The fastest schedule that differs from one in the stages `begin` to `end` alone; None if none is found."""
+        program, known = self.program, self.values_of(found)
+        lower, upper = [*program.lower], [*program.upper]
+        fixed = [r for (t, _), r in self.r.items() if not begin <= t < end]
+        for variable in (*fixed, *(s for (t, _), s in self.s.items() if not begin < t < end)):
+            program.lower[variable] = program.upper[variable] = known[variable]
+        solved = solve(program, time_limit_seconds, start=known)
+        program.lower, program.upper = lower, upper
+        other = self.read(solved)
+        return other if other is not None and peak_of(self.graph, other) <= self.budget else None
 
     def values_of(self, found: Schedule) -> dict[int, float]:
         """A schedule as a part of a solution to begin with: what is done and what is at hand."""

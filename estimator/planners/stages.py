@@ -17,7 +17,7 @@ other beats in both sum and maximum. A stage must hold its weights and what its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -32,6 +32,8 @@ class Unit:
     """Forward and backward pass of a micro-batch, on a GPU of speed 1."""
     resting_bytes: int = 0
     """Weights, gradients, states."""
+    weight_bytes: int = 0
+    """The weights of those."""
     held_bytes: int = 0
     """Kept of a micro-batch from the forward to the backward pass."""
     working_bytes: int = 0
@@ -96,7 +98,9 @@ def best_cuts(units: Sequence[Unit], slots: Sequence[Slot], microbatches: int, *
         ] + [[]]
     if not ways[0]:
         raise InfeasibleError(
-            f"no cuts of {n} blocks into {len(slots)} stages fit", _needed(totals, slots), hint="raise mesh.pp"
+            f"no cuts of {n} blocks into {len(slots)} stages fit their GPUs",
+            needed_bytes=_needed(totals, slots),
+            hint="raise mesh.pp",
         )
     m = microbatches
     cost = [(sum_ * flushes + (m - flushes) * most, way) for sum_, most, way in ways[0]]
@@ -104,3 +108,57 @@ def best_cuts(units: Sequence[Unit], slots: Sequence[Slot], microbatches: int, *
     ends = (*way[1:], n)
     stages = tuple(totals.span(i, j) / slots[k].speed for k, (i, j) in enumerate(zip(way, ends, strict=True)))
     return Cuts(firsts=way[1:], seconds=seconds, stage_seconds=stages)
+
+
+def _needed(totals: _Totals, slots: Sequence[Slot]) -> int:
+    """The least room of equal GPUs with which some cuts fit."""
+    best = [0] * (totals.count + 1)
+    for k in range(len(slots) - 1, -1, -1):
+        last = k == len(slots) - 1
+        best = [
+            min(
+                (
+                    max(totals.held(i, j, slots[k]), best[j])
+                    for j in range(i + 1, totals.count + 1)
+                    if (j == totals.count) == last
+                ),
+                default=1 << 62,
+            )
+            for i in range(totals.count)
+        ] + [1 << 62]
+    return best[0]
+
+
+class _Totals:
+    """Sums over runs of units."""
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self.units, self.count = units, len(units)
+        self._seconds = (0.0, *accumulate(u.seconds for u in units))
+        self._resting = (0, *accumulate(u.resting_bytes for u in units))
+        self._kept = (0, *accumulate(u.held_bytes for u in units))
+
+    def span(self, i: int, j: int) -> float:
+        """Seconds of units i .. j - 1."""
+        return self._seconds[j] - self._seconds[i]
+
+    def held(self, i: int, j: int, slot: Slot) -> int:
+        """Bytes of those units in a slot: versions of weights, micro-batches in flight, and work in one of them."""
+        resting, kept = self._resting[j] - self._resting[i], self._kept[j] - self._kept[i]
+        extra = (slot.versions - 1) * sum(u.weight_bytes for u in self.units[i:j]) if slot.versions > 1 else 0
+        return resting + extra + slot.in_flight * kept + max(u.working_bytes for u in self.units[i:j])
+
+    def seconds(self, i: int, j: int, slot: Slot) -> float | None:
+        """Seconds of those units in a slot, None if they do not fit."""
+        if slot.room_bytes is not None and self.held(i, j, slot) > slot.room_bytes:
+            return None
+        return self.span(i, j) / slot.speed
+
+
+def _undominated(ways: Iterable[_Way]) -> list[_Way]:
+    """Those that no other is as good as in both sum and maximum; of equals the latest cuts."""
+    found: list[_Way] = []
+    for way in sorted(ways, key=lambda it: (it[0], it[1], tuple(-i for i in it[2]))):
+        if not found or way[1] < found[-1][1]:
+            found.append(way)
+    return found

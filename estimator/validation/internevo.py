@@ -43,6 +43,7 @@ def read(row: Mapping[str, str]) -> Case:
         tensor=p.Tensor(loss_parallel=tp > 1),
         remat=p.Remat(policy="full" if is_true(row, "activation_ckpt") else "none"),
         sharding=p.Sharding(strategy="zero1" if ranks > 1 else "none", even_parts=True),
+        pipeline=p.Pipeline(buffers=False),
     )
     seconds = batch * pieces * (seq or 0) / (rate or 1) / (tp * pp)
     return Case(

@@ -69,7 +69,7 @@ def megatron_gpt(run: Run, node: str, *, seconds: float | None) -> Case:
         tensor=p.Tensor(sequence_parallel=run.sequence_parallel, sequence_first=True, loss_parallel=run.tp > 1),
         remat=p.Remat(policy=run.recompute, early_stop=False),
         sharding=p.Sharding(strategy="ddp" if run.dp > 1 else "none", overlap=False),
-        pipeline=p.Pipeline(schedule="interleaved" if run.chunks > 1 else "1f1b", chunks=run.chunks),
+        pipeline=p.Pipeline(schedule="interleaved" if run.chunks > 1 else "1f1b", chunks=run.chunks, buffers=False),
         optimizer=p.Optimizer(kernel="fused"),
         kernels=p.Kernels(fusion="hand"),
     )

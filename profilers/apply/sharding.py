@@ -12,6 +12,7 @@ each time, so that whole gradients never stay.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -136,6 +137,16 @@ def _shard(model: nn.Module, plan: Plan) -> None:
         kept = sharding.keep_last and number == len(groups)
         fully_shard(modules if len(modules) > 1 else modules[0], reshard_after_forward=drops and not kept, **options)
     fully_shard(model, reshard_after_forward=False, **options)
+    _gather_ahead(model, [modules[0] for modules in groups], sharding.prefetch)
+
+
+def _gather_ahead(model: nn.Module, groups: Sequence[Any], depth: int) -> None:
+    """Let the model and each of its groups begin to gather the next ones, in either pass."""
+    forward: list[Any] = [model, *groups]
+    backward: list[Any] = [model, *reversed(groups)]
+    for n in range(len(forward) if depth else 0):
+        forward[n].set_modules_to_forward_prefetch(forward[n + 1 : n + 1 + depth])
+        backward[n].set_modules_to_backward_prefetch(backward[n + 1 : n + 1 + depth])
 
 
 def _policy(model: nn.Module, plan: Plan) -> MixedPrecisionPolicy:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -36,7 +37,23 @@ def divide_heads(model: nn.Module, columns: Mapping[str, Sequence[int]], tp: int
     for name, parts in columns.items():
         made.setdefault(name.rpartition(".")[0], set()).update(parts)
     for name, widths in made.items():
-        _divide(name, model.get_submodule(name), widths, tp)
+        module = model.get_submodule(name)
+        _divide(name, module, widths, tp)
+        module.forward = partial(_reshaping, module.forward, name, tp)
+
+
+def _reshaping(forward: Callable[..., Any], name: str, tp: int, *args: Any, **kwargs: Any) -> Any:
+    """Its forward pass; where it asks for a shape of all heads, an error that says so."""
+    try:
+        return forward(*args, **kwargs)
+    except RuntimeError as error:
+        if "invalid for input of size" not in str(error):
+            raise
+        raise UnsupportedError(
+            f"{name} reshapes to sizes that its code computes of the whole width: {error}; under tp {tp} a rank has "
+            f"1 / {tp} of its heads",
+            hint="let the code say -1 for the number of heads, or keep that number in an attribute such as num_heads",
+        ) from error
 
 
 def _divide(name: str, module: nn.Module, widths: set[int], tp: int) -> None:

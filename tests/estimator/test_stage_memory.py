@@ -5,10 +5,11 @@ import pytest
 from dnnmem.estimator.cluster import find_cluster
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Batch, Mesh, Pipeline, Plan, Precision, Remat, Sharding
+from dnnmem.estimator.rank_step import rank_step
 from dnnmem.estimator.replay import replay_trace
 from dnnmem.estimator.schedules import SCHEDULES
 from dnnmem.estimator.schedules.grid import Step
-from dnnmem.estimator.stage_memory import rank_step, worst_stage
+from dnnmem.estimator.stage_memory import worst_stage
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from tests.estimator.passes.steps import LLAMA, gpt, reserved
 
@@ -145,7 +146,7 @@ def test_the_steady_state_shows_in_few_micro_batches(schedule):
     chunks = 2 if schedule == "interleaved" else 1
     plan, parts = planned(32, schedule, chunks=chunks, remat=Remat(policy="selective"))
     grid = SCHEDULES[schedule](4, 32, chunks)
-    every = [replay_trace(rank_step(parts[r::4], grid.ranks[r])).peak_reserved_bytes for r in range(4)]
+    every = [replay_trace(rank_step(parts[r::4], grid.ranks[r], 0, 32)).peak_reserved_bytes for r in range(4)]
     # THEN playing some on some ranks finds the peak of playing all on all
     found = worst_stage(parts, plan, DEVICE)
     assert found.held.peak_reserved_bytes == max(every) == every[found.rank]

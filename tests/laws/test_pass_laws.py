@@ -79,6 +79,7 @@ def plans(draw):
     smaller = COMPRESSIONS if sent == "none" and policy not in {"selective", "attention"} else [Compression()]
     whole = tp == 1 and (strategy in {"none", "ddp", "zero1"} or shard * replicate == 1)
     updates = [it for it in UPDATES if strategy != "zero1" or not it.state] + (WHOLE_UPDATES if whole else [])
+    hosted = draw(st.booleans())
     overlap, compute = draw(st.booleans()), draw(st.sampled_from(computes))
     whole_gradients = strategy in {"ddp", "zero1"} and overlap and compute != "fp16_amp"
     plan = Plan(
@@ -97,7 +98,7 @@ def plans(draw):
             activations=sent,
             every=draw(st.sampled_from([1, 2])),
             min_bytes=draw(st.sampled_from([0, 1 << 10, 1 << 20])),
-            optimizer=draw(st.booleans()),
+            optimizer=hosted,
         ),
         remat=Remat(
             policy=policy,
@@ -112,6 +113,8 @@ def plans(draw):
             reshard_after_forward=draw(st.booleans()),
             keep_last=draw(st.booleans()),
             bucket_mib=draw(st.sampled_from([1, 25])),
+            prefetch=draw(st.sampled_from([0, 1, 3])) if splits else 0,
+            bucket_views=draw(st.booleans()) if whole_gradients and not hosted else False,
             overlap=overlap,
         ),
         gradients=draw(st.sampled_from(SENT if whole_gradients else SENT[:1])),

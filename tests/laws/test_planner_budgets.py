@@ -75,6 +75,24 @@ def test_what_runs_keeps_its_budget(root):
     assert over == {}
 
 
+@pytest.mark.parametrize("shared", ["0", "1"])
+def test_branches_keep_their_budget(shared, root):
+    # GIVEN two towers that meet, or one that is called twice
+    target = str(root / "tests" / "laws" / "programs" / "branches.py")
+    request = Request(target=target, batch_size=65536, args={"shared": shared})
+    asked = replace(request, device="fake", gpu=GPU)
+    [trace] = record_batches(asked, (65536,), few=False, cache=cache_folder(os.environ)).traces.values()
+    problem = problem_of(trace, 1, cluster=find_cluster(GPU))
+    sizes = [int(share * problem.plain().peak_bytes) for share in (0.5, 0.65, 0.8)]
+    # WHEN what is planned for them runs on a virtual GPU
+    found = [solve_problem(replace(problem, budget_bytes=size)) for size in sizes]
+    assert {solution.planner for solution in found} == {"join"}
+    ran = run_plans(request, [solution.plan for solution in found], GPU)
+    # THEN it needs what was predicted, which is within the budget
+    assert ran == [solution.cost.peak_bytes for solution in found]
+    assert all(peak <= size for peak, size in zip(ran, sizes, strict=True))
+
+
 def within(peak, budget):
     return isinstance(peak, int) and peak <= budget
 

@@ -6,7 +6,8 @@ import pytest
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import rewrite
-from dnnmem.estimator.passes.pipeline import SEND, split
+from dnnmem.estimator.passes.pipeline import split
+from dnnmem.estimator.passes.pipeline_buffers import SEND
 from dnnmem.estimator.plan import Batch, Mesh, Pipeline, Plan, Remat, Sharding
 from dnnmem.estimator.trace import Kind, Lane, Phase
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, passes_peak

@@ -196,3 +196,24 @@ def test_gradients_at_rest_come_from_the_pool_of_their_sums_one_storage_a_group(
     made = [e for e in made if e.nbytes > 0]
     assert len(made) == 5  # four blocks and the root
     assert sum(e.nbytes for e in made) * 4 == owned(gpt(4, **BF16), *PARAMS)
+
+
+def test_gathers_further_ahead_hold_more_and_send_the_same():
+    found = [sharded(gpt(6), "zero3", prefetch=ahead) for ahead in (0, 1, 3)]
+    assert sent(found[0], "all_gather") == sent(found[1], "all_gather") == sent(found[2], "all_gather")
+    held = [one.peak_bytes() for one in found]
+    assert held[0] <= held[1] <= held[2]
+    # AND what is gathered first waits for no block before it
+    assert [op.name for op in found[2].ops[:6]].count("dnnmem.all_gather.dp_shard") >= 3
+
+
+def test_gradients_in_buckets_are_there_once():
+    # GIVEN a step whose gradients live beside their buckets  THEN views of buckets spare all of them at the update
+    beside, inside = (sharded(gpt(4), "ddp", bucket_views=on) for on in (False, True))
+
+    def held(one):
+        update = next(k for k, op in enumerate(one.ops) if op.phase is Phase.STEP)
+        return one.pinned_bytes() + sum(e.nbytes for op in one.ops[:update] for e in op.events)
+
+    grads = sum(s.nbytes for s in gpt(4).storages.values() if s.kind is Kind.PARAM)
+    assert held(beside) - held(inside) == pytest.approx(grads, rel=0.01)

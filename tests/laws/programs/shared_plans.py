@@ -16,6 +16,8 @@ PLANS = {
     "zero1": (*SHARD, "sharding.strategy=zero1"),
     "zero2": (*SHARD, "sharding.strategy=zero2"),
     "zero3": (*SHARD, "sharding.strategy=zero3"),
+    "zero3, two ahead": (*SHARD, "sharding.strategy=zero3", "sharding.prefetch=2"),
+    "zero2, one ahead": (*SHARD, "sharding.strategy=zero2", "sharding.prefetch=1"),
     "zero3, reshard all": (*SHARD, "sharding.strategy=zero3", "sharding.keep_last=false"),
     "zero3, split root": (*SHARD, "sharding.strategy=zero3", "sharding.split_root=true"),
     "zero3, recompute": (*SHARD, "sharding.strategy=zero3", "remat.policy=full"),

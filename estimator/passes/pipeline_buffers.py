@@ -1,0 +1,76 @@
+"""What PyTorch's stages hold of messages: places for all that is received, and what is sent for longer than it takes.
+
+    received    a buffer for each micro-batch, forward and backward, made once for the whole run; what the plain step
+                adds to a gradient in place makes a new one instead, since the buffer is not its own
+    activations sent      are the outputs that their backward pass begins with: until that is over
+    gradients sent        until the next micro-batch's are
+
+A chunk stays one micro-batch: its buffers are pinned, and whoever plays a rank gives each micro-batch its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
+from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
+
+SEND, RECEIVE = "dnnmem.send.pp", "dnnmem.recv.pp"
+"""A send costs its bytes; the receiving op only makes the storages."""
+
+
+def received(trace: Trace) -> frozenset[int]:
+    """Storages of a chunk that messages come in, where they have places of their own."""
+    return frozenset(i for op in trace.ops if op.name == RECEIVE for i in op.writes if i in trace.pinned)
+
+
+def with_buffers(chunk: Trace) -> Trace:
+    """`chunk` as PyTorch's stages hold it; unchanged if it neither sends nor receives."""
+    places = {i for op in chunk.ops if op.name == RECEIVE for i in op.writes}
+    for i in sorted(places):
+        chunk = _left_alone(chunk, i)
+    until: dict[int, Phase] = {}
+    for op in chunk.ops:
+        if op.name == SEND and op.phase is not Phase.STEP:
+            later = Phase.BACKWARD if op.phase is Phase.FORWARD else Phase.STEP
+            until.update((i, later) for i in op.reads if i not in chunk.pinned and i not in places)
+    freed: dict[int, Event] = {}
+    ops = [_without(op, places, until, freed) for op in chunk.ops]
+    backward = [k for k, op in enumerate(ops) if op.phase is Phase.BACKWARD]
+    step = next((k for k, op in enumerate(ops) if op.phase is Phase.STEP), None)
+    at = {Phase.BACKWARD: backward[-1] if backward else step, Phase.STEP: step}
+    for i, event in freed.items():
+        k = at[until[i]]
+        if k is None:
+            k = len(ops) - 1
+        first = until[i] is Phase.STEP
+        events = (event, *ops[k].events) if first else (*ops[k].events, event)
+        ops[k] = op_like(ops[k], events=events)
+    made = tuple(Event(chunk.storages[i].nbytes, 0, i) for i in sorted(places) if chunk.storages[i].nbytes)
+    return replace(chunk, ops=tuple(ops), pinned=chunk.pinned | places, setup=(*chunk.setup, *made))
+
+
+def _left_alone(chunk: Trace, place: int) -> Trace:
+    """`chunk`, which writes to what it has received, with a storage of its own from there on."""
+    written = (k for k, op in enumerate(chunk.ops) if place in op.writes and op.name != RECEIVE)
+    first = next((k for k in written if chunk.ops[k].phase is Phase.BACKWARD), None)
+    if first is None:
+        return chunk
+    own, nbytes = max(chunk.storages) + 1, chunk.storages[place].nbytes
+    ops = [*chunk.ops[:first], *(renamed(op, {place: own}) for op in chunk.ops[first:])]
+    made = Event(nbytes, 0, own)
+    ops[first] = op_like(ops[first], reads=chunk.ops[first].reads, events=(made, *ops[first].events))
+    storage = storage_like(chunk.storages[place], id=own, kind=Kind.TEMP)
+    return replace(chunk, ops=tuple(ops), storages={**chunk.storages, own: storage})
+
+
+def _without(op: Op, places: Iterable[int], until: Mapping[int, Phase], freed: dict[int, Event]) -> Op:
+    """`op` without what becomes of buffers, and with frees of what is sent taken out, into `freed`."""
+    kept = []
+    for event in op.events:
+        if event.storage in until and event.nbytes < 0:
+            freed[event.storage] = event
+        elif event.storage not in places:
+            kept.append(event)
+    return op if len(kept) == len(op.events) else op_like(op, events=tuple(kept))
