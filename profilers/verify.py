@@ -61,7 +61,11 @@ def verify(
         )  # fmt: skip
         world = plan.mesh.world_size
         run = ScriptRun(
-            request=script, gpu=gpu, ranks=(rank,) if world > 1 else None, world_size=world, ranks_per_node=ranks_per_node
+            request=script,
+            gpu=gpu,
+            ranks=(rank,) if world > 1 else None,
+            world_size=world,
+            ranks_per_node=ranks_per_node,
         )
         [result] = run_script(run, {**QUIET, **os.environ}, cache=cache, on_output=on_output)
     memory = result.memory[0] if result.memory else None
