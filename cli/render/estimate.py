@@ -105,8 +105,8 @@ def _effective_batch(found: Estimate) -> list[tuple[str, str]]:
     if times == 1:
         return []
     root = f"{times**0.5:.3g}"
-    words = f"{times} micro-batches an update: learning rate x {times} (SGD, LARS), x {root} (Adam, LAMB), warmed up"
-    return [("large batch", words)]
+    words = f"{times} micro-batches, learning rate x {times} (SGD, LARS) or x {root} (Adam, LAMB), warmed up"
+    return [("batch", f"effective {found.samples:,}: {words}")]
 
 
 def _mfu(found: Estimate) -> str:
