@@ -39,10 +39,10 @@ them, forward and back, in the order of a schedule, `--set pipeline.schedule=...
 
 {table}
 
-Four ranks and eight micro-batches; a forward (`F`) takes 1, a backward (`B`) 2, each of its parts (`I`, `W`) 1; chunks of
-two a rank half of it. *Bubble*: share of the time that a rank waits, the average of all. *In flight*: micro-batches
-whose activations the ranks hold at most (chunks of them, where a rank has two). *Weights*: copies of its stages' weights
-that a rank holds.
+Four ranks and eight micro-batches; a forward (`F`) takes 1, a backward (`B`) 2, each of its parts (`I`, `W`) 1; chunks
+of two a rank half of it. *Bubble*: share of the time that a rank waits, the average of all. *In flight*: micro-batches
+whose activations the ranks hold at most (chunks of them, where a rank has two). *Weights*: copies of its stages'
+weights that a rank holds.
 
 `dnnmem estimate` prices all but TeraPipe: the grid is simulated with the seconds of each stage, and each rank's
 allocations are played in the order of its row. PyTorch has those marked so, and dnnmem applies them to a model as it is:
