@@ -45,7 +45,7 @@ whose activations the ranks hold at most (chunks of them, where a rank has two).
 weights that a rank holds.
 
 `dnnmem estimate` prices all but TeraPipe: the grid is simulated with the seconds of each stage, and each rank's
-allocations are played in the order of its row. PyTorch has those marked so, and dnnmem applies them to a model as it is:
+allocations are played in the order of its row. PyTorch has those marked so, and dnnmem does them to a model as it is:
 a stage runs the model's own code, with the blocks of other stages left out.
 
 ## Where the model is cut
