@@ -35,7 +35,7 @@ def over_masters(optimizer: Optimizer, precision: Precision) -> None:
             _pass_on(parameter, master)
         result = step(*args, **kwargs)
         with torch.no_grad():
-            torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
+            torch._foreach_copy_([_own(p) for p, _ in pairs], [_own(m) for _, m in pairs])
         return result
 
     def zero_both(_optimizer: Optimizer, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - the optimizer's own signature
@@ -45,6 +45,12 @@ def over_masters(optimizer: Optimizer, precision: Precision) -> None:
 
     optimizer.step = MethodType(step_of_masters, optimizer)  # type: ignore[method-assign]
     optimizer.zero_grad = MethodType(zero_both, optimizer)  # type: ignore[method-assign]
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The rank's part of a DTensor; any other tensor itself."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def _replaced(optimizer: Optimizer, dtype: torch.dtype) -> Pairs:

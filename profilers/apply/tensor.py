@@ -18,7 +18,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import loss_parallel, parallelize_module
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan import Compression, Plan
 from dnnmem.profilers.apply.device_mesh import device_mesh
 from dnnmem.profilers.apply.tensor_heads import divide_heads
 from dnnmem.profilers.apply.tensor_roles import Roles, find_roles, sizes
@@ -64,6 +64,12 @@ def _check(plan: Plan) -> None:
         raise UnsupportedError(
             "tensor.sequence_parallel that gathers again for gradients is predicted only: DTensor keeps them",
             hint="--set tensor.keep_gathered=true",
+        )
+    if plan.offload.activations != "none" or plan.compression != Compression():
+        raise UnsupportedError(
+            "offload.activations and compression are predicted only beside tp: much of what autograd keeps is in "
+            "DTensors, which they leave alone",
+            hint="--set mesh.tp=1, or leave them out",
         )
     if plan.offload.parameters:
         raise UnsupportedError(
