@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from dnnmem.estimator.passes.backward_parts import backward_parts
-from dnnmem.estimator.passes.pipeline_buffers import SEND, received
+from dnnmem.estimator.passes.pipeline_buffers import SEND, received, staying
 from dnnmem.estimator.pipeline_timing import in_flight
 from dnnmem.estimator.schedules.grid import Step
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
@@ -88,6 +88,8 @@ class _Writer:
         self.grads: dict[tuple[int, int], int] = {}
         self.kept = self._kept()
         self.own: dict[tuple[int, int], dict[int, int]] = {}
+        self.stays = [staying(chunk) for chunk in chunks]
+        self.sent: dict[tuple[int, int], list[int]] = {}
         self.late = [_freed_late(chunk) for chunk in chunks]
         self.latest: dict[tuple[int, int], int] = {}
         self.gathered = [_gathered(chunk) for chunk in chunks]
@@ -168,7 +170,7 @@ class _Writer:
             if i < 0:
                 yield event
             elif i in late:
-                yield from self._replaced(event, chunk)
+                yield from self._outliving(event, chunk, own)
             elif i in gathered:
                 yield from self._held(event, chunk)
             elif i in terms and ((chunk, terms[i]) not in self.grads or own.get(i) == self.grads[chunk, terms[i]]):
@@ -193,6 +195,18 @@ class _Writer:
         self.holders[chunk, i] = new, now
         if not holders or not now:
             yield Event(nbytes, stream, new)
+
+    def _outliving(self, event: Event, chunk: int, own: dict[int, int]) -> Iterator[Event]:
+        """What outlives its micro-batch; what is sent is freed at once for all of them."""
+        nbytes, stream, i = event
+        if i not in self.stays[chunk]:
+            yield from self._replaced(event, chunk)
+        elif nbytes > 0:
+            own[i] = self._enter(self.chunks[chunk].storages[i])
+            self.sent.setdefault((chunk, i), []).append(own[i])
+            yield Event(nbytes, stream, own[i])
+        else:
+            yield from (Event(nbytes, stream, new) for new in self.sent.pop((chunk, i), ()))
 
     def _replaced(self, event: Event, chunk: int) -> Iterator[Event]:
         """What the program holds until the update, such as the loss: a micro-batch's replaces the one before."""

@@ -20,6 +20,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.first_step import FIRST_STEP, Unmade, has_own_workspace, is_kept, is_of_first_step
 from dnnmem.estimator.passes.draft import Draft, Life, lives
 from dnnmem.estimator.passes.fsdp_groups import LOSS
+from dnnmem.estimator.passes.pipeline_buffers import ALL_SENT
 from dnnmem.estimator.plan_pipeline import has_buffers
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
@@ -179,7 +180,8 @@ def _drop_output(trace: Trace) -> Trace:
     for i, life in known.items():
         if i in trace.pinned or life.made < 0 or life.freed < 0 or trace.ops[life.made].phase is not Phase.FORWARD:
             continue
-        if trace.ops[life.freed].phase is Phase.STEP and life.uses[-1] < life.freed:
+        end_op = trace.ops[life.freed]
+        if end_op.phase is Phase.STEP and end_op.name != ALL_SENT and life.uses[-1] < life.freed:
             draft.unfree(life.freed, i)
             draft.free(max(end, life.uses[-1]), i)
     return draft.finish()

@@ -65,7 +65,9 @@ def split(trace: Trace, plan: Plan) -> list[Trace]:
             block = blocks.index(s.module)
             stages.used.setdefault(i, set()).add(0 if block is None else of_block[block])
     chunks = [_chunk(stages, c) for c in range(count)]
-    return [with_buffers(chunk) for chunk in chunks] if has_buffers(plan) else chunks
+    if not has_buffers(plan):
+        return chunks
+    return [with_buffers(chunk, waits=plan.pipeline.schedule not in ("1f1b", "dapple")) for chunk in chunks]
 
 
 def split_repeated(trace: Trace, plan: Plan, layers: int) -> list[Trace]:

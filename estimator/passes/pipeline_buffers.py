@@ -4,6 +4,7 @@
                 adds to a gradient in place makes a new one instead, since the buffer is not its own
     activations sent      are the outputs that their backward pass begins with: until that is over
     gradients sent        until the next micro-batch's are
+    both, but in 1F1B     until the step is over, when its sends are waited for
 
 A chunk stays one micro-batch: its buffers are pinned, and whoever plays a rank gives each micro-batch its own.
 """
@@ -13,11 +14,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
+from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 SEND, RECEIVE = "dnnmem.send.pp", "dnnmem.recv.pp"
 """A send costs its bytes; the receiving op only makes the storages."""
+ALL_SENT, LAST_SENT = "wait.pp", "drop.pp"
+"""Free what all micro-batches have sent, or what the last one has: the others' is gone by then."""
+
+
+def staying(trace: Trace) -> frozenset[int]:
+    """What a chunk sends and holds until the step is over."""
+    return frozenset(e.storage for op in trace.ops if op.name == ALL_SENT for e in op.events)
 
 
 def received(trace: Trace) -> frozenset[int]:
@@ -25,28 +33,27 @@ def received(trace: Trace) -> frozenset[int]:
     return frozenset(i for op in trace.ops if op.name == RECEIVE for i in op.writes if i in trace.pinned)
 
 
-def with_buffers(chunk: Trace) -> Trace:
-    """`chunk` as PyTorch's stages hold it; unchanged if it neither sends nor receives."""
+def with_buffers(chunk: Trace, *, waits: bool = False) -> Trace:
+    """`chunk` as PyTorch's stages hold it; `waits`: its sends are waited for when the step is over."""
     places = {i for op in chunk.ops if op.name == RECEIVE for i in op.writes}
     for i in sorted(places):
         chunk = _left_alone(chunk, i)
     until: dict[int, Phase] = {}
     for op in chunk.ops:
         if op.name == SEND and op.phase is not Phase.STEP:
-            later = Phase.BACKWARD if op.phase is Phase.FORWARD else Phase.STEP
+            later = Phase.BACKWARD if op.phase is Phase.FORWARD and not waits else Phase.STEP
             until.update((i, later) for i in op.reads if i not in chunk.pinned and i not in places)
     freed: dict[int, Event] = {}
     ops = [_without(op, places, until, freed) for op in chunk.ops]
     backward = [k for k, op in enumerate(ops) if op.phase is Phase.BACKWARD]
     step = next((k for k, op in enumerate(ops) if op.phase is Phase.STEP), None)
-    at = {Phase.BACKWARD: backward[-1] if backward else step, Phase.STEP: step}
     for i, event in freed.items():
-        k = at[until[i]]
-        if k is None:
-            k = len(ops) - 1
-        first = until[i] is Phase.STEP
-        events = (event, *ops[k].events) if first else (*ops[k].events, event)
-        ops[k] = op_like(ops[k], events=events)
+        if until[i] is Phase.BACKWARD and backward:
+            ops[backward[-1]] = op_like(ops[backward[-1]], events=(*ops[backward[-1]].events, event))
+    last = tuple(event for i, event in freed.items() if until[i] is Phase.STEP or not backward)
+    if last:
+        done = Op(name=ALL_SENT if waits else LAST_SENT, phase=Phase.STEP, lane=Lane.COMM, events=last)
+        ops.insert(len(ops) if step is None else step, done)
     made = tuple(Event(chunk.storages[i].nbytes, 0, i) for i in sorted(places) if chunk.storages[i].nbytes)
     return replace(chunk, ops=tuple(ops), pinned=chunk.pinned | places, setup=(*chunk.setup, *made))
 
