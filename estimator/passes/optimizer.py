@@ -165,9 +165,9 @@ class _Replacement:
     def _as_they_come(
         self, update: Update, entries: Sequence[Entry], known: Mapping[int, Life], gone: set[int]
     ) -> None:
-        """Each parameter's update behind the op that completes its gradient, which then goes."""
+        """Each parameter's update when autograd's node that completes its gradient is done; the gradient then goes."""
         trace, draft = self.trace, self.draft
-        at: dict[int, list[Op]] = {}
+        at: dict[int, list[tuple[int, list[Op]]]] = {}
         parts = Counter(update.whole(entry.grad) for entry in entries)
         freed = set(parts)
         for entry in sorted(entries, key=partial(_place, update)):
@@ -177,7 +177,8 @@ class _Replacement:
             self._emit(update, [entry])
             parts[grad] -= 1
             update.free(() if parts[grad] else (grad,))
-            at.setdefault(uses[-1], []).extend(op_like(op, phase=Phase.BACKWARD) for op in update.ops)
+            ops_of_it = [op_like(op, phase=Phase.BACKWARD) for op in update.ops]
+            at.setdefault(_end_of_node(trace, uses[-1]), []).append((uses[-1], ops_of_it))
         draft.pinned -= freed
         inside, ops = set(self.found.ops), list[Op]()
         for k, op in enumerate(trace.ops):
@@ -186,8 +187,21 @@ class _Replacement:
                 ops.append(op if len(kept) == len(op.events) else op_like(op, events=kept))
             elif left := tuple(e for e in kept if e.storage >= 0):
                 ops[-1] = op_like(ops[-1], events=(*ops[-1].events, *left))
-            ops += at.get(k, ())
+            for _, mine in sorted(at.get(k, ()), key=lambda pair: -pair[0]):
+                ops += mine
         draft.ops = ops
+
+
+def _end_of_node(trace: Trace, k: int) -> int:
+    """The last op of the node that op `k` is a part of: a layer's bias gets its gradient after the weight."""
+    ops, storages = trace.ops, trace.storages
+    while k + 1 < len(ops):
+        op, following = ops[k], ops[k + 1]
+        alike = op.module == following.module and op.phase is following.phase and bool({*op.reads} & {*following.reads})
+        if not alike or len(following.reads) > 1 or not any(storages[i].kind is Kind.GRAD for i in following.writes):
+            break
+        k += 1
+    return k
 
 
 def _place(update: Update, entry: Entry) -> int:

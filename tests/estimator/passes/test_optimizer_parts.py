@@ -96,3 +96,33 @@ def test_each_has_master_weights_of_its_own(name):
 
 def test_a_matrix_in_a_block_is_hidden():
     assert hidden_of(step()) == {(("rnn",), "weight")}
+
+
+def test_a_layer_is_updated_when_its_bias_has_its_gradient_too():
+    # GIVEN a linear layer, whose node makes the weight's gradient, and then the bias's with a temporary
+    def made(i, kind, name, nbytes):
+        return Storage(id=i, nbytes=nbytes, kind=kind, shape=(nbytes // 4,), dtype="float32", module=("fc",), name=name)
+
+    storages = [
+        made(0, Kind.PARAM, "weight", 16), made(1, Kind.PARAM, "bias", 8),
+        made(2, Kind.GRAD, "weight", 16), made(3, Kind.GRAD, "bias", 8), made(4, Kind.TEMP, "", 8),
+    ]  # fmt: skip
+
+    def op(name, reads, writes, *events):
+        return Op(name=name, module=("fc",), phase=Phase.BACKWARD, reads=reads, writes=writes, events=events)
+
+    ops = (
+        op("aten.mul.Tensor", (), (4,), Event(8, 0, 4)),
+        op("aten.mm.default", (4,), (2,), Event(16, 0, 2)),
+        op("aten.sum.dim_IntList", (4,), (3,), Event(8, 0, 3), Event(-8, 0, 4)),
+        Op(
+            name="aten._foreach_add_.List", module=("<optimizer>",), phase=Phase.STEP, reads=(0, 1, 2, 3),
+            writes=(0, 1), events=(Event(-16, 0, 2), Event(-8, 0, 3)),
+        ),
+    )  # fmt: skip
+    trace = Trace(ops=ops, storages={s.id: s for s in storages}, pinned=frozenset({0, 1}))
+    [found] = rewrite(trace, Plan(optimizer=Optimizer(in_backward=True)))
+    found.check()
+    # THEN both are updated behind that, the bias first
+    assert [op.writes for op in found.ops] == [(4,), (2,), (3,), (1,), (0,)]
+    assert [op.frees for op in found.ops[2:]] == [(4,), (3,), (2,)]
