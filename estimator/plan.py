@@ -100,6 +100,9 @@ class Tensor:
     """Gathered sequences are kept for the backward pass (DTensor), instead of gathered again (Megatron)."""
     loss_parallel: bool = False
     """Cross entropy over logits split along the vocabulary, never gathered (Megatron; torch's `loss_parallel`)."""
+    async_tp: bool = False
+    """Products and the gathers and scatters beside them go in pieces, each sent while others are computed (torch's
+    async TP, under torch.compile); with `sequence_parallel`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from dnnmem.estimator.plan_rules import (
     check_gradients,
     check_offload,
     check_sharding,
+    check_tensor,
 )
 
 if TYPE_CHECKING:
@@ -71,4 +72,5 @@ def check_all(plan: Plan) -> None:
     check_sharding(plan)
     check_gradients(plan)
     check_degrees(plan)
+    check_tensor(plan)
     check_pipeline(plan)

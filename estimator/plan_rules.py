@@ -132,3 +132,13 @@ def check_degrees(plan: Plan) -> None:
         )
     if plan.sharding.strategy == "ddp" and mesh.dp_shard > 1:
         raise UsageError(f"ddp shards nothing, but dp_shard is {mesh.dp_shard}", hint="name the ranks dp_replicate")
+
+
+def check_tensor(plan: Plan) -> None:
+    """Raise `UsageError` for asynchronous tensor parallelism without what it sends in pieces."""
+    if plan.tensor.async_tp and not plan.tensor.sequence_parallel:
+        raise UsageError(
+            "tensor.async_tp sends gathers and scatters of parts of the sequence in pieces, but "
+            "tensor.sequence_parallel is off",
+            hint="--set tensor.sequence_parallel=true",
+        )

@@ -19,6 +19,7 @@ from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.precision import AMP, recorded_in
 from dnnmem.estimator.passes.remat import PRODUCTS
 from dnnmem.estimator.passes.tensor_layout import SPLIT, STREAM, Layout, check_divides, find_layout
+from dnnmem.estimator.passes.tensor_pieces import in_pieces
 from dnnmem.estimator.passes.tensor_sent import between_softmax, gathered, gathers_with_copy, scattered
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
@@ -53,7 +54,8 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
             hint="--set mesh.tp=1",
         )
     check_divides(trace, layout, tp)
-    return _Splitter(trace, layout, plan).run()
+    split = _Splitter(trace, layout, plan).run()
+    return in_pieces(split, tp) if plan.tensor.async_tp else split
 
 
 class _Splitter:

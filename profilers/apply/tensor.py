@@ -65,6 +65,11 @@ def _check(plan: Plan) -> None:
             "tensor.sequence_parallel that gathers again for gradients is predicted only: DTensor keeps them",
             hint="--set tensor.keep_gathered=true",
         )
+    if tensor.async_tp:
+        raise UnsupportedError(
+            "tensor.async_tp is predicted only: torch does it inside torch.compile, on symmetric memory of GPUs",
+            hint="--set tensor.async_tp=false; by hand: torch._inductor.config._micro_pipeline_tp = True, then compile",
+        )
     if plan.offload.activations != "none" or plan.compression != Compression():
         raise UnsupportedError(
             "offload.activations and compression are predicted only beside tp: much of what autograd keeps is in "

@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 
-from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.passes.tensor import apply
-from dnnmem.estimator.plan import Mesh, Plan, Tensor
+from dnnmem.estimator.plan import Mesh, Plan, Tensor, check
+from dnnmem.estimator.simulate import simulate
 from dnnmem.estimator.trace import Kind, Lane, Phase
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, passes_peak
 
@@ -97,3 +98,29 @@ def test_gathered_sequences_that_are_kept_are_gathered_once():
     # THEN keeping them saves gathers, and costs memory
     assert gathers[1] < gathers[0]
     assert passes_peak(kept) > passes_peak(again)
+
+
+def seconds(trace):
+    work = [op.moved_bytes * 1e-9 if op.lane is Lane.COMM else op.flops * 1e-11 for op in trace.ops]
+    return simulate(trace.ops, work, [0.0] * len(work)).seconds
+
+
+def test_pieces_run_beside_each_other_and_do_the_same_work():
+    # GIVEN gathers before products and scatters after them  WHEN each goes in as many pieces as ranks
+    options = {"sequence_parallel": True, "keep_gathered": True}
+    whole, pieces = split(gpt(3, **LLAMA), 2, **options), split(gpt(3, **LLAMA), 2, **options, async_tp=True)
+
+    def sent(trace):
+        return sum(op.moved_bytes for op in trace.ops if op.lane is Lane.COMM)
+
+    # THEN the same bytes are sent and the same products made, and memory is as it was
+    assert sent(pieces) == sent(whole)
+    assert sum(op.flops for op in pieces.ops) == sum(op.flops for op in whole.ops)
+    assert passes_peak(pieces) == passes_peak(whole)
+    # AND it takes less time where what is sent takes long
+    assert seconds(pieces) < seconds(whole)
+
+
+def test_pieces_need_a_split_sequence():
+    with pytest.raises(UsageError, match=r"tensor\.sequence_parallel is off"):
+        check(Plan(mesh=Mesh(tp=2), tensor=Tensor(async_tp=True)))
