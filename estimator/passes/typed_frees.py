@@ -101,7 +101,12 @@ def without(trace: Trace, same: Mapping[int, int], sums: Container[int]) -> Trac
         elif mine:
             op = op_like(op, events=_left(op.events, {i for i in mine if i not in sums}))  # noqa: PLW2901
         ops.append(renamed(op, same) if mine else op)
-    return replace(trace, ops=tuple(ops), storages={i: s for i, s in trace.storages.items() if i not in same})
+    kept = {i: s for i, s in trace.storages.items() if i not in same}
+    for i, other in same.items():
+        gone = trace.storages[i]
+        if gone.kind is Kind.GRAD:  # what stands for a gradient is one
+            kept[other] = storage_like(kept[other], kind=gone.kind, module=gone.module, name=gone.name, saved=False)
+    return replace(trace, ops=tuple(ops), storages=kept)
 
 
 def _left(events: Iterable[Event], gone: Container[int]) -> tuple[Event, ...]:

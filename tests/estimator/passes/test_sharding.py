@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from dnnmem.estimator.passes import remat, sharding
+from dnnmem.estimator.passes import precision, remat, sharding
 from dnnmem.estimator.passes.draft import Draft
 from dnnmem.estimator.passes.fsdp import SCATTER_STREAM
 from dnnmem.estimator.plan import Mesh, Plan, Precision, Remat, Sharding
@@ -217,3 +217,11 @@ def test_gradients_in_buckets_are_there_once():
 
     grads = sum(s.nbytes for s in gpt(4).storages.values() if s.kind is Kind.PARAM)
     assert held(beside) - held(inside) == pytest.approx(grads, rel=0.01)
+
+
+def test_the_sum_of_a_tied_matrix_is_sent_under_autocast_too():
+    # GIVEN embedding and head that share a matrix, whose gradient autograd adds up  THEN all of it goes into buckets
+    trace = precision.apply(gpt(4, tied=True), Plan(precision=Precision(compute="bf16_amp")))
+    found = sharding.apply(trace, Plan(mesh=Mesh(dp_replicate=2), sharding=Sharding(strategy="ddp")))
+    grads = sum(s.nbytes for s in trace.storages.values() if s.kind is Kind.PARAM)
+    assert sum(sent(found, "all_reduce").values()) == grads
