@@ -63,7 +63,7 @@ class Pipelined:
         firsts = [sum(map(len, self._cut.names[:c])) for c in range(chunks)]
         self._between = None if passed is None else [passed[first] for first in firsts]
         ends = {r for r, row in enumerate(mine) if {0, chunks - 1} & {*row}}
-        self._pair = None
+        self._pair: Any = None
         if self._cut.tied and len(ends) == 2:
             world = distributed.get_process_group_ranks(self._group)
             self._pair = distributed.new_group([world[r] for r in sorted(ends)])
@@ -125,7 +125,7 @@ class Pipelined:
 def check_pipeline(plan: Plan) -> None:
     """Raise `UnsupportedError` for a pipeline that is predicted only."""
     schedule, mesh = plan.pipeline.schedule, plan.mesh
-    if (_ONE | _SEVERAL).get(schedule) is None:
+    if {**_ONE, **_SEVERAL}.get(schedule) is None:
         raise UnsupportedError(
             f"pipeline.schedule {schedule} can be estimated, but PyTorch does not have it",
             hint=f"it has {', '.join((*_ONE, *_SEVERAL))}",

@@ -187,7 +187,7 @@ def ends_at_backward() -> Iterator[None]:
         del args, kwargs
         raise Done(self)
 
-    Tensor.backward = hand_over  # type: ignore[assignment]
+    Tensor.backward = hand_over  # type: ignore[method-assign]
     try:
         yield
     finally:
