@@ -5,12 +5,12 @@ core    op by op, of few blocks where blocks are alike    ->    runs of ops, who
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dnnmem.estimator.block_list import main_list
 from dnnmem.estimator.cluster import Cluster
-from dnnmem.estimator.coarsen import NAME, Runs, rounded
+from dnnmem.estimator.coarsen import NAME, Runs, live_peak, rounded
 from dnnmem.estimator.local_step import LocalStep
 from dnnmem.estimator.passes import offload
 from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S
@@ -18,10 +18,15 @@ from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.planners.chain import Chain
 from dnnmem.estimator.repeat import repeat
 from dnnmem.estimator.time_model import TimeModel
-from dnnmem.estimator.trace import Kind, Lane, Trace
+from dnnmem.estimator.trace import Kind, Lane, Phase, Trace
+from dnnmem.estimator.work import Work, work_of
 
 STATES = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER})
 """What lives between steps."""
+_OTHERS = frozenset(Kind) - STATES - {Kind.COMM}
+OPTIMIZER = frozenset({Kind.OPTIMIZER})
+ALL_PARTS = ("zero2", "zero3")
+"""Strategies that may split all that rests between steps."""
 EVENLY = ("all", "conv")
 """Activations that go to the host from all blocks alike."""
 
@@ -62,6 +67,26 @@ class Core:
     """With as many blocks as `trace` has, and one more, once they were needed."""
     sent_bytes: float | None = None
     """What all activations that go to the host have, once it was needed."""
+
+
+def core_of(
+    trace: Trace, layers: int | None, runs: Trace, costs: Runs, seconds_of: Callable[[Work], Sequence[float]]
+) -> Core:
+    """The core of a rewritten step, with its runs and what they cost; `seconds_of` prices ops."""
+    step = tuple(op for op in runs.ops if op.phase is Phase.STEP)
+    passes = tuple(op for op in runs.ops if op.phase is not Phase.STEP)  # what an update makes is split with it
+    return Core(
+        trace=trace, layers=layers, runs=runs, micro_seconds=sum(run_seconds(runs, costs)),
+        update_seconds=sum(seconds_of(work_of(replace(runs, ops=step)))), states=resting(runs),
+        others_bytes=live_peak(replace(runs, ops=passes), _OTHERS),
+    )  # fmt: skip
+
+
+def parts_of(plan: Plan) -> dict[Kind, int]:
+    """In how many parts ranks hold states, by kind."""
+    strategy = plan.sharding.strategy
+    split = STATES if strategy in ALL_PARTS else OPTIMIZER if strategy == "zero1" else frozenset[Kind]()
+    return {kind: plan.mesh.dp_shard if kind in split else 1 for kind in STATES}
 
 
 def few_of(core: Core) -> tuple[tuple[int, Trace], tuple[int, Trace]]:

@@ -31,13 +31,16 @@ from dnnmem.estimator.repeat import repeat, repeated_flops
 from dnnmem.estimator.replay import ReplayResult, free_bytes, replay_trace
 from dnnmem.estimator.roofline import host_seconds, op_seconds
 from dnnmem.estimator.search_core import (
+    ALL_PARTS,
     EVENLY,
+    OPTIMIZER,
     STATES,
     Core,
     Cost,
+    core_of,
     few_of,
     host_update_seconds,
-    resting,
+    parts_of,
     run_seconds,
     sent_bytes,
     with_costs,
@@ -45,14 +48,10 @@ from dnnmem.estimator.search_core import (
 from dnnmem.estimator.segments import blocks_again
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import TimeModel
-from dnnmem.estimator.trace import Kind, Phase, Trace
-from dnnmem.estimator.work import work_of
+from dnnmem.estimator.trace import Kind, Trace
+from dnnmem.estimator.work import Work, work_of
 
-_OTHERS = frozenset(Kind) - STATES - {Kind.COMM}
 _LASTING = STATES | {Kind.COMM}
-_OPTIMIZER = frozenset({Kind.OPTIMIZER})
-_ALL_PARTS = ("zero2", "zero3")
-"""Strategies that may split all that rests between steps."""
 RUNS_MARGIN = 0.998
 """By runs, what lives and dies within one counts as if it did so just where the passes cut in: up to 0.1 % too much."""
 _CHUNKS_MARGIN = 0.97
@@ -140,7 +139,7 @@ class Costs:
         """No less than this."""
         if self._is_apart(plan):
             return self.guess(plan)
-        core, parts = self.core(plan), self._parts(plan)
+        core, parts = self.core(plan), parts_of(plan)
         update = host_update_seconds(core, self.cluster) if plan.offload.optimizer else core.update_seconds
         others = 0 if plan.offload.activations != "none" else core.others_bytes
         seconds = (
@@ -157,16 +156,10 @@ class Costs:
 
     def resting_bytes(self, plan: Plan) -> int:
         """What lives between steps, at least."""
-        core, parts = self.core(plan), self._parts(plan)
-        kinds = STATES - _OPTIMIZER if plan.offload.optimizer else STATES
+        core, parts = self.core(plan), parts_of(plan)
+        kinds = STATES - OPTIMIZER if plan.offload.optimizer else STATES
         kinds -= {Kind.PARAM, Kind.GRAD} if plan.offload.parameters else frozenset()
         return sum(core.states[kind] // parts[kind] for kind in kinds)
-
-    def _parts(self, plan: Plan) -> dict[Kind, int]:
-        """In how many parts ranks hold states, by kind."""
-        strategy = plan.sharding.strategy
-        split = STATES if strategy in _ALL_PARTS else _OPTIMIZER if strategy == "zero1" else frozenset[Kind]()
-        return {kind: plan.mesh.dp_shard if kind in split else 1 for kind in STATES}
 
     @collector_paused()
     def by_runs(self, plan: Plan) -> Cost:
@@ -302,7 +295,7 @@ class Costs:
         longest = 1 if plan.sharding.strategy == "zero3" else None
         if longest == 1 and self.bound(replace(plan, remat=Remat(policy="full"))).peak_bytes > budget_bytes:
             return None
-        parts = self._parts(plan)[Kind.GRAD]
+        parts = parts_of(plan)[Kind.GRAD]
         try:
             return plan_remat(
                 runs, round(budget_bytes) + shift, lambda: leaving_parts(self.chain(plan), parts), longest=longest,
@@ -323,7 +316,7 @@ class Costs:
             plan.compression,
         )  # fmt: skip
         if plan.precision != Plan().precision:  # whose pass leaves parameters at rest to them
-            key = (*key, plan.sharding.strategy in _ALL_PARTS)
+            key = (*key, plan.sharding.strategy in ALL_PARTS)
         known = self.cores.get(key)
         if known is None:
             known = self.cores[key] = self._make_core(plan)
@@ -335,9 +328,10 @@ class Costs:
         if self.recorded.layers is not None:
             with suppress(UnsupportedError):
                 few = rewrite_model(recorded, plan, self.cluster)
-                return self._core(few, self.recorded.layers, repeat(self._runs(few), self.recorded.layers))
+                runs = repeat(self._runs(few), self.recorded.layers)
+                return core_of(few, self.recorded.layers, runs, self.runs, self._seconds)
         whole = rewrite_model(self._whole(recorded), plan, self.cluster)
-        return self._core(whole, None, self._runs(whole))
+        return core_of(whole, None, self._runs(whole), self.runs, self._seconds)
 
     def _whole(self, recorded: Trace) -> Trace:
         """With all blocks."""
@@ -350,16 +344,7 @@ class Costs:
 
     def _runs(self, trace: Trace) -> Trace:
         work = work_of(trace)
-        seconds = np.nan_to_num(op_seconds(work, self.cluster.device, self.model), nan=0.0)
-        return coarsen(trace, seconds.tolist(), host_seconds(work, self.model).tolist(), self.runs)
+        return coarsen(trace, self._seconds(work), host_seconds(work, self.model).tolist(), self.runs)
 
-    def _core(self, trace: Trace, layers: int | None, runs: Trace) -> Core:
-        step = tuple(op for op in runs.ops if op.phase is Phase.STEP)
-        seconds = op_seconds(work_of(replace(runs, ops=step)), self.cluster.device, self.model)
-        update = float(np.nan_to_num(seconds, nan=0.0).sum())
-        micro = sum(self.runs.costs[op.name].seconds for op in runs.ops if op.name in self.runs.costs)
-        passes = tuple(op for op in runs.ops if op.phase is not Phase.STEP)  # what an update makes is split with it
-        return Core(
-            trace=trace, layers=layers, runs=runs, micro_seconds=micro, update_seconds=update, states=resting(runs),
-            others_bytes=live_peak(replace(runs, ops=passes), _OTHERS),
-        )  # fmt: skip
+    def _seconds(self, work: Work) -> list[float]:
+        return [float(s) for s in np.nan_to_num(op_seconds(work, self.cluster.device, self.model), nan=0.0)]

@@ -23,6 +23,7 @@ from math import ceil, expm1, gcd, prod
 import numpy as np
 import numpy.typing as npt
 
+from dnnmem.estimator.convolutions import as_product, is_turned, window_elements
 from dnnmem.estimator.encoding import DECODE, ENCODE, kernels_of
 from dnnmem.estimator.fresh_pages import fresh_bytes
 from dnnmem.estimator.op_class import ARITHMETIC, CONVOLUTIONS, OpClass, is_backward, kind_of
@@ -150,7 +151,7 @@ def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool, tf32: Contain
         m, n, k, batch = _heads(op, storages, _product(op, out))
         align = _alignment(op, storages)
     elif kind is OpClass.CONV and op.flops:
-        kind, m, n, k, batch = _convolution(op, storages)
+        kind, m, n, k, batch = as_product(op, storages)
         align = gcd(16, int(n), int(k))
     elif kind is OpClass.STREAM:
         kind = _traffic(op, storages)
@@ -170,8 +171,8 @@ def _row(op: Op, storages: Mapping[int, Storage], *, graphs: bool, tf32: Contain
     kernels = _kernels(op, kind, storages)
     return (
         kind, m, n, k, batch, max(op.flops - op.masked_flops, 0), moved, _rate(dtype, kind, tf32),
-        _ITEM_BYTES.get(dtype, 1), align, _window(op, storages) if kind in CONVOLUTIONS else 1.0,
-        kind in CONVOLUTIONS and _is_turned(op, storages), is_backward(op.name), kernels,
+        _ITEM_BYTES.get(dtype, 1), align, window_elements(op, storages) if kind in CONVOLUTIONS else 1.0,
+        kind in CONVOLUTIONS and is_turned(op, storages), is_backward(op.name), kernels,
         0 if graphs or (kind is OpClass.NONE and not op.reads and not op.writes) else _host_ops(op, kernels),
         np.nan if op.seconds is None else op.seconds,
     )  # fmt: skip
@@ -266,49 +267,6 @@ def _alignment(op: Op, storages: Mapping[int, Storage]) -> int:
     return gcd(16, *rows)
 
 
-def _convolution(op: Op, storages: Mapping[int, Storage]) -> tuple[OpClass, float, float, float, float]:
-    # Forward reads input, weight; backward reads gradient, input, weight. Channels stand second.
-    reads = [storages[i].shape for i in op.reads if i in storages]
-    back = is_backward(op.name)
-    result = reads[0] if back and reads else next((storages[i].shape for i in op.writes if i in storages), ())
-    image = reads[1 if back else 0] if len(reads) > back else ()
-    weight = reads[2 if back else 1] if len(reads) > 1 + back else ()
-    if len(weight) < 3 or len(result) < 3 or len(image) < 3:
-        side = (op.flops / 2) ** (1 / 3)
-        return OpClass.CONV, side, side, side, 1.0
-    groups = max(round(_channels(op, storages) / max(weight[1], 1)), 1)
-    places, channels, length = prod(result) // result[1], result[1] // groups, prod(weight[1:])
-    kind = OpClass.CONV if groups == 1 else OpClass.DEPTHWISE_CONV if weight[1] == 1 else OpClass.GROUPED_CONV
-    return kind, float(places), float(max(channels, 1)), float(length), float(groups)
-
-
-def _window(op: Op, storages: Mapping[int, Storage]) -> float:
-    shapes = [storages[i].shape for i in op.reads if i in storages]
-    weight = shapes[1 + is_backward(op.name)] if len(shapes) > 1 + is_backward(op.name) else ()
-    return float(max(prod(weight[2:]), 1))
-
-
-def _channels(op: Op, storages: Mapping[int, Storage]) -> float:
-    """Channels that a convolution reads: those of its input's gradient, or the share of the input that its bytes tell.
-
-    An input that is a part of something larger has that one's shape here.
-    """
-    if is_backward(op.name):
-        image, weight = storages[op.reads[1]].shape, storages[op.reads[2]].shape
-        made = next((storages[i].shape for i in op.writes if i in storages and storages[i].shape != weight), ())
-        return made[1] if made[2:] == image[2:] and len(made) > 2 else image[1]
-    image_storage = storages[op.reads[0]]
-    others = sum(storages[i].nbytes for i in {*op.reads[1:], *op.writes} - {op.reads[0]} if i in storages)
-    read = op.moved_bytes - others
-    return image_storage.shape[1] * (min(read / image_storage.nbytes, 1.0) if read > 0 else 1.0)
-
-
-def _is_turned(op: Op, storages: Mapping[int, Storage]) -> bool:
-    images = [storages[i] for i in (*op.reads[: 1 + is_backward(op.name)], *op.writes[:1]) if i in storages]
-    half = any(s.dtype in {"float16", "bfloat16"} for s in images)
-    return half and not any(s.channels_last for s in images)
-
-
 def _traffic(op: Op, storages: Mapping[int, Storage]) -> OpClass:
     """`STREAM` if all tensors have one size and type, else `EAGER`; a comparison's truth values may be narrower.
 
@@ -345,7 +303,7 @@ def _kernels(op: Op, kind: OpClass, storages: Mapping[int, Storage]) -> int:
         lists = 5 if "_fused" in op.name else 3
         elements = sum(map(prod, tensors)) / lists
         return max(ceil(elements / (320 * 65536)), ceil(len(tensors) / lists / 36), 1)
-    turns = _TURNS[is_backward(op.name)] if kind in CONVOLUTIONS and _is_turned(op, storages) else 0
+    turns = _TURNS[is_backward(op.name)] if kind in CONVOLUTIONS and is_turned(op, storages) else 0
     if kind in CONVOLUTIONS and is_backward(op.name):
         return turns + max(sum(1 for i in op.writes if i in storages), 1)
     if kind is OpClass.GROUP_NORM:
