@@ -129,7 +129,8 @@ def _chunk(trace: Trace, plan: Plan, cluster: Cluster) -> Chunk:
     messages = tuple(message for message in found if message is not None)
     sync = {m.index for m in messages if once and m.axis in _DATA_AXES and trace.ops[m.index].phase is Phase.BACKWARD}
     sync |= {i for i, op in enumerate(trace.ops) if op.module == GRADIENTS and op.phase is Phase.BACKWARD}
-    passed = tuple(m for m in messages if m.kind == "send" and trace.ops[m.index].phase is not Phase.STEP)
+    sends = (m for m in messages if m.kind == "send" and m.axis == "pp")
+    passed = tuple(m for m in sends if trace.ops[m.index].phase is not Phase.STEP)
     elsewhere = sync | {m.index for m in passed}
     left = [(i, op.phase) for i, op in enumerate(trace.ops) if i not in elsewhere]
     by_phase = {phase: [i for i, where in left if where is phase] for phase in Phase}

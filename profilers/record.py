@@ -269,8 +269,8 @@ class Recorder(TorchDispatchMode):
             if old is not None and self._adds_in_place(entry.place, args, old):
                 entry.accumulates = old, new[0]
         self._made_by = (call_site(), entry.writes) if func in _PRODUCTS else (None, ())
-        if entry.place.phase is Phase.FORWARD:
-            self._hold(len(self.log.entries))
+        if Phase.FORWARD in {entry.place.phase, self.log.entries[-1].place.phase if self.log.entries else None}:
+            self._hold(len(self.log.entries))  # and once more when the pass is over
         self.log.entries.append(entry)
         if self._inside is not None:
             self._inside(self.log, entry, func, args, kwargs, out)

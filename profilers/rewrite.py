@@ -244,7 +244,7 @@ def _ops(
 def _releases(log: Log) -> dict[int, tuple[int, ...]]:
     """Saved storages by the forward entry of the last step after which the program's variables hold them no more.
 
-    Only those held during their last use or beyond it, and not until the pass is over; in the order of letting go.
+    Only those held during their last use or beyond it, and not when the pass is over; in the order of letting go.
     """
     first = log.steps[-1][0]
     used: dict[int, int] = {}
@@ -255,7 +255,7 @@ def _releases(log: Log) -> dict[int, tuple[int, ...]]:
     found: dict[int, tuple[int, ...]] = {}
     for number, held in log.held.items():
         index = held - first
-        if log.blocks[number].saved and log.blocks[number].entry >= first and used.get(number, end) <= index < end:
+        if log.blocks[number].saved and log.blocks[number].entry >= first and used.get(number, end) <= index <= end:
             found[index] = (*found.get(index, ()), number)
     return found
 

@@ -30,7 +30,7 @@ from dnnmem.estimator.encoding import (
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
-from dnnmem.estimator.passes.remat import BATCHED, PRODUCTS
+from dnnmem.estimator.passes.remat import BATCHED, PRODUCTS, is_cast
 from dnnmem.estimator.plan import Compression
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
@@ -42,9 +42,8 @@ if TYPE_CHECKING:
 _LOSS = ("<loss>",)
 _POOL, _RELU = "aten.max_pool2d_with_indices_backward.default", "aten.threshold_backward.default"
 _LOSSES = frozenset(
-    {
-        "aten._log_softmax_backward_data.default", "aten.nll_loss_backward.default", "aten.nll_loss2d_backward.default",
-    }
+    f"aten.{name}.default"
+    for name in ("_log_softmax_backward_data", "nll_loss_backward", "nll_loss2d_backward")
 )  # fmt: skip
 _OF_RESULTS = {
     "aten._softmax_backward_data.default": "aten._softmax.default",
@@ -61,6 +60,8 @@ _SAVE_NOTHING = frozenset(
 )  # fmt: skip
 _PAIRS = PRODUCTS | BATCHED | {"aten.mul.Tensor"}
 """Gradients of both operands, made by one node of autograd."""
+_POWER = ("aten.pow.Tensor_Scalar", "aten.mul.Scalar", "aten.mul.Tensor")
+"""The gradient of a power."""
 _FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -90,6 +91,8 @@ class _Step:
 
     trace: Trace
     plan: Compression
+    again: bool
+    """Whether blocks are computed again."""
     packed: frozenset[tuple[str, ...]]
     """Modules that multiply within one function of torch's, which nothing outside sees."""
 
@@ -142,14 +145,14 @@ def _all_saved(trace: Trace, known: dict[int, Life], plan: Plan) -> list[_Saved]
     """Storages that are encoded, in the order in which they are made."""
     backward = {k for k, op in enumerate(trace.ops) if op.phase is Phase.BACKWARD}
     packed = frozenset(module.path for module in trace.modules if module.type == "MultiheadAttention")
-    step = _Step(trace=trace, plan=plan.compression, packed=packed)
+    step = _Step(trace=trace, plan=plan.compression, again=plan.remat.policy != "none", packed=packed)
     found = []
     for i, life in known.items():
         storage = trace.storages[i]
         if not storage.saved or i in trace.pinned or storage.nbytes < MIN_BYTES or life.made < 0:
             continue
         made = trace.ops[life.made]
-        if made.phase is not Phase.FORWARD or made.module == _LOSS or _is_cast(trace, made):
+        if made.phase is not Phase.FORWARD or made.module == _LOSS or is_cast(trace, life.made):
             continue
         uses = _uses(step, storage, life, back_uses(storage, life, backward))
         if any(use.encoding for use in uses):
@@ -157,15 +160,10 @@ def _all_saved(trace: Trace, known: dict[int, Life], plan: Plan) -> list[_Saved]
     return sorted(found, key=lambda saved: saved.life.made)
 
 
-def _is_cast(trace: Trace, op: Op) -> bool:
-    """True for an op that copies a parameter to another type."""
-    return op.name == "aten._to_copy.default" and all(trace.storages[i].kind is Kind.PARAM for i in op.reads)
-
-
 def _uses(step: _Step, storage: Storage, life: Life, back: Sequence[int]) -> list[_Use]:
     ops = step.trace.ops
-    forward = {(ops[k].name, ops[k].module) for k in life.uses if ops[k].phase is Phase.FORWARD}
-    if any((ops[k].name, ops[k].module) in forward and ops[k].name not in PRODUCTS for k in back):
+    again = {(ops[k].name, ops[k].module, ops[k].reads) for k in life.uses if ops[k].phase is Phase.FORWARD}
+    if step.again and any((ops[k].name, ops[k].module, ops[k].reads) in again for k in back):
         encoding = _codes(storage, step.plan)  # the input of what is computed again
         return [_Use(first=back[0], last=back[-1], encoding=encoding)] if back else []
     found: list[_Use] = []
@@ -188,6 +186,8 @@ def _node(ops: Sequence[Op], k: int) -> tuple[int, int]:
 
     if k and together(k - 1, k):
         return k - 1, k
+    if tuple(op.name for op in ops[k : k + 3]) == _POWER:
+        return k, k + 2
     return (k, k + 1) if k + 1 < len(ops) and together(k, k + 1) else (k, k)
 
 

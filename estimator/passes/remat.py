@@ -204,22 +204,15 @@ def _attentions(ops: Sequence[Op], forward: Sequence[int]) -> list[list[int]]:
 
 
 def _recompute(
-    draft: Draft,
-    region: _Region,
-    known: dict[int, Life],
-    later: dict[int, int],
-    *,
-    early_stop: bool,
-    cached: bool,
+    draft: Draft, region: _Region, known: dict[int, Life], later: dict[int, int], *, early_stop: bool, cached: bool,
     ends: int,
-) -> None:
+) -> None:  # fmt: skip
     """Enter one region. `later` gathers what must live longer than recorded, each with the op that frees it then.
 
     With `cached` kept ops' outputs all wait for the recomputation, read or not. The forward pass `ends` with that op.
     """
-    ops = draft.trace.ops
+    ops, end = draft.trace.ops, region.forward[-1]
     inside, backward = set(region.forward), set(region.backward)
-    end = region.forward[-1]
     touched = (i for k in region.forward for i in (*ops[k].reads, *ops[k].writes, *(e.storage for e in ops[k].events)))
     made = {  # and True where the forward pass itself frees it
         i: ops[known[i].freed].phase is Phase.FORWARD
@@ -237,16 +230,15 @@ def _recompute(
     finish = region.finish = max(k for i in wanted for k in back[i])
     stop = max(k for i in wanted for k in known[i].uses if k in inside and i in ops[k].writes) if early_stop else end
     again = [k for k in region.forward if k <= stop and k not in region.kept]
-    ends_at = {i: until(again, known[i].freed, stop) if is_freed else None for i, is_freed in made.items()}
-    new = _clone(draft, again, ends_at, wanted, start)
+    places = {i: until(again, known[i].freed, stop) if is_freed else None for i, is_freed in made.items()}
+    new = _clone(draft, again, places, wanted, start)
     for k in sorted({k for i in wanted for k in (*known[i].uses, known[i].freed)} & backward):
         draft.ops[k] = renamed(draft.ops[k], {i: new[i] for i in wanted})
     region.parted = both
     order = {i: n for n, i in enumerate(held)}
     for i in sorted(gone, key=lambda i: order.get(i, -1)):
         last = max(k for k in known[i].uses if k in inside)
-        draft.free(ends if _is_cast(draft.trace, known[i].made) else max(last, held.get(i, -1)), i)
-        draft.storages[i] = storage_like(draft.storages[i], kind=Kind.TEMP, saved=False)
+        _let_go(draft, i, ends if is_cast(draft.trace, known[i].made) else max(last, held.get(i, -1)))
         free_before_sum(draft, known[i].freed, new[i])
     needed = {i: None for k in again for i in ops[k].reads if i not in new and i not in draft.trace.pinned}
     for i in (i for i in {**needed, **(kept if cached else {})} if 0 <= known[i].freed < start):
@@ -257,6 +249,12 @@ def _recompute(
             later.pop(i, None)
         else:
             later[i] = max(later.get(i, -1), finish)
+
+
+def _let_go(draft: Draft, i: int, k: int) -> None:
+    """Free at op `k` what is not kept for the backward pass any more."""
+    draft.free(k, i)
+    draft.storages[i] = storage_like(draft.storages[i], kind=Kind.TEMP, saved=False)
 
 
 def _dropped(
@@ -281,7 +279,7 @@ def _node_start(ops: Sequence[Op], k: int, backward: Container[int]) -> int:
     return k - 1 if both and {*a.reads} & {*b.reads} else k
 
 
-def _is_cast(trace: Trace, made: int) -> bool:
+def is_cast(trace: Trace, made: int) -> bool:
     """True for an op that copies a parameter to another type: autocast keeps the copy until its context ends."""
     op = trace.ops[made]
     return op.name == "aten._to_copy.default" and all(trace.storages[i].kind is Kind.PARAM for i in op.reads)

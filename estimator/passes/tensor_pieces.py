@@ -1,12 +1,12 @@
 """Asynchronous tensor parallelism: a product and the collective beside it go in as many pieces as there are ranks.
 
-    one after the other    all_gather ........ | mm ........          mm ........ | reduce_scatter ........
-    in pieces              g0 g1 g2 g3                                mm0 mm1 mm2 mm3
-                              mm0 mm1 mm2 mm3                             s0  s1  s2  s3
+    one after the other    all_gather ...... | mm ........            mm ........ | reduce_scatter ......
+    in pieces              s1  s2  s3                                 mm1 mm2 mm3 mm0
+                           mm0 mm1 mm2 mm3                                s1  s2  s3
 
 After Wang et al. 2023 (ASPLOS) and torch's micro-pipelined products (torch/distributed/_symmetric_memory), which need
-torch.compile. Each piece of a product has its part of the rows; what is allocated stays. Its symmetric buffers, one
-gathered input a group, are outside of the allocator and not counted.
+torch.compile. A rank's own piece is not sent. Each piece of a product has its part of the rows; what is allocated stays
+as it is. Symmetric buffers, one gathered input a group, are outside of the allocator and not counted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _GATHER, _SCATTER = "dnnmem.all_gather.tp", "dnnmem.reduce_scatter.tp"
+_SEND = "dnnmem.send.tp"
 
 
 def in_pieces(trace: Trace, tp: int) -> Trace:
@@ -48,32 +49,33 @@ def in_pieces(trace: Trace, tp: int) -> Trace:
 
 def _gathered(draft: Draft, gather: Op, product: Op, tp: int) -> list[Op]:
     """All pieces are sent at once; each piece of the product waits for its own."""
-    there = [draft.add(made_storage(0, Kind.COMM, "piece")) for _ in range(tp)]
+    there = [draft.add(made_storage(0, Kind.COMM, "piece")) for _ in range(1, tp)]
     sent = [
         op_like(
-            gather, moved_bytes=gather.moved_bytes // tp, writes=(there[n], *(gather.writes if n == tp - 1 else ())),
-            events=gather.events if n == 0 else (),
+            gather, name=_SEND, moved_bytes=gather.moved_bytes // tp,
+            writes=(piece, *(gather.writes if piece == there[-1] else ())),
+            events=gather.events if piece == there[0] else (),
         )
-        for n in range(tp)
+        for piece in there
     ]  # fmt: skip
     others = tuple(i for i in product.reads if i not in gather.writes)
-    return [*sent, *_pieces(draft, product, tp, [(there[n], *others) for n in range(tp - 1)])]
+    return [*sent, *_pieces(draft, product, tp, [others, *((piece, *others) for piece in there[:-1])])]
 
 
 def _scattered(draft: Draft, product: Op, scatter: Op, tp: int) -> list[Op]:
-    """Each piece of the product is sent while the next is made."""
-    made = _pieces(draft, product, tp, [product.reads] * (tp - 1))
+    """Each piece of the product is sent while the next is made; the rank's own comes last."""
     found: list[Op] = []
-    for n, piece in enumerate(made):
-        last = n == tp - 1
+    for n, piece in enumerate(_pieces(draft, product, tp, [product.reads] * (tp - 1))):
         found.append(piece)
-        found.append(
-            op_like(
-                scatter, moved_bytes=scatter.moved_bytes // tp, reads=scatter.reads if last else piece.writes[:1],
-                writes=scatter.writes if last else (), events=scatter.events if last else (),
-            )
-        )  # fmt: skip
-    return found
+        if n < tp - 1:
+            sent = op_like(scatter, name=_SEND, moved_bytes=scatter.moved_bytes // tp, events=())
+            found.append(op_like(sent, reads=piece.writes[:1], writes=piece.writes[:1]))
+    arrived = tuple(op.writes[0] for op in found if op.name == _SEND)
+    own = Op(
+        name="dnnmem.copy_out.tp", module=scatter.module, phase=scatter.phase, reads=(*scatter.reads, *arrived),
+        writes=scatter.writes, events=scatter.events, moved_bytes=scatter.moved_bytes,
+    )  # fmt: skip
+    return [*found, own]
 
 
 def _pieces(draft: Draft, product: Op, tp: int, reads: Sequence[tuple[int, ...]]) -> list[Op]:

@@ -80,10 +80,13 @@ def apply_to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Op
 def _check_known(plan: Plan) -> None:
     """Raise `UnsupportedError` for what no apply does yet; `dnnmem estimate` predicts it all the same."""
     mesh = plan.mesh
-    if mesh.world_size != mesh.data_ranks * mesh.tp or mesh.ep > 1:
+    if mesh.pp > 1:
         raise UnsupportedError(
-            f"cp {mesh.cp}, pp {mesh.pp} and ep {mesh.ep} can be estimated, but not applied yet; leave them 1"
+            f"pp {mesh.pp}: a loop's calls cannot be a pipeline's, whose micro-batches go through it beside each other",
+            hint="dnnmem.profilers.apply.pipeline.Pipelined(model, plan, step, batch) makes its steps",
         )
+    if mesh.world_size != mesh.data_ranks * mesh.tp or mesh.ep > 1:
+        raise UnsupportedError(f"cp {mesh.cp} and ep {mesh.ep} can be estimated, but not applied yet; leave them 1")
     if plan.kernels != Kernels():
         raise UnsupportedError(
             f"kernels.fusion {plan.kernels.fusion} and graphs {str(plan.kernels.graphs).lower()} can be estimated, but "

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
-from torch.distributed.tensor.parallel import loss_parallel, parallelize_module
+from torch.distributed.tensor.parallel import ParallelStyle, loss_parallel, parallelize_module
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Compression, Plan
@@ -101,7 +101,7 @@ def _split(model: nn.Module, roles: Roles, plan: Plan, mesh: DeviceMesh) -> None
     stream = Shard(0 if plan.tensor.sequence_first else 1) if sequence else Replicate()
     local = plan.mesh.data_ranks > 1 and not plan.splits_parameters
     between: dict[str, Any] = {"plain_output": not sequence, "local": local}
-    styles: dict[str, Style] = {}
+    styles: dict[str, ParallelStyle] = {}
     for name, module in model.named_modules():
         if name in roles.columns:
             styles[name] = Style(

@@ -103,7 +103,7 @@ def _by_plan(linear: dict[str, nn.Module], plan: dict[str, str]) -> tuple[dict[s
         generic = re.sub(r"\.\d+\.", ".*.", name)
         return next((plan[known] for known in plan if generic == known or generic.endswith(f".{known}")), "")
 
-    columns = {name: (_made(m),) for name, m in linear.items() if style(name) in _COLUMN}
+    columns: dict[str, tuple[int, ...]] = {name: (_made(m),) for name, m in linear.items() if style(name) in _COLUMN}
     rows = [name for name in linear if style(name) in _ROW]
     return (columns, rows) if columns and rows else None
 

@@ -84,7 +84,9 @@ def _in_order(needs: Needs, outputs: list[tuple[int, int]], names: Iterator[int]
             outputs = outputs[part.count :]
     else:
         events += outputs
+    beside = [(n, next(names)) for n in needs.beside if n]
+    events += beside
     for group in needs.during:
         made = [(n, next(names)) for n in group if n]
         events += [*made, *((-n, name) for n, name in reversed(made))]
-    return [*events, *((-n, name) for n, name in reversed(before))]
+    return [*events, *((-n, name) for n, name in reversed(before + beside))]

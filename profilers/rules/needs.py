@@ -15,8 +15,10 @@ class Needs:
 
     before: tuple[int, ...] = ()
     """Made before the outputs, such as contiguous copies of inputs; they live until the operator ends."""
+    beside: tuple[int, ...] = ()
+    """Made after the outputs; they live until the operator ends."""
     during: Sequence[tuple[int, ...]] = ()
-    """Made after the outputs: those of a group live together, one group after the other."""
+    """Made after those: the ones of a group live together, one group after the other."""
     order: tuple[int, ...] = ()
     """Numbers of the outputs in the order in which they are made, if that is not their own; too many do no harm."""
     outputs: Sequence[Needs] = ()

@@ -102,8 +102,8 @@ def efficient_backward(_gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> Needs:
     if half and d > 128:
         splits = max(1, min(-(-s // 64), 200 // (b * h)))
         accumulators += splits * 64 * 256 * _FLOAT * 2
-    before = (*_in_order(args[0]), *_expanded(query, key))
-    return Needs(before=before, during=[*products, (rows, b * h * accumulators)])
+    during = [*products, (rows, b * h * accumulators)]
+    return Needs(before=_in_order(args[0]), beside=_expanded(query, key), during=during)
 
 
 TEMPORARIES = {
