@@ -221,7 +221,8 @@ def _recompute(
     }
     kept = {i: None for i in made if known[i].made in region.kept}
     back = {i: back_uses(draft.trace.storages[i], known[i], backward) for i in made}
-    gone, both = _dropped([i for i in made if i not in kept], known, back, region)
+    copies = set() if region.whole else {k for i in made for k in known[i].uses if _copies(ops[k])}
+    gone, both = _dropped([i for i in made if i not in kept], known, back, region, copies)
     if not gone:
         return
     held = {i: k for k in region.forward for i in ops[k].releases}
@@ -237,7 +238,7 @@ def _recompute(
     region.parted = both
     order = {i: n for n, i in enumerate(held)}
     for i in sorted(gone, key=lambda i: order.get(i, -1)):
-        last = max(k for k in known[i].uses if k in inside)
+        last = max(k for k in known[i].uses if k in inside or k in copies)
         _let_go(draft, i, ends if is_cast(draft.trace, known[i].made) else max(last, held.get(i, -1)))
         free_before_sum(draft, known[i].freed, new[i])
     needed = {i: None for k in again for i in ops[k].reads if i not in new and i not in draft.trace.pinned}
@@ -251,6 +252,10 @@ def _recompute(
             later[i] = max(later.get(i, -1), finish)
 
 
+def _copies(op: Op) -> bool:
+    return op.phase is Phase.FORWARD and op.name == "aten.clone.default"
+
+
 def _let_go(draft: Draft, i: int, k: int) -> None:
     """Free at op `k` what is not kept for the backward pass any more."""
     draft.free(k, i)
@@ -258,10 +263,13 @@ def _let_go(draft: Draft, i: int, k: int) -> None:
 
 
 def _dropped(
-    made: Sequence[int], known: dict[int, Life], back: Mapping[int, Sequence[int]], region: _Region
+    made: Sequence[int], known: dict[int, Life], back: Mapping[int, Sequence[int]], region: _Region, copies: set[int]
 ) -> tuple[dict[int, None], list[int]]:
-    """What the region's backward pass alone reads, in the order in which it was made; and what others read as well."""
-    inside, backward, end = set(region.forward), set(region.backward), region.forward[-1]
+    """What the region's backward pass alone reads, in the order in which it was made; and what others read as well.
+
+    `copies` are ops that read, and save nothing.
+    """
+    inside, backward, end = {*region.forward, *copies}, set(region.backward), region.forward[-1]
     gone = {
         i: None
         for i in made

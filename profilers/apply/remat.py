@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 from torch import nn
 from torch.nn import functional
@@ -97,6 +98,9 @@ def _selective(keep_attention: bool) -> tuple[AbstractContextManager[Any], Abstr
     return selective_contexts(policy)
 
 
+_ATTENTION = functional.scaled_dot_product_attention
+
+
 class _AttentionAgain(TorchFunctionMode):
     """Puts each scaled dot product attention under a checkpoint."""
 
@@ -106,11 +110,17 @@ class _AttentionAgain(TorchFunctionMode):
         self.seen = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.multi_head_attention_forward:  # torch's own, within which no mode listens
+            with patch.object(functional, "scaled_dot_product_attention", self._again):
+                return func(*args, **(kwargs or {}))
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
+        return self._again(*args, **(kwargs or {}))
+
+    def _again(self, *args: Any, **kwargs: Any) -> Any:
         self.seen += 1
         with set_checkpoint_early_stop(self.early_stop):
-            return checkpoint(func, *args, use_reentrant=False, **(kwargs or {}))
+            return checkpoint(_ATTENTION, *args, use_reentrant=False, **kwargs)
 
 
 def _attending_again(forward: Any, name: str, early_stop: bool, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001

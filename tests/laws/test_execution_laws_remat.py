@@ -38,7 +38,7 @@ WAYS = {
 }
 CASES = [
     *(("gpt", way) for way in WAYS if way != "convolutions"),
-    *(("vit", way) for way in ("full", "selective", "ops")),
+    *(("vit", way) for way in ("full", "selective", "attention", "ops")),
     *(("resnet", way) for way in ("full", "convolutions")),
 ]
 
