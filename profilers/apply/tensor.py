@@ -121,7 +121,8 @@ def _split(model: nn.Module, roles: Roles, plan: Plan, mesh: DeviceMesh) -> None
     for name, columns in _holders(roles).items():
         if len(columns) > 1 and name not in styles:
             styles[name] = Style(params=None, wanted=Replicate(), plain_output=False)
-    parallelize_module(model, mesh, styles)
+    for name, style in styles.items():  # one by one: of paths torch 2.6 tries every tail, `0` of `mlp.0` too
+        parallelize_module(model.get_submodule(name), mesh, style)
 
 
 def _placed(module: nn.Module, dim: int) -> dict[str, Shard]:
