@@ -40,7 +40,8 @@ _NEEDS = {"onebit": ("adamw", "for_loop", "foreach"), "dgc": ("sgd", "for_loop",
 def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     """One rank's step under `plan.gradients`; unchanged for one rank.
 
-    Raises `UnsupportedError` where a compression goes with another optimizer than the step has.
+    Raises `UnsupportedError` where a compression goes with another optimizer than the step has,
+    or ranks share a model.
     """
     del cluster
     wanted = plan.gradients
@@ -48,6 +49,12 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         return trace
     if wanted.local_steps > 1:
         return _averaged(trace, plan)
+    if plan.mesh.world_size != plan.mesh.data_ranks:
+        raise UnsupportedError(
+            f"gradients.compression is {wanted.compression}, but tp {plan.mesh.tp} * pp {plan.mesh.pp} * cp "
+            f"{plan.mesh.cp} ranks share one model: hooks over parts of it are not predicted yet",
+            hint="leave tp, pp and cp 1, or gradients.compression none",
+        )
     _check_optimizer(trace, plan)
     draft = Draft(trace)
     if wanted.compression == "powersgd":

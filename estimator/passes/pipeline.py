@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.block_list import Path, blocks_of_ops, main_list
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.passes.draft import Life, lives
+from dnnmem.estimator.passes.draft import Life
 from dnnmem.estimator.passes.pipeline_buffers import RECEIVE, SEND, with_buffers
 from dnnmem.estimator.passes.pipeline_cuts import chunk_of_blocks
+from dnnmem.estimator.passes.pipeline_tied import untie
 from dnnmem.estimator.plan_pipeline import has_buffers
 from dnnmem.estimator.repeat import note_of, repeat
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
@@ -56,7 +57,7 @@ def split(trace: Trace, plan: Plan) -> list[Trace]:
     of_block = chunk_of_blocks(plan, count, blocks.count)
     inside = blocks_of_ops(trace.ops, blocks)
     owners = _owners(trace.ops, inside, of_block, count)
-    trace, owners, tied, known = _untie(trace, owners)
+    trace, owners, tied, known = untie(trace, owners)
     stages = _Stages(trace=trace, owners=owners, count=count, known=known, tied=tied)
     _tell_apart(stages)
     for i in trace.pinned:
@@ -133,42 +134,6 @@ def _owners(ops: Sequence[Op], inside: Sequence[int | None], of_block: Sequence[
             at = of_block[block] if block is not None else after if k > last else at
             found[k] = at
     return found
-
-
-def _untie(trace: Trace, owners: list[int]) -> tuple[Trace, list[int], dict[int, dict[int, int]], Mapping[int, Life]]:
-    """Leave each chunk its own term of a tied weight's gradient: for chunks, the gradient that stands for another.
-
-    Also the lives in the new trace.
-    """
-    known = lives(trace.ops)
-    ops, storages = list(trace.ops), dict(trace.storages)
-    aliases: dict[int, dict[int, int]] = {}
-    drop: set[int] = set()
-    for k, op in enumerate(trace.ops):
-        if owners[k] < 0 or len(op.reads) != 2 or not op.name.startswith("aten.add."):
-            continue
-        grads = [i for i in op.writes if storages[i].kind is Kind.GRAD]
-        if len(grads) != 1:
-            continue
-        grad = grads[0]
-        makers = {i: known[i].made for i in op.reads}
-        if any(made < 0 or storages[i].nbytes != storages[grad].nbytes for i, made in makers.items()):
-            continue
-        far = [i for i, made in makers.items() if owners[made] != owners[k]]
-        near = [i for i in op.reads if i not in far]
-        if len(far) != 1 or len(near) != 1:
-            continue
-        drop.add(k)
-        storages[far[0]] = storage_like(storages[grad], id=far[0])
-        aliases.setdefault(owners[makers[far[0]]], {})[grad] = far[0]
-        for at in known[near[0]].uses:
-            if at != k:
-                ops[at] = renamed(ops[at], {near[0]: grad})
-    if not drop:
-        return trace, owners, aliases, known
-    kept = [k for k in range(len(ops)) if k not in drop]
-    trace = replace(trace, ops=tuple(ops[k] for k in kept), storages=storages)
-    return trace, [owners[k] for k in kept], aliases, lives(trace.ops)
 
 
 def _chunk(stages: _Stages, c: int) -> Trace:

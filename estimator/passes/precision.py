@@ -127,11 +127,6 @@ def compute_in(trace: Trace, plan: Plan) -> Trace:
         return replace(trace, origin=replace(trace.origin, versions={**trace.origin.versions, COMPUTE: compute}))
     if compute in AMP:
         found = autocast(trace, AMP[compute])
-        if plan.mesh.pp > 1:  # a sum over stages is no one stage's gradient
-            sums = {
-                i for i, s in found.storages.items() if s.kind is Kind.GRAD and trace.storages[i].kind is not s.kind
-            }
-            found = replace(found, storages={**found.storages, **{i: trace.storages[i] for i in sums}})
         found = with_loss_scaling(found) if compute == "fp16_amp" else found
     else:
         found = in_whole(trace, compute)

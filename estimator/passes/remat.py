@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -236,11 +236,7 @@ def _recompute(
     for k in sorted({k for i in wanted for k in (*known[i].uses, known[i].freed)} & backward):
         draft.ops[k] = renamed(draft.ops[k], {i: new[i] for i in wanted})
     region.parted = both
-    order = {i: n for n, i in enumerate(held)}
-    for i in sorted(gone, key=lambda i: order.get(i, -1)):
-        last = max(k for k in known[i].uses if k in inside or k in copies)
-        _let_go(draft, i, ends if is_cast(draft.trace, known[i].made) else max(last, held.get(i, -1)))
-        free_before_sum(draft, known[i].freed, new[i])
+    _let_all_go(draft, gone, known, users=inside | copies, held=held, ends=ends, new=new)
     needed = {i: None for k in again for i in ops[k].reads if i not in new and i not in draft.trace.pinned}
     for i in (i for i in {**needed, **(kept if cached else {})} if 0 <= known[i].freed < start):
         reader = next((at for at in range(len(again) - 1, -1, -1) if i in ops[again[at]].reads), -1)
@@ -254,6 +250,18 @@ def _recompute(
 
 def _copies(op: Op) -> bool:
     return op.phase is Phase.FORWARD and op.name == "aten.clone.default"
+
+
+def _let_all_go(
+    draft: Draft, gone: Iterable[int], known: Mapping[int, Life], *, users: set[int], held: Mapping[int, int],
+    ends: int, new: Mapping[int, int],
+) -> None:  # fmt: skip
+    """Free what is not kept after the last of its `users`, or with what `held` it; casts when all `ends`."""
+    order = {i: n for n, i in enumerate(held)}
+    for i in sorted(gone, key=lambda i: order.get(i, -1)):
+        last = max(k for k in known[i].uses if k in users)
+        _let_go(draft, i, ends if is_cast(draft.trace, known[i].made) else max(last, held.get(i, -1)))
+        free_before_sum(draft, known[i].freed, new[i])
 
 
 def _let_go(draft: Draft, i: int, k: int) -> None:

@@ -103,9 +103,9 @@ def without(trace: Trace, same: Mapping[int, int], sums: Container[int]) -> Trac
         ops.append(renamed(op, same) if mine else op)
     kept = {i: s for i, s in trace.storages.items() if i not in same}
     for i, other in same.items():
-        gone = trace.storages[i]
-        if gone.kind is Kind.GRAD:  # what stands for a gradient is one
-            kept[other] = storage_like(kept[other], kind=gone.kind, module=gone.module, name=gone.name, saved=False)
+        old = trace.storages[i]
+        if old.kind is Kind.GRAD:  # what stands for a gradient is one
+            kept[other] = storage_like(kept[other], kind=old.kind, module=old.module, name=old.name, saved=False)
     return replace(trace, ops=tuple(ops), storages=kept)
 
 
