@@ -103,18 +103,21 @@ def _rounded(trace: Trace) -> dict[int, Op]:
 def first_step(trace: Trace, late: Sequence[Storage]) -> list[Event]:
     """Events of a step that also makes the states, before its update, and workspaces, in the first products of a pass.
 
-    The backward pass runs on a thread of its own, with a workspace of its own.
+    What modules keep comes before it is used first. The backward pass runs on a thread with a workspace of its own.
     """
     unmade = Unmade(trace, [s for s in late if s.kind is Kind.OPTIMIZER])
     spaces: dict[Phase, list[Storage]] = {phase: [] for phase in Phase}
-    for n, s in enumerate(s for s in late if s.kind is not Kind.OPTIMIZER):
+    kept = {s.id: s for s in late if is_kept(s)}
+    for n, s in enumerate(s for s in late if s.kind is not Kind.OPTIMIZER and s.id not in kept):
         spaces[Phase.BACKWARD if n % 2 else Phase.FORWARD].append(s)
     events: list[Event] = []
     for op in trace.ops:
         events += [Event(trace.storages[i].nbytes, 0, i) for i in unmade.due(op)]
+        if kept:
+            events += [Event(kept.pop(i).nbytes, 0, i) for i in (*op.reads, *op.writes) if i in kept]
         events += op.events
         if op.flops and spaces[op.phase] and not has_own_workspace(op):
             s = spaces[op.phase].pop(0)
             events.append(Event(s.nbytes, 0, s.id))
-    left = [*(trace.storages[i] for i in unmade.left), *(s for some in spaces.values() for s in some)]
+    left = [*kept.values(), *(trace.storages[i] for i in unmade.left), *(s for some in spaces.values() for s in some)]
     return [*events, *(Event(s.nbytes, 0, s.id) for s in left)]

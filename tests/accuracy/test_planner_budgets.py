@@ -28,13 +28,11 @@ def rows(benchmark):
 
 
 def test_runs_kept_their_budgets(benchmark, rows):
-    # GIVEN the runs of all plans  THEN one was predicted too small: what POFO repeats and sends of ResNet-152
+    # GIVEN the runs of all plans  THEN none needed more than its budget
     ran = [row for row in rows if row.ran_bytes]
     assert {row.model for row in ran} == set(benchmark.MODELS)
     assert len(ran) > 250
-    over = [row for row in ran if row.over > 0]
-    assert [(row.model, row.planner) for row in over] == [("ResNet-152", "pofo")]
-    assert over[0].over < 0.005
+    assert not [(row.model, row.planner, row.over) for row in ran if row.over > 0]
 
 
 def test_less_memory_never_makes_a_step_faster(rows):

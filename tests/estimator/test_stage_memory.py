@@ -51,7 +51,7 @@ def planned(m, schedule="1f1b", stages=4, chunks=1, base=STRATEGIES["none"], lay
         mesh=mesh,
         batch=Batch(accumulation=m),
         sharding=base.sharding,
-        pipeline=Pipeline(schedule=schedule, chunks=chunks),
+        pipeline=Pipeline(schedule=schedule, chunks=chunks, buffers=False),  # PyTorch has one a micro-batch
         **arguments,
     )
     return plan, rewrite(gpt(3, **LLAMA), plan, layers=layers)
