@@ -35,7 +35,15 @@ _KINDS = {
 }
 _HOST, _SLOWER = "host_seconds", 2.0
 """A host that bounds no step at its packaged cost has no slope there, so the search begins again so many spreads up."""
-_FIXED = ("serial_messages", "power_exponent", "reference_watts", "reference_flops_per_s", "l2_boost", "spread", "curves")
+_FIXED = (
+    "serial_messages",
+    "power_exponent",
+    "reference_watts",
+    "reference_flops_per_s",
+    "l2_boost",
+    "spread",
+    "curves",
+)
 
 
 def _kind(name: str) -> str:
