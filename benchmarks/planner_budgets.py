@@ -104,7 +104,7 @@ def answers(
                 yield replace(row, outcome="does not fit"), None
                 continue
             except DnnmemError as error:
-                yield replace(row, outcome="does not apply", plan=error.message.splitlines()[0]), None
+                yield replace(row, outcome="does not apply", plan=error.message.splitlines()[0].replace(f"{ROOT}/", "")), None
                 break
             yield _priced(row, found), found.plan
 
