@@ -104,7 +104,8 @@ def answers(
                 yield replace(row, outcome="does not fit"), None
                 continue
             except DnnmemError as error:
-                yield replace(row, outcome="does not apply", plan=error.message.splitlines()[0].replace(f"{ROOT}/", "")), None
+                why = error.message.splitlines()[0].replace(f"{ROOT}/", "")
+                yield replace(row, outcome="does not apply", plan=why), None
                 break
             yield _priced(row, found), found.plan
 
