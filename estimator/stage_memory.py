@@ -17,6 +17,7 @@ from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.pipeline_timing import in_flight
 from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan_pipeline import has_buffers
 from dnnmem.estimator.rank_step import rank_step
 from dnnmem.estimator.replay import ReplayResult, replay_on
 from dnnmem.estimator.schedules import SCHEDULES
@@ -62,6 +63,8 @@ def worst_stage(chunks: Sequence[Trace], plan: Plan, device: Device) -> StageMem
 def _microbatches(plan: Plan) -> int:
     """How many show the peak of each rank: all of them, or those that fill the pipeline and a few more."""
     ranks, wanted, schedule = plan.mesh.pp, plan.batch.accumulation, plan.pipeline.schedule
+    if schedule in _UNITS and has_buffers(plan):  # the places to receive all lie between what comes and goes
+        return wanted
     if schedule in _AS_1F1B:
         return min(wanted, ranks + _BEYOND)
     if schedule in _TWICE or (schedule in _UNITS and wanted > ranks):

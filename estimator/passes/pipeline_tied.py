@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from dnnmem.estimator.passes.draft import Life, lives
+from dnnmem.estimator.passes.update import element_bytes
 from dnnmem.estimator.trace import Kind, Op, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
@@ -54,9 +55,11 @@ def _tied_sum(trace: Trace, known: Mapping[int, Life], op: Op) -> int | None:
     if len(op.reads) != 2 or not op.name.startswith(("aten.add.", "aten.add_.")):
         return None
     grads = [i for i in op.writes if trace.storages[i].kind is Kind.GRAD]
+    if len(grads) != 1:
+        return None
     alike = [trace.storages[i] for i in (*op.reads, *grads)]
-    same = len({s.nbytes for s in alike}) == 1 or len({s.shape for s in alike}) == 1  # it may be in another type
-    return grads[0] if len(grads) == 1 and same and all(known[i].made >= 0 for i in op.reads) else None
+    elements = {s.nbytes // element_bytes(s.dtype) for s in alike}  # of a rank's part, and in whatever type
+    return grads[0] if len(elements) == 1 and all(known[i].made >= 0 for i in op.reads) else None
 
 
 def _as_gradient(op: Op, term: int, grad: int, nbytes: int) -> Op:

@@ -45,6 +45,8 @@ WAYS = [
     ("resnet", 2, "signsgd", ()),
     ("resnet", 8, "powersgd", ("gradients.rank=4",)),
 ]
+HOLES = {("resnet", "powersgd"): 0.03}
+"""Where other holes are left than the replay has: a miss of the 2 % that all others hold."""
 
 
 @cache
@@ -66,4 +68,4 @@ def test_a_rank_needs_what_its_pass_says(model, ranks, compression, more):
     # THEN the peaks agree
     assert ran.outcome == "ran", ran.message
     assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.005)
-    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.03)
+    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=HOLES.get((model, compression), 0.02))
