@@ -27,13 +27,14 @@ class Mesh:
     dp_shard: int = 1
     """Ranks that the parameters, gradients or optimizer states of `sharding` are split over."""
     cp: int = 1
-    """Context parallel: ranks that share one sequence."""
+    """Context parallel: ranks that share one sequence. Their gradients meet with those of the data axes: zero splits
+    over dp_shard * cp ranks, ddp sums over dp_replicate * cp; under no strategy they sum theirs as ddp does."""
     tp: int = 1
     """Tensor parallel: ranks that share each matrix."""
     pp: int = 1
     """Pipeline stages (ranks; a rank may hold several chunks)."""
     ep: int = 1
-    """Expert parallel: ranks that the experts are split over, taken from the other axes; not counted again."""
+    """Expert parallel: ranks that the experts are split over, taken from `dp_shard`; not counted again."""
 
     @property
     def world_size(self) -> int:
@@ -103,6 +104,29 @@ class Tensor:
     async_tp: bool = False
     """Products and the gathers and scatters beside them go in pieces, each sent while others are computed (torch's
     async TP, under torch.compile); with `sequence_parallel`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """How the ranks of `mesh.cp`, each with a part of every sequence, do attention over all of it."""
+
+    method: str = "all_gather"
+    """`all_gather`: keys and values of all ranks are gathered; `ring`: they go around, a part at a time (both torch's
+    `context_parallel`, with causal work balanced by giving each rank an early and a late part); `ulysses`: each rank
+    has all of the sequence for a part of the heads, by two all-to-alls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """Mixture of experts: how tokens spread over the ranks of `mesh.ep`, and how experts are computed."""
+
+    imbalance: float = 1.0
+    """Tokens of the busiest rank, which is predicted, over the mean of all; 1.0 = balanced, at most `mesh.ep`."""
+    capacity: float | None = None
+    """Room of each expert, in mean numbers of tokens: what is beyond is dropped, what is empty is padded (GShard);
+    None = all tokens are kept."""
+    grouped: bool = True
+    """One grouped product for all experts of a rank; False = a loop over them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +300,10 @@ class Plan:
     """The cross entropy."""
     tensor: Tensor = field(default_factory=Tensor)
     """Tensor parallelism."""
+    context: Context = field(default_factory=Context)
+    """Context parallelism."""
+    experts: Experts = field(default_factory=Experts)
+    """Mixture of experts."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     """The update."""
     remat: Remat = field(default_factory=Remat)

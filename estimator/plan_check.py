@@ -10,7 +10,9 @@ from dnnmem.estimator.keep_text import parse_keep
 from dnnmem.estimator.plan_pipeline import check_pipeline
 from dnnmem.estimator.plan_rules import (
     check_compression,
+    check_context,
     check_degrees,
+    check_experts,
     check_gradients,
     check_offload,
     check_sharding,
@@ -28,6 +30,7 @@ OPTIMIZERS = (
 _CHOICES = {
     ("precision", "compute"): ("float32", "tf32", "bf16_amp", "fp16_amp", "bfloat16", None),
     ("precision", "linear"): ("float8", None),
+    ("context", "method"): ("all_gather", "ring", "ulysses"),
     ("optimizer", "name"): (*OPTIMIZERS, None),
     ("optimizer", "state"): ("bfloat16", "float16", None),
     ("optimizer", "kernel"): ("for_loop", "foreach", "fused", None),
@@ -73,4 +76,6 @@ def check_all(plan: Plan) -> None:
     check_gradients(plan)
     check_degrees(plan)
     check_tensor(plan)
+    check_context(plan)
+    check_experts(plan)
     check_pipeline(plan)

@@ -142,3 +142,38 @@ def check_tensor(plan: Plan) -> None:
             "tensor.sequence_parallel is off",
             hint="--set tensor.sequence_parallel=true",
         )
+
+
+def check_experts(plan: Plan) -> None:
+    """Raise `UsageError` unless the ranks of `ep` are there, and its experts' tokens can be so many."""
+    mesh, experts = plan.mesh, plan.experts
+    if mesh.dp_shard % mesh.ep:
+        raise UsageError(
+            f"ep takes its ranks from dp_shard: dp_shard {mesh.dp_shard} % ep {mesh.ep} = {mesh.dp_shard % mesh.ep}, "
+            "but it must be 0",
+            hint=f"--set mesh.dp_shard={mesh.ep * -(-mesh.dp_shard // mesh.ep)} --set sharding.strategy=zero3",
+        )
+    if not 1 <= experts.imbalance <= mesh.ep:
+        raise UsageError(
+            f"experts.imbalance is {experts.imbalance}; the busiest of ep {mesh.ep} ranks has between 1 and {mesh.ep} "
+            "times the mean",
+            hint="leave experts.imbalance out" if mesh.ep == 1 else "",
+        )
+    if experts.capacity is not None and experts.capacity <= 0:
+        raise UsageError(f"experts.capacity is {experts.capacity}; it is above 0: 1.25 leaves room for a quarter more")
+    if mesh.ep > 1 and not plan.splits_parameters:
+        raise UsageError(
+            f"ep {mesh.ep} splits experts over ranks that share the rest of the parameters as FSDP2 does; "
+            f"sharding.strategy is {plan.sharding.strategy}",
+            hint="--set sharding.strategy=zero3",
+        )
+
+
+def check_context(plan: Plan) -> None:
+    """Raise `UsageError` for two ways at once to split sequences over ranks."""
+    if plan.mesh.cp > 1 and plan.pipeline.schedule == "terapipe" and plan.mesh.pp > 1:
+        raise UsageError(
+            f"terapipe sends parts of a sequence one after the other, but cp {plan.mesh.cp} ranks hold parts of it "
+            "side by side",
+            hint="--set pipeline.schedule=1f1b, or mesh.cp=1",
+        )
