@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from dnnmem.estimator.declared import declared_notes
@@ -57,7 +58,7 @@ def capture(
     device_type: str,
     steps: int,
     origin: Origin,
-    fake: bool = False,
+    fake: FakeTensorMode | None = None,
     clock: Clock | None = None,
     label: Callable[[str], None] | None = None,
     history: Callable[[], list[dict[str, Any]]] | None = None,

@@ -62,7 +62,7 @@ def profile_fake(
             target,
             built,
             device_type="cpu",
-            fake=True,
+            fake=faking.mode,
             steps=steps,
             origin=origin,
             inside=rules.inside if rules is not None else None,

@@ -88,7 +88,7 @@ def _recording(found: Measured, gpu: Device | None, faking: Faking | None) -> It
         recorder = _Recorder(
             tracker,
             device_type="cuda" if on_gpu else "cpu",
-            fake=faking is not None,
+            fake=faking.mode if faking is not None else None,
             inside=rules.inside if rules else None,
         )
         stack.enter_context(tracker)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dnnmem.estimator.trace import Kind, Phase
@@ -136,12 +136,12 @@ class Recorder(TorchDispatchMode):
         tracker: ModuleTracker,
         *,
         device_type: str,
-        fake: bool = False,
+        fake: FakeTensorMode | None = None,
         clock: Callable[[], Any] | None = None,
         label: Callable[[str], None] | None = None,
         inside: Callable[[Log, Entry, Any, Any, Any, Any], None] | None = None,
     ) -> None:
-        """Args: `device_type`: whose tensors count; `fake`: FakeTensors count and others do not.
+        """Args: `device_type`: whose tensors count; `fake`: those of this mode count, and no others.
 
         `clock` is read before and after each operator; `label` tells the allocator's history which one runs: its
         dispatch count, and after it `~` and the count. `inside` is told of each noted operator with its arguments and
@@ -207,8 +207,8 @@ class Recorder(TorchDispatchMode):
     def tracks(self, tensor: Tensor) -> bool:
         """True if the memory of `tensor` is what this recorder counts."""
         if isinstance(tensor, FakeTensor):
-            return self._fake and tensor.fake_device.type == self._device_type
-        return not self._fake and tensor.device.type == self._device_type and tensor.layout is torch.strided
+            return tensor.fake_mode is self._fake and tensor.fake_device.type == self._device_type
+        return self._fake is None and tensor.device.type == self._device_type and tensor.layout is torch.strided
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -30,6 +30,8 @@ from dnnmem.profilers.script_result import RankResult
 RESULT_FILE = "result.json"
 TRACE_FILE = "step.trace.json.gz"
 
+_TRIES = 50
+"""Of removing a folder into which the script may write meanwhile."""
 _LIBRARIES = (
     "torch",
     "torchvision",
@@ -116,7 +118,10 @@ class Session:
         poll.register(self._progress, 0)
         while not any(event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, event in poll.poll()):
             pass
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for _ in range(_TRIES):  # the script may write there meanwhile
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not self.folder.exists():
+                break
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()  # the last one
         os.killpg(0, signal.SIGKILL)

@@ -49,27 +49,27 @@ def target_of(make_model, make_batch, train_step, make_optimizer=None, *, batch_
     )
 
 
-def _begin():
+def begin():
     """The same weights for all, and what other tests keep is out of sight: a recorder looks for all tensors alive."""
     gc.freeze()  # also saves walking what imports have left, a hundred times
     torch.manual_seed(0)
 
 
 def on_cpu(target, *, steps=2, repeats=0):
-    _begin()
+    begin()
     return Recorded(*profile_cpu(target, steps=steps, repeats=repeats, origin=Origin(), on_step=lambda _: None))
 
 
 def watched(target, *, steps=2):
     """The trace of a real run, nothing measured beside it."""
-    _begin()
+    begin()
     model = target.make_model()
     built = Built(model=model, batch=target.make_batch(), optimizer=target.make_optimizer(model.parameters()))
     return capture(target, built, device_type="cpu", steps=steps, origin=Origin())[0]
 
 
 def on_fake(target, *, steps=2):
-    _begin()
+    begin()
     return Recorded(*profile_fake(target, steps=steps, origin=Origin(), on_step=lambda _: None))
 
 

@@ -12,7 +12,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.trace import Kind, Origin
 from dnnmem.profilers.devices import SMALL_BATCHES, choose_device, run_on
 from dnnmem.profilers.request import Request
-from tests.profilers.recorded import loss_step, on_cpu, owned, target_of
+from tests.profilers.recorded import begin, loss_step, on_cpu, owned, target_of
 
 TOKENS, WIDTH = 8, 16
 
@@ -57,7 +57,7 @@ def target(make_model, batch_size):
 
 def run_fake(make_model, batch_size):
     request = Request(target="test", batch_size=batch_size, device="fake", steps=2, repeats=1)
-    torch.manual_seed(0)
+    begin()
     return run_on(
         "fake", target(make_model, batch_size), request, Origin(device="fake", notes=("first",)), lambda _: None
     )

@@ -106,15 +106,20 @@ def test_what_lies_elsewhere_does_not_count():
     assert "aten.mul.Tensor" not in names(record(program))
 
 
-def test_a_fake_recorder_counts_fake_tensors_alone():
+def test_a_fake_recorder_counts_the_tensors_of_its_mode_alone():
+    # GIVEN a real tensor, and one that another fake run has left
+    real, mode = torch.ones(2), FakeTensorMode(allow_non_fake_inputs=True)
+    with FakeTensorMode():
+        stranger = torch.ones(3)
+
     def program(recorder):
-        real = torch.ones(2)
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with mode:
             fake = torch.ones(10**12)
             assert recorder.tracks(fake)
-            assert not recorder.tracks(real)
+        assert not recorder.tracks(real)
+        assert not recorder.tracks(stranger)
 
-    log = record(program, fake=True)
+    log = record(program, fake=mode)
     assert [nbytes for nbytes, _ in log.events] == [4 * 10**12, -4 * 10**12]
 
 
