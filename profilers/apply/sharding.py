@@ -28,6 +28,7 @@ from dnnmem.estimator.passes.replicas import DEFAULT_BUCKET_MIB
 from dnnmem.estimator.plan import Plan
 from dnnmem.profilers.apply.beside_blocks import beside_blocks
 from dnnmem.profilers.apply.device_mesh import check_ranks, device_mesh
+from dnnmem.profilers.apply.expert_sharding import shard_experts
 from dnnmem.profilers.apply.loss_scaling import LossScaling
 from dnnmem.profilers.found_blocks import blocks_of
 
@@ -135,6 +136,8 @@ def _shard(model: nn.Module, plan: Plan) -> None:
     groups = [*([before] if before else []), *([block] for _, block in blocks_of(model)), *([after] if after else [])]
     for number, modules in enumerate(groups, 1):
         kept = sharding.keep_last and number == len(groups)
+        for module in modules:
+            shard_experts(module, plan, options["mp_policy"], reshard_after_forward=drops and not kept)
         fully_shard(modules if len(modules) > 1 else modules[0], reshard_after_forward=drops and not kept, **options)
     fully_shard(model, reshard_after_forward=False, **options)
     _gather_ahead(model, [modules[0] for modules in groups], sharding.prefetch)

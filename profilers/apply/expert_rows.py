@@ -1,0 +1,139 @@
+"""Tokens on their way to the experts of other ranks and back: two operators for autograd, each the other's gradient.
+
+    sent      (T, D) --a row for each choice, in the order of experts--> (S, D) --all_to_all--> (R, D)
+    returned  (R, D) --all_to_all--> (S, D) --in the order of tokens, summed over the choices--> (T, D)
+
+S = T * k rows leave, R arrive. How many go to whom is known to the host before: once a layer it waits for the router.
+With a capacity each rank sends each expert equally many rows, what is beyond is dropped, and nobody waits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Route:
+    """Where the rows of one call of a layer go."""
+
+    group: distributed.ProcessGroup
+    """The ranks that share the experts."""
+    source: Tensor
+    """Choice that each row that leaves is for, counted over tokens and their choices; (S,)."""
+    place: Tensor
+    """Row of each choice, the inverse; (T * k,)."""
+    dropped: Tensor | None
+    """Choices that have no row, (T * k,); None = each has one."""
+    sent: list[int]
+    """Rows that leave, by rank."""
+    received: list[int]
+    """Rows that arrive, by rank."""
+    chosen: Tensor
+    """Expert of each row that arrives, counted among this rank's; (R,)."""
+
+
+def route(chosen: Tensor, experts: int, group: distributed.ProcessGroup, capacity: float | None) -> Route:
+    """The way of each choice of `chosen` (T, k) to `experts` over the ranks of `group`."""
+    flat = chosen.reshape(-1)
+    order = flat.argsort(stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(order.numel(), device=order.device)
+    counts = flat.new_zeros(experts).scatter_add_(0, flat, flat.new_ones(1).expand_as(flat))
+    if capacity is not None:
+        return _with_room(flat, order, place, counts, group, math.ceil(capacity * flat.numel() / experts))
+    ranks = group.size()
+    arriving = torch.empty_like(counts)
+    distributed.all_to_all_single(arriving, counts, group=group)
+    leaving, arrived = torch.stack((counts, arriving)).cpu().view(2, ranks, -1)  # the host waits here
+    own = torch.arange(experts // ranks).repeat(ranks).repeat_interleave(arrived.reshape(-1))
+    return Route(
+        group=group, source=order, place=place, dropped=None, sent=leaving.sum(1).tolist(),
+        received=arrived.sum(1).tolist(), chosen=own.to(flat.device),
+    )  # fmt: skip
+
+
+def _with_room(
+    flat: Tensor, order: Tensor, place: Tensor, counts: Tensor, group: distributed.ProcessGroup, room: int
+) -> Route:
+    """Each expert has `room` rows of this rank; rows without a choice carry the first token, and are never read."""
+    experts, ranks = counts.numel(), group.size()
+    queue = place - (counts.cumsum(0) - counts)[flat]
+    dropped = queue >= room
+    place = torch.where(dropped, 0, flat * room + queue)
+    source = order.new_zeros(experts * room + 1)  # the last takes what is dropped
+    source[torch.where(dropped, experts * room, place)] = torch.arange(flat.numel(), device=flat.device)
+    own = torch.arange(experts // ranks, device=flat.device).repeat_interleave(room).repeat(ranks)
+    even = [experts // ranks * room] * ranks
+    return Route(group=group, source=source[:-1], place=place, dropped=dropped, sent=even, received=even, chosen=own)
+
+
+def send(tokens: Tensor, way: Route, choices: int = 1) -> Tensor:
+    """Rows (R, ...) that arrive for this rank's experts, of (T, ...) where each token has so many `choices`."""
+    sent: Tensor = _Send.apply(tokens, way.source, way.place, way.dropped, way, choices)  # type: ignore[no-untyped-call]
+    return sent
+
+
+def give_back(rows: Tensor, way: Route, choices: int) -> Tensor:
+    """What the experts of all ranks made of each token, summed over its `choices`: (T, ...) of rows (R, ...)."""
+    back: Tensor = _GiveBack.apply(rows, way.source, way.place, way.dropped, way, choices)  # type: ignore[no-untyped-call]
+    return back
+
+
+class _Send(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, source: Tensor, place: Tensor, dropped: Tensor | None, way: Route,
+                choices: int) -> Tensor:  # fmt: skip
+        _keep(ctx, source, place, dropped, way, choices)
+        return _exchanged(_spread(tokens, source, choices), way.sent, way.received, way.group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        way, choices = ctx.way, ctx.choices
+        back = _exchanged(grad, way.received, way.sent, way.group)
+        return (_gathered(back, *ctx.saved_tensors[1:], choices=choices), None, None, None, None, None)
+
+
+class _GiveBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, source: Tensor, place: Tensor, dropped: Tensor | None, way: Route,
+                choices: int) -> Tensor:  # fmt: skip
+        _keep(ctx, source, place, dropped, way, choices)
+        return _gathered(_exchanged(rows, way.received, way.sent, way.group), place, dropped, choices=choices)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        way, source = ctx.way, ctx.saved_tensors[0]
+        sent = _exchanged(_spread(grad, source, ctx.choices), way.sent, way.received, way.group)
+        return (sent, None, None, None, None, None)
+
+
+def _keep(ctx: Any, source: Tensor, place: Tensor, dropped: Tensor | None, way: Route, choices: int) -> None:
+    ctx.save_for_backward(source, place, dropped)
+    ctx.way, ctx.choices = way, choices
+
+
+def _spread(tokens: Tensor, source: Tensor, choices: int) -> Tensor:
+    """A row for each choice."""
+    return tokens[source // choices if choices > 1 else source]
+
+
+def _gathered(rows: Tensor, place: Tensor, dropped: Tensor | None, *, choices: int) -> Tensor:
+    """The sum of each token's rows."""
+    found = rows[place]
+    if dropped is not None:
+        found.masked_fill_(dropped.view(-1, *(1,) * (found.dim() - 1)), 0)
+    return found.unflatten(0, (-1, choices)).sum(1) if choices > 1 else found
+
+
+def _exchanged(rows: Tensor, sent: list[int], received: list[int], group: distributed.ProcessGroup) -> Tensor:
+    made = rows.new_empty(sum(received), *rows.shape[1:])
+    distributed.all_to_all_single(made, rows.contiguous(), received, sent, group=group)
+    return made
