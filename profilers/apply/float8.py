@@ -12,10 +12,10 @@ from dnnmem.estimator.passes.float8 import LEAST_CAPABILITY, is_float8_layer
 from dnnmem.profilers.found_blocks import blocks_of
 
 
-def to_float8(model: nn.Module, *, under_autocast: bool) -> nn.Module:
+def to_float8(model: nn.Module) -> nn.Module:
     """`model` with the linear layers of its blocks multiplying in 8 bits; on the host they are emulated.
 
-    Raises `UnsupportedError` without torchao, without such layers, under autocast, and on a GPU that cannot.
+    Raises `UnsupportedError` without torchao, without such layers, and on a GPU that cannot.
     """
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
@@ -23,11 +23,6 @@ def to_float8(model: nn.Module, *, under_autocast: bool) -> nn.Module:
         raise UnsupportedError(
             "precision.linear float8 is done by torchao, which is not installed", hint="pip install torchao"
         ) from None
-    if under_autocast:
-        raise UnsupportedError(
-            "precision.linear float8 casts weights itself, which autocast keeps in float32",
-            hint="--set precision.compute=bfloat16",
-        )
     blocks = tuple(f"{name}." for name, _ in blocks_of(model))
     chosen = {
         name for name, m in model.named_modules()

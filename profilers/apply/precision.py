@@ -41,7 +41,7 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     """
     model = _computing(model, plan)
     if plan.precision.linear == "float8":
-        model = to_float8(model, under_autocast=plan.precision.compute in AMP)
+        model = to_float8(model)
     return model
 
 

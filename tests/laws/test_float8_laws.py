@@ -19,7 +19,7 @@ from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Plan, Precision
 from dnnmem.estimator.plan_text import change
 from dnnmem.estimator.replay import replay_on
-from dnnmem.estimator.trace import Origin
+from dnnmem.estimator.trace import Kind, Origin
 from dnnmem.profilers.apply.precision import to_model
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.run import run
@@ -58,9 +58,10 @@ def gradients(plan):
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def test_gradients_are_those_of_the_plain_step_rounded():
+@pytest.mark.parametrize("compute", [None, "bf16_amp"])
+def test_gradients_are_those_of_the_plain_step_rounded(compute):
     pytest.importorskip("torchao")
-    plain, found = gradients(Plan()), gradients(FLOAT8)
+    plain, found = gradients(Plan()), gradients(Plan(precision=Precision(compute=compute, linear="float8")))
     assert float(found[0]) == pytest.approx(float(plain[0]), rel=WITHIN)
     assert 0 < float((found[1] - plain[1]).norm() / plain[1].norm()) <= WITHIN
 
@@ -70,6 +71,7 @@ def test_gradients_are_those_of_the_plain_step_rounded():
     [
         ("precision.linear=float8",),
         ("precision.linear=float8", "precision.compute=bfloat16"),
+        ("precision.linear=float8", "precision.compute=bf16_amp"),
         ("precision.linear=float8", "remat.policy=full"),
     ],
     ids=" ".join,
@@ -105,8 +107,30 @@ def test_what_cannot_be_is_refused():
     old = replace(gpt(), origin=Origin(gpu="a100-sxm-80gb"))
     with pytest.raises(UnsupportedError, match=r"8\.0"):
         rewrite(old, FLOAT8)
-    with pytest.raises(UnsupportedError, match="weights in the type of the products"):
-        rewrite(gpt(), Plan(precision=Precision(compute="bf16_amp", linear="float8")))
     pytest.importorskip("torchao")
-    with pytest.raises(UnsupportedError, match="autocast"):
-        to_model(Stack(), Plan(precision=Precision(compute="bf16_amp", linear="float8")))
+    with pytest.raises(UnsupportedError, match="no linear layers in blocks"):
+        to_model(nn.Sequential(nn.Linear(8, 24)), FLOAT8)
+
+
+@pytest.mark.parametrize("arguments", [{}, LLAMA], ids=["biases", "none"])
+def test_under_autocast_no_copies_of_weights_are_kept(arguments):
+    # GIVEN a step under autocast  WHEN its linear layers multiply in 8 bits
+    autocast = Plan(precision=Precision(compute="bf16_amp"))
+    [plain], [found] = (
+        rewrite(gpt(**arguments), plan)
+        for plan in (autocast, Plan(precision=Precision(compute="bf16_amp", linear="float8")))
+    )
+    found.check()
+    # THEN weights of blocks go to 8 bits as they are, and the gradients stay what they were
+    copied = [
+        {op.module for op in t.ops if op.name.startswith("aten._to_copy") and copies_a_weight(t, op)}
+        for t in (plain, found)
+    ]
+    assert copied[1] == {("head",)} < copied[0]
+    assert found.pinned_bytes() == plain.pinned_bytes()
+
+
+def copies_a_weight(trace, op):
+    """Whether a forward op makes a bfloat16 copy of a matrix of parameters."""
+    read, made = trace.storages[op.reads[0]], trace.storages[op.writes[0]]
+    return read.kind is Kind.PARAM and len(read.shape) == 2 and made.dtype == "bfloat16"
