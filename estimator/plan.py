@@ -326,7 +326,7 @@ class Plan:
         """True if ranks hold parts of parameters, which are gathered for use: FSDP."""
         sharding = self.sharding
         splits = sharding.strategy == "zero3" or (sharding.strategy == "zero2" and not sharding.even_parts)
-        return splits and self.mesh.data_ranks > 1
+        return splits and self.mesh.data_ranks * self.mesh.cp > 1
 
 
 def check(plan: Plan) -> None:

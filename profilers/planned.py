@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from dnnmem.estimator.context_ranks import from_context
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import from_json
 from dnnmem.profilers.apply.layout import lay_out
@@ -61,7 +62,7 @@ def _built(request: Request, plan: Plan, kind: str) -> Callable[[], object]:
     random.seed(request.seed)
     torch.manual_seed(request.seed)
     plain = resolve(request)
-    bare = plan.splits_parameters or plan.mesh.pp > 1 or (plan.mesh.tp > 1 and plan.mesh.data_ranks == 1)
+    bare = plan.splits_parameters or plan.mesh.pp > 1 or (plan.mesh.tp == plan.mesh.world_size > 1)
     if bare:
         plain = replace(plain, make_model=partial(built_without_memory, plain.make_model, _say))
     elif plan.offload.parameters or plan.mesh.tp > 1:
@@ -127,7 +128,7 @@ def _settle(number: int, plan: Plan, kind: str) -> None:
     It makes its buckets anew in the second step, and the first ones live until that thread looks: ten times a second,
     a virtual GPU's once for each 1,024 kernels. A step of a real size takes longer than that.
     """
-    if number > 1 or kind != "cuda" or plan.sharding.strategy not in ("ddp", "zero1"):
+    if number > 1 or kind != "cuda" or from_context(plan).sharding.strategy not in ("ddp", "zero1"):
         return
     some = torch.zeros(1, device="cuda")
     for _ in range(1100):

@@ -202,11 +202,23 @@ def _add(draft: Draft, grad: int, backward: list[int]) -> None:
 
 def _delivered(ops: Sequence[Op], k: int) -> int:
     """Where a node that ran op `k` has handed on what it made: sums for other nodes come before those of gradients."""
-    before, op = ops[k - 1], ops[k]
-    both = before.module == op.module and before.name == op.name  # the two products of one node
-    made = {*op.writes, *(before.writes if both else ())}
+    op = ops[k]
+    made = {*op.writes}
+    if _same_node(ops, k - 1, k):  # addmm makes the gradient of its input first, mm that of its weight
+        made.update(ops[k - 1].writes)
+    elif _same_node(ops, k, k + 1):
+        k += 1
+        made.update(ops[k].writes)
     if k + 1 < len(ops) and ops[k + 1].name.startswith("aten.sum.") and ops[k + 1].module == op.module:
         k += 1  # of a bias, which is the node's too
     while k + 1 < len(ops) and ops[k + 1].name in _SUMS and made.intersection(ops[k + 1].reads):
         k += 1
     return k
+
+
+def _same_node(ops: Sequence[Op], a: int, b: int) -> bool:
+    """Whether two ops are the products of one node: both take the gradient of its output."""
+    if a < 0 or b >= len(ops):
+        return False
+    one, other = ops[a], ops[b]
+    return one.module == other.module and one.name == other.name and not {*one.reads}.isdisjoint(other.reads)

@@ -1,6 +1,6 @@
 """Applies: each does to a real model what the pass of the same name predicts.
 
-    model -> precision -> loss -> tensor -> remat -> offload -> sharding -> gradients    before the optimizer is made
+    model -> precision -> loss -> tensor -> context -> remat -> offload -> sharding -> gradients     before optimizers
     optimizer over those -> optimizer -> precision -> sharding -> gradients -> offload -> batch   or re-aimed
 
 Neither the model's code nor the training loop changes: the loop calls `model(...)`, `loss.backward()`,
@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping
 from torch import nn
 from torch.optim import Optimizer
 
+from dnnmem.estimator.context_ranks import from_context
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Kernels, Plan
 from dnnmem.profilers.apply import (
     batch,
     compression,
+    context,
+    experts,
     gradients,
     loss,
     offload,
@@ -40,12 +43,15 @@ MODEL_APPLIES: Mapping[str, ToModel] = {
     "precision": precision.to_model,
     "loss": loss.to_model,
     "tensor": tensor.to_model,
+    "context": context.to_model,
+    "experts": experts.to_model,
     "offload_parameters": offload_parameters.to_model,
     "remat": remat.to_model,
     "compression": compression.to_model,
     "offload": offload.to_model,
     "sharding": sharding.to_model,
     "gradients": gradients.to_model,
+    "context_output": context.to_output,
 }
 """By field of a plan, in the order in which they are done. Each leaves a model alone where the plan has its default."""
 OPTIMIZER_APPLIES: Mapping[str, ToOptimizer] = {
@@ -65,15 +71,17 @@ def apply_to_model(model: nn.Module, plan: Plan) -> nn.Module:
     With more than one rank the process group exists already. Raises `UsageError` and `UnsupportedError`.
     """
     _check_known(plan)
-    for done in MODEL_APPLIES.values():
-        model = done(model, plan)
+    merged = from_context(plan)
+    for field, done in MODEL_APPLIES.items():
+        model = done(model, plan if field.startswith("context") else merged)
     return model
 
 
 def apply_to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimizer:
     """`optimizer`, made over the parameters of an applied `model`, with all that `plan` asks of it done to it."""
+    merged = from_context(plan)
     for done in OPTIMIZER_APPLIES.values():
-        optimizer = done(optimizer, model, plan)
+        optimizer = done(optimizer, model, merged)
     return optimizer
 
 
@@ -85,8 +93,6 @@ def _check_known(plan: Plan) -> None:
             f"pp {mesh.pp}: a loop's calls cannot be a pipeline's, whose micro-batches go through it beside each other",
             hint="dnnmem.profilers.apply.pipeline.Pipelined(model, plan, step, batch) makes its steps",
         )
-    if mesh.world_size != mesh.data_ranks * mesh.tp or mesh.ep > 1:
-        raise UnsupportedError(f"cp {mesh.cp} and ep {mesh.ep} can be estimated, but not applied yet; leave them 1")
     if plan.kernels != Kernels():
         raise UnsupportedError(
             f"kernels.fusion {plan.kernels.fusion} and graphs {str(plan.kernels.graphs).lower()} can be estimated, but "

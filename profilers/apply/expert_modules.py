@@ -60,10 +60,9 @@ def _has_form(module: nn.Module) -> bool:
 
 
 def arguments_of(module: nn.Module) -> list[str]:
-    """Names of what the module's call must be given."""
-    known = inspect.signature(type(module).forward).parameters.values()
-    needed = [p for p in known if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    return [p.name for p in needed][1:]
+    """Names of what the module's call takes."""
+    known = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    return [p.name for p in known if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
 def _named_by(model: nn.Module) -> bool:

@@ -30,6 +30,8 @@ class Route:
     """Row of each choice, the inverse; (T * k,)."""
     dropped: Tensor | None
     """Choices that have no row, (T * k,); None = each has one."""
+    empty: Tensor | None
+    """Rows that no choice fills, (S,): they are sent as zeros; None = there are none."""
     sent: list[int]
     """Rows that leave, by rank."""
     received: list[int]
@@ -53,7 +55,7 @@ def route(chosen: Tensor, experts: int, group: distributed.ProcessGroup, capacit
     leaving, arrived = torch.stack((counts, arriving)).cpu().view(2, ranks, -1)  # the host waits here
     own = torch.arange(experts // ranks).repeat(ranks).repeat_interleave(arrived.reshape(-1))
     return Route(
-        group=group, source=order, place=place, dropped=None, sent=leaving.sum(1).tolist(),
+        group=group, source=order, place=place, dropped=None, empty=None, sent=leaving.sum(1).tolist(),
         received=arrived.sum(1).tolist(), chosen=own.to(flat.device),
     )  # fmt: skip
 
@@ -61,16 +63,20 @@ def route(chosen: Tensor, experts: int, group: distributed.ProcessGroup, capacit
 def _with_room(
     flat: Tensor, order: Tensor, place: Tensor, counts: Tensor, group: distributed.ProcessGroup, room: int
 ) -> Route:
-    """Each expert has `room` rows of this rank; rows without a choice carry the first token, and are never read."""
+    """Each expert has `room` rows of this rank: choices beyond have none, and rows without a choice are zeros."""
     experts, ranks = counts.numel(), group.size()
     queue = place - (counts.cumsum(0) - counts)[flat]
     dropped = queue >= room
     place = torch.where(dropped, 0, flat * room + queue)
     source = order.new_zeros(experts * room + 1)  # the last takes what is dropped
     source[torch.where(dropped, experts * room, place)] = torch.arange(flat.numel(), device=flat.device)
+    empty = torch.arange(room, device=flat.device) >= counts[:, None]
     own = torch.arange(experts // ranks, device=flat.device).repeat_interleave(room).repeat(ranks)
     even = [experts // ranks * room] * ranks
-    return Route(group=group, source=source[:-1], place=place, dropped=dropped, sent=even, received=even, chosen=own)
+    return Route(
+        group=group, source=source[:-1], place=place, dropped=dropped, empty=empty.view(-1), sent=even, received=even,
+        chosen=own,
+    )  # fmt: skip
 
 
 def send(tokens: Tensor, way: Route, choices: int = 1) -> Tensor:
@@ -90,7 +96,10 @@ class _Send(torch.autograd.Function):
     def forward(ctx: Any, tokens: Tensor, source: Tensor, place: Tensor, dropped: Tensor | None, way: Route,
                 choices: int) -> Tensor:  # fmt: skip
         _keep(ctx, source, place, dropped, way, choices)
-        return _exchanged(_spread(tokens, source, choices), way.sent, way.received, way.group)
+        rows = _spread(tokens, source, choices)
+        if way.empty is not None:
+            rows.masked_fill_(way.empty.view(-1, *(1,) * (rows.dim() - 1)), 0)
+        return _exchanged(rows, way.sent, way.received, way.group)
 
     @staticmethod
     @once_differentiable

@@ -1,0 +1,70 @@
+"""However ranks share the experts, losses, gradients and weights are those of one rank."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+import torch
+from torch import distributed
+
+from tests.laws.programs.expert_plans import PLANS, build, loss_of
+
+pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="this torch has no gloo")
+NEAR = {"rtol": 1e-4, "atol": 1e-5}
+"""Sums over ranks are in another order than one product's."""
+WAYS = [(ranks, way) for ranks, plans in PLANS.items() for way in plans]
+
+
+@pytest.fixture(scope="module")
+def shared(root, tmp_path_factory):
+    """What as many real processes made of each plan, by their number."""
+
+    @cache
+    def of(ranks):
+        folder = tmp_path_factory.mktemp("ranks")
+        program = root / "tests" / "laws" / "programs" / "expert_work.py"
+        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        started = [
+            subprocess.Popen(
+                [sys.executable, str(program), str(rank), str(ranks), str(folder)], env=environment,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for rank in range(ranks)
+        ]  # fmt: skip
+        said = [process.communicate(timeout=180)[0] for process in started]
+        assert not any(process.returncode for process in started), "\n".join(said)[-4000:]
+        return torch.load(folder / "rank0.pt", weights_only=True)
+
+    return of
+
+
+@cache
+def alone(way):
+    """The same steps by one rank, with no plan."""
+    model, optimizer, batches = build(way)
+    losses, grads = [], {}
+    for batch in batches:
+        loss = loss_of(model, batch)
+        loss.backward()
+        grads = grads or {name: p.grad.clone() for name, p in model.named_parameters()}
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return {"losses": losses, "grads": grads, "weights": weights}
+
+
+@pytest.mark.parametrize(("ranks", "way"), WAYS)
+def test_ranks_train_as_one(ranks, way, shared):
+    pytest.importorskip("transformers")
+    # GIVEN ranks that hold parts of the experts, each with samples of its own
+    found, wanted = shared(ranks)[way], alone(way.split(",")[0])
+    assert not isinstance(found, str), found
+    # THEN losses, gradients and weights after some steps of AdamW are those of one, under the same names
+    torch.testing.assert_close(found["losses"], wanted["losses"], **NEAR)
+    torch.testing.assert_close(found["grads"], wanted["grads"], **NEAR)
+    torch.testing.assert_close(found["weights"], wanted["weights"], rtol=1e-3, atol=1e-3)
