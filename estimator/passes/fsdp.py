@@ -31,6 +31,8 @@ GATHER_STREAM = 1
 """Stream of the gathers' buffers: a pool of their own."""
 SCATTER_STREAM = 2
 """Stream of what reduce-scatters make: gradients at rest."""
+_BLOCK_BYTES = 128 * 16
+"""What one block of threads copies (`BLOCK_SIZE * BYTES_PER_THREAD` of aten/src/ATen/native/cuda/TensorShape.cu)."""
 
 
 def part_of(storage: Storage, ranks: int) -> Storage:
@@ -40,6 +42,12 @@ def part_of(storage: Storage, ranks: int) -> Storage:
         return storage_like(storage, nbytes=-(-storage.nbytes // ranks))
     part = -(-rows // ranks)
     return storage_like(storage, nbytes=storage.nbytes // rows * part, shape=(part, *storage.shape[1:]))
+
+
+def chunk_table(parts: Sequence[int]) -> tuple[Event, ...]:
+    """What `torch._chunk_cat` needs on the GPU for parts of so many bytes: 8 bytes a block of threads, 48 a tensor."""
+    nbytes = 8 * (sum(-(-part // _BLOCK_BYTES) for part in parts) + 6 * len(parts) + 2)
+    return Event(nbytes, 0, -1), Event(-nbytes, 0, -1)
 
 
 def shard(trace: Trace, plan: Plan) -> Trace:
@@ -240,10 +248,11 @@ class _Sharder:
         gone = [*dropped, *([previous] if previous >= 0 else [])]
         frees = [Event(-storages[w].nbytes, 0, w) for w in whole if storages[w].nbytes]
         events = [Event(-storages[i].nbytes, 0, i) for i in gone if storages[i].nbytes]
+        table = chunk_table([in_type(self._part(g, p), dtype).nbytes for g, p in mine])
         copy = Op(
             name="dnnmem.copy_in.dp_shard", module=self.trace.ops[k].module, phase=Phase.BACKWARD,
             reads=(*whole, *gone[len(dropped) :]), writes=(flat,),
-            events=(*events, Event(nbytes, 0, flat), *frees[:-1]),
+            events=(*events, Event(nbytes, 0, flat), *table, *reversed(frees[:-1])),
             moved_bytes=nbytes + sum(storages[w].nbytes for w in whole),
         )  # fmt: skip
         after = self.draft.after.setdefault(k, [])
@@ -318,16 +327,13 @@ class _Sharder:
             if not touched and not any(e.storage in sums for e in op.events):
                 continue
             reads, writes = (tuple(dict.fromkeys(sums.get(i, i) for i in ids)) for ids in (op.reads, op.writes))
-            frees = dict.fromkeys(i for e in op.events if (i := sums.get(e.storage, -1)) >= 0 and last[i] == k)
-            draft.ops[k] = op_like(
-                op,
-                reads=reads,
-                writes=writes,
-                events=(
-                    *(e for e in op.events if e.storage not in sums),
-                    *(Event(-draft.storages[i].nbytes, SCATTER_STREAM, i) for i in frees if draft.storages[i].nbytes),
-                ),
-            )
+            at = {sums[e.storage]: n for n, e in enumerate(op.events) if e.storage in sums}
+            sizes = {i: draft.storages[i].nbytes for i in at if last[i] == k}
+            events = (
+                e if e.storage not in sums else Event(-sizes.get(sums[e.storage], 0), SCATTER_STREAM, sums[e.storage])
+                for n, e in enumerate(op.events) if at.get(sums.get(e.storage, -1), n) == n
+            )  # fmt: skip
+            draft.ops[k] = op_like(op, reads=reads, writes=writes, events=tuple(e for e in events if e.nbytes))
         draft.pinned.update(sums[g] for g in sums.keys() & draft.pinned)
         draft.pinned.difference_update(sums)
         for i in sums:

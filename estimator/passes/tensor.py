@@ -18,18 +18,17 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.precision import AMP, recorded_in
 from dnnmem.estimator.passes.remat import PRODUCTS
-from dnnmem.estimator.passes.tensor_layout import SPLIT, STREAM, Layout, check_divides, find_layout
+from dnnmem.estimator.passes.tensor_layout import PARTIAL, SPLIT, STREAM, Layout, check_divides, find_layout
+from dnnmem.estimator.passes.tensor_parts import Parts, find_split
 from dnnmem.estimator.passes.tensor_pieces import in_pieces
 from dnnmem.estimator.passes.tensor_sent import between_softmax, gathered, gathers_with_copy, scattered
-from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
-from dnnmem.estimator.trace_copy import op_like, storage_like
+from dnnmem.estimator.passes.tensor_sums import ADDED, alone, out_of_place
+from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Trace
+from dnnmem.estimator.trace_copy import op_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.plan import Plan
-
-_SMALL = 64
-"""Bytes up to which a storage is a few scalars, such as a random state: never split."""
 
 
 def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
@@ -70,18 +69,21 @@ class _Splitter:
         self.late: set[tuple[int, int]] = set()
         """Sums that are taken right before an op reads them: (op, storage)."""
         self.sequence, self.loss = plan.tensor.sequence_parallel, plan.tensor.loss_parallel
+        self.local = plan.mesh.data_ranks > 1 and not plan.splits_parameters
+        """Parameters are plain tensors between calls of their modules."""
+        self.held = {i: k for k, op in enumerate(trace.ops) for i in op.releases}
+        """Op after which the program's variables let go of a storage."""
         self.draft = Draft(trace)
         self.known = lives(trace.ops)
-        self.split: set[int] = set()
-        self.rows = {(trace.storages[i].module, trace.storages[i].name) for i in layout.row}
+        rows = frozenset((trace.storages[i].module, trace.storages[i].name) for i in layout.row)
         seq = trace.batch.get("seq_len")
-        self.seq = seq if isinstance(seq, int) else None
+        self.parts = Parts(tp=self.tp, rows=rows, seq=seq if isinstance(seq, int) else None)
+        self.split = find_split(trace, layout, self.known, sequence=self.sequence)
 
     def run(self) -> Trace:
         """The rank's trace."""
-        self._choose()
         self._cost()
-        parts = {i: self._part(self.trace.storages[i]) for i in self.split}
+        parts = {i: self.parts.of(self.trace.storages[i]) for i in self.split}
         self.draft.resize({i: part.nbytes for i, part in parts.items()})
         self.draft.storages.update(parts)
         for k in sorted(self.layout.summed):
@@ -89,64 +91,15 @@ class _Splitter:
                 self._sum(k, i)
         if self.sequence:
             self._gathers()
+        if self.dtensor:
+            self._mask()
         self._logits()
         if self.sequence:
             self._replicated_gradients()
-        return self.draft.finish(
+        split = self.draft.finish(
             f"Tensor parallel over {self.tp} ranks: which matrices are split, and how, is assumed from the data flow."
         )
-
-    def _choose(self) -> None:
-        """Which storages a rank holds a part of."""
-        layout, storages = self.layout, self.trace.storages
-        matrices = layout.column | layout.row
-        names = {(storages[i].module, storages[i].name) for i in matrices}
-        self.split |= matrices
-        for i, s in storages.items():
-            if s.kind in {Kind.GRAD, Kind.OPTIMIZER} and (s.module, s.name.split(".")[0]) in names:
-                self.split.add(i)
-        kept = {SPLIT, STREAM} if self.sequence else {SPLIT}
-        for k, states in enumerate(layout.state):
-            self.split.update(i for i in self.trace.ops[k].writes if states.get(i) in kept)
-        self.split.update(i for ids in layout.summed.values() for i in ids if self.sequence)
-        for k, op in enumerate(self.trace.ops):
-            if k < len(layout.state):
-                self._fill(op)
-            elif (made := [i for i in op.writes if self.known[i].made == k]) and len(op.reads) % len(made) == 0:
-                self.split.update(w for w, r in zip(made, op.reads, strict=False) if r in self.split)
-        self.split -= {i for i in self.split if storages[i].kind is Kind.INPUT or storages[i].nbytes <= _SMALL}
-
-    def _fill(self, op: Op) -> None:
-        """An empty tensor that split results are put into is split."""
-        sizes = {self.trace.storages[i].nbytes for i in op.writes if i in self.split}
-        for i in op.reads:
-            made = self.known[i].made
-            if made >= 0 and not self.trace.ops[made].reads and self.trace.storages[i].nbytes in sizes:
-                self.split.add(i)
-
-    def _part(self, s: Storage) -> Storage:
-        """The rank's part: even, or padded up for a vocabulary."""
-        return storage_like(s, nbytes=self._bytes(s.nbytes), shape=self._shape(s))
-
-    def _bytes(self, nbytes: int) -> int:
-        return -(-nbytes // self.tp)
-
-    def _shape(self, s: Storage) -> tuple[int, ...]:
-        shape, tp = list(s.shape), self.tp
-        order = list(range(len(shape) - 1, -1, -1))
-        if s.kind in {Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER} and len(shape) == 2:
-            order = [1, 0] if (s.module, s.name.split(".")[0]) in self.rows else [0, 1]
-        elif len(shape) >= 4:  # heads are in the middle
-            order = [*range(1, len(shape) - 1), 0, len(shape) - 1]
-        elif len(shape) == 3 and self.seq in shape[:2] and shape[1] == shape[2]:
-            order = [0, 1, 2]
-        for d in order:
-            if shape[d] % tp == 0:
-                shape[d] //= tp
-                return tuple(shape)
-        if shape:
-            shape[order[0]] = -(-shape[order[0]] // tp)
-        return tuple(shape)
+        return out_of_place(split, self._added()) if self.dtensor else split
 
     def _cost(self) -> None:
         """Work of the rank: what it makes is a part, so is its work."""
@@ -161,7 +114,7 @@ class _Splitter:
             for i in touched:
                 nbytes = storages[i].nbytes
                 old += nbytes
-                new += self._bytes(nbytes) if i in split else nbytes
+                new += self.parts.nbytes(nbytes) if i in split else nbytes
             events = op.events
             if made and op.phase is not Phase.STEP:
                 events = tuple(
@@ -244,7 +197,7 @@ class _Splitter:
                 op = self.draft.ops[k]
                 self.draft.ops[k] = op_like(op, reads=tuple(whole if r == i else r for r in op.reads))
             ends = self._part_ends(i, first, readers) if self.keeps else -1
-            self.draft.free(max(last, ends), whole)
+            self._free(max(last, ends), whole, first=ends < 0 and self.trace.ops[first].phase is Phase.BACKWARD)
             # a gather for a matrix's gradient runs beside the product before it
             early = (
                 self.trace.ops[first].phase is Phase.BACKWARD and first and self.trace.ops[first - 1].name in PRODUCTS
@@ -264,15 +217,48 @@ class _Splitter:
         life = self.known[i]
         if i not in self.draft.pinned and life.freed > first and not any(k > first for k in {*life.uses} - {*readers}):
             self.draft.unfree(life.freed, i)
-            self.draft.free(first, i)
+            self._free(max(first, self.held.get(i, -1)), i)
             return life.freed
         return -1
+
+    def _free(self, k: int, i: int, *, first: bool = False) -> None:
+        """Free a storage after op `k` and what follows it already; or `first` of all that the op frees."""
+        event, after = Event(-self.draft.storages[i].nbytes, 0, i), self.draft.after.get(k)
+        op = after[-1] if after and not first else self.draft.ops[k]
+        at = next((n for n, e in enumerate(op.events) if e.nbytes < 0 <= e.storage), None) if first else None
+        at = len(op.events) if at is None else at
+        op = op_like(op, events=(*op.events[:at], event, *op.events[at:]))
+        if after and not first:
+            after[-1] = op
+        else:
+            self.draft.ops[k] = op
 
     def _written(self, i: int, k: int) -> int:
         """The last op before `k` that writes it, -1 if none does."""
         uses = self.known[i].uses
         before = range(bisect_left(uses, k) - 1, -1, -1)
         return next((uses[at] for at in before if i in self.trace.ops[uses[at]].writes), -1)
+
+    def _mask(self) -> None:
+        """The gradient of a table takes a copy of the stream's, 0 where another rank has the row."""
+        for k, op in enumerate(self.draft.ops):
+            if op.name.startswith("aten.embedding_dense_backward") and not self.split.isdisjoint(op.writes):
+                i, gone = op.reads[0], set(op.frees) - set(op.writes)
+                if i not in gone:
+                    continue
+                like = self.draft.storages[i]
+                masked = self.draft.add(made_storage(like.nbytes, Kind.TEMP, like.name, like))
+                made, freed = Event(like.nbytes, 0, masked), Event(-like.nbytes, 0, i)
+                before = tuple(e for e in op.events if e.storage in gone - {i})
+                copy = Op(
+                    name="aten.masked_fill.Scalar", module=op.module, phase=op.phase, reads=(i,), writes=(masked,),
+                    events=(*before, made, freed), moved_bytes=2 * like.nbytes,
+                )  # fmt: skip
+                self.draft.before.setdefault(k, []).append(copy)
+                kept = tuple(e for e in op.events if e.storage not in gone)
+                self.draft.ops[k] = op_like(
+                    op, reads=(masked, *op.reads[1:]), events=(*kept, Event(-like.nbytes, 0, masked))
+                )
 
     def _logits(self) -> None:
         """Logits are gathered, or the sums of the loss are taken over the ranks (largest logit, sum, the target's)."""
@@ -304,7 +290,7 @@ class _Splitter:
 
     def _gather_logits(self, k: int, out: int) -> None:
         whole = self.trace.storages[out]
-        part = self.draft.add(made_storage(self._part(whole).nbytes, Kind.COMM, whole.name, self._part(whole)))
+        part = self.draft.add(made_storage(self.parts.of(whole).nbytes, Kind.COMM, whole.name, self.parts.of(whole)))
         self._rename(k, out, part)
         op = self.draft.ops[k]
         flops, moved = op.flops, op.moved_bytes
@@ -321,7 +307,7 @@ class _Splitter:
     def _slice_gradient(self, i: int, reader: int) -> None:
         """The rank's part of the whole gradient of logits is copied out, and the rest goes."""
         whole = self.draft.storages[i]
-        part = self.draft.add(made_storage(self._part(whole).nbytes, Kind.TEMP, whole.name, self._part(whole)))
+        part = self.draft.add(made_storage(self.parts.of(whole).nbytes, Kind.TEMP, whole.name, self.parts.of(whole)))
         size = self.draft.storages[part].nbytes
         for at in range(reader, len(self.draft.ops)):
             self._rename(at, i, part)
@@ -335,14 +321,22 @@ class _Splitter:
     def _replicated_gradients(self) -> None:
         """Gradients of what no rank holds a part of (norms) are sums over parts of the sequence."""
         last = max((k for k, op in enumerate(self.trace.ops) if op.phase is Phase.BACKWARD), default=-1)
-        alive = [
-            i
-            for i, s in self.trace.storages.items()
-            if s.kind is Kind.GRAD and i in self.known and i not in self.split and 0 <= self.known[i].made <= last
-            and not 0 <= self.known[i].freed <= last
-        ]  # fmt: skip
-        if alive:
-            nbytes = sum(self.trace.storages[i].nbytes for i in alive)
-            op = self._comm("all_reduce", nbytes, last, reads=tuple(alive), writes=tuple(alive))
+        found = alone(self.trace, self.known, last, self.split)
+        if found:
+            nbytes = sum(self.trace.storages[i].nbytes for i in found)
+            op = self._comm("all_reduce", nbytes, last, reads=found, writes=found)
             # once a step, however many micro-batches it has
             self.draft.after.setdefault(last, []).append(op_like(op, phase=Phase.STEP, module=("<optimizer>",)))
+
+    def _added(self) -> list[int]:
+        """Sums of gradients that are DTensors: before ranks' terms meet, of the stream's parts, of shared matrices."""
+        found: dict[int, None] = {}
+        for k, op in enumerate(self.trace.ops[: len(self.layout.state)]):
+            if op.name != ADDED or op.phase is not Phase.BACKWARD:
+                continue
+            i = op.writes[0]
+            state = self.layout.state[k].get(i)
+            shared = self.trace.storages[i].kind is Kind.GRAD and self.known[i].made >= 0 and not self.local
+            if state is PARTIAL or (state is STREAM and i in self.split) or (state is SPLIT and shared):
+                found[self.draft.ops[k].writes[0]] = None
+        return list(found)
