@@ -81,52 +81,47 @@ def _with_room(
 
 def send(tokens: Tensor, way: Route, choices: int = 1) -> Tensor:
     """Rows (R, ...) that arrive for this rank's experts, of (T, ...) where each token has so many `choices`."""
-    sent: Tensor = _Send.apply(tokens, way.source, way.place, way.dropped, way, choices)  # type: ignore[no-untyped-call]
+    sent: Tensor = _Send.apply(tokens, way, choices)  # type: ignore[no-untyped-call]
     return sent
 
 
 def give_back(rows: Tensor, way: Route, choices: int) -> Tensor:
     """What the experts of all ranks made of each token, summed over its `choices`: (T, ...) of rows (R, ...)."""
-    back: Tensor = _GiveBack.apply(rows, way.source, way.place, way.dropped, way, choices)  # type: ignore[no-untyped-call]
+    back: Tensor = _GiveBack.apply(rows, way, choices)  # type: ignore[no-untyped-call]
     return back
 
 
 class _Send(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, source: Tensor, place: Tensor, dropped: Tensor | None, way: Route,
-                choices: int) -> Tensor:  # fmt: skip
-        _keep(ctx, source, place, dropped, way, choices)
-        rows = _spread(tokens, source, choices)
+    def forward(ctx: Any, tokens: Tensor, way: Route, choices: int) -> Tensor:
+        ctx.save_for_backward(way.place, way.dropped)
+        ctx.choices, ctx.ranks = choices, (way.received, way.sent, way.group)
+        rows = _spread(tokens, way.source, choices)
         if way.empty is not None:
-            rows.masked_fill_(way.empty.view(-1, *(1,) * (rows.dim() - 1)), 0)
+            rows.masked_fill_(_as_wide(way.empty, rows), 0)
         return _exchanged(rows, way.sent, way.received, way.group)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        way, choices = ctx.way, ctx.choices
-        back = _exchanged(grad, way.received, way.sent, way.group)
-        return (_gathered(back, *ctx.saved_tensors[1:], choices=choices), None, None, None, None, None)
+        place, dropped = ctx.saved_tensors
+        found = _exchanged(grad, *ctx.ranks)[place]  # what arrived goes at once
+        return _summed(found, dropped, ctx.choices), None, None
 
 
 class _GiveBack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, source: Tensor, place: Tensor, dropped: Tensor | None, way: Route,
-                choices: int) -> Tensor:  # fmt: skip
-        _keep(ctx, source, place, dropped, way, choices)
-        return _gathered(_exchanged(rows, way.received, way.sent, way.group), place, dropped, choices=choices)
+    def forward(ctx: Any, rows: Tensor, way: Route, choices: int) -> Tensor:
+        ctx.save_for_backward(way.source)
+        ctx.choices, ctx.ranks = choices, (way.sent, way.received, way.group)
+        found = _exchanged(rows, way.received, way.sent, way.group)[way.place]
+        return _summed(found, way.dropped, choices)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        way, source = ctx.way, ctx.saved_tensors[0]
-        sent = _exchanged(_spread(grad, source, ctx.choices), way.sent, way.received, way.group)
-        return (sent, None, None, None, None, None)
-
-
-def _keep(ctx: Any, source: Tensor, place: Tensor, dropped: Tensor | None, way: Route, choices: int) -> None:
-    ctx.save_for_backward(source, place, dropped)
-    ctx.way, ctx.choices = way, choices
+        (source,) = ctx.saved_tensors
+        return _exchanged(_spread(grad, source, ctx.choices), *ctx.ranks), None, None
 
 
 def _spread(tokens: Tensor, source: Tensor, choices: int) -> Tensor:
@@ -134,12 +129,15 @@ def _spread(tokens: Tensor, source: Tensor, choices: int) -> Tensor:
     return tokens[source // choices if choices > 1 else source]
 
 
-def _gathered(rows: Tensor, place: Tensor, dropped: Tensor | None, *, choices: int) -> Tensor:
-    """The sum of each token's rows."""
-    found = rows[place]
+def _summed(found: Tensor, dropped: Tensor | None, choices: int) -> Tensor:
+    """The sum over each token's choices, of rows in their order; what was dropped adds nothing."""
     if dropped is not None:
-        found.masked_fill_(dropped.view(-1, *(1,) * (found.dim() - 1)), 0)
+        found.masked_fill_(_as_wide(dropped, found), 0)
     return found.unflatten(0, (-1, choices)).sum(1) if choices > 1 else found
+
+
+def _as_wide(mask: Tensor, rows: Tensor) -> Tensor:
+    return mask.view(-1, *(1,) * (rows.dim() - 1))
 
 
 def _exchanged(rows: Tensor, sent: list[int], received: list[int], group: distributed.ProcessGroup) -> Tensor:

@@ -47,7 +47,7 @@ def is_sent(module: nn.Module) -> bool:
 
 
 def expert_mesh(plan: Plan) -> DeviceMesh:
-    """The ranks as experts see them: `dp_replicate`, `dp_shard_mod_ep` and `ep`; the same object for the same degrees."""
+    """The ranks as experts see them: `dp_replicate`, `dp_shard_mod_ep`, `ep`; one object for the same degrees."""
     check_ranks(plan)
     mesh = plan.mesh
     sizes = (mesh.dp_replicate, mesh.dp_shard // mesh.ep, mesh.ep)

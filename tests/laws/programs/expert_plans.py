@@ -45,7 +45,7 @@ def build(way):
 
     kind, *how = way.split(",")[0].split()
     config = AutoConfig.for_model(kind, **{**SIZES, **TYPES[kind]})
-    config._experts_implementation = how[0] if how else "grouped_mm"  # noqa: SLF001 - as its own loader does
+    config._experts_implementation = how[0] if how else "grouped_mm"
     config.use_cache = False
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).train()
