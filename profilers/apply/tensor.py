@@ -20,6 +20,7 @@ from torch.distributed.tensor.parallel import ParallelStyle, loss_parallel, para
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Compression, Plan
 from dnnmem.profilers.apply.device_mesh import device_mesh
+from dnnmem.profilers.apply.layout import lay_out
 from dnnmem.profilers.apply.tensor_heads import divide_heads
 from dnnmem.profilers.apply.tensor_roles import Roles, find_roles, sizes
 from dnnmem.profilers.apply.tensor_styles import Style, Table
@@ -51,6 +52,8 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     _tie(tied)
     if not any(p.is_meta for p in model.parameters()):
         model.to(mesh.device_type)  # what no style has moved
+        if _is_local(plan):  # whole matrices were on the GPU on the way: their segments are given back
+            lay_out(model)
     divide_heads(model, roles.columns, tp)
     if plan.tensor.loss_parallel and roles.head and not _losses:
         _losses.append(loss_parallel())
@@ -99,7 +102,7 @@ def _split(model: nn.Module, roles: Roles, plan: Plan, mesh: DeviceMesh) -> None
     """The styles of all modules with parameters, and of those that several columns take their input in."""
     sequence = plan.tensor.sequence_parallel
     stream = Shard(0 if plan.tensor.sequence_first else 1) if sequence else Replicate()
-    local = plan.mesh.data_ranks > 1 and not plan.splits_parameters
+    local = _is_local(plan)
     between: dict[str, Any] = {"plain_output": not sequence, "local": local}
     styles: dict[str, ParallelStyle] = {}
     for name, module in model.named_modules():
@@ -123,6 +126,11 @@ def _split(model: nn.Module, roles: Roles, plan: Plan, mesh: DeviceMesh) -> None
             styles[name] = Style(params=None, wanted=Replicate(), plain_output=False)
     for name, style in styles.items():  # one by one: of paths torch 2.6 tries every tail, `0` of `mlp.0` too
         parallelize_module(model.get_submodule(name), mesh, style)
+
+
+def _is_local(plan: Plan) -> bool:
+    """True where parts are plain tensors between calls: DistributedDataParallel takes no others."""
+    return plan.mesh.data_ranks > 1 and not plan.splits_parameters
 
 
 def _placed(module: nn.Module, dim: int) -> dict[str, Shard]:
