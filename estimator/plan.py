@@ -247,6 +247,8 @@ class Offload:
     """For `every`: 2 = each second block."""
     min_bytes: int = 1 << 20
     """Smaller tensors stay."""
+    files: bool = False
+    """With `activations`: what is sent goes on into files; the host's memory holds what is on its way."""
     optimizer: bool = False
     """Optimizer states live on the host, and the update runs there: gradients go out, parameters come back."""
     parameters: bool = False

@@ -24,6 +24,11 @@ def check_offload(offload: Offload) -> None:
                 f"offload.{name} is set without offload.optimizer: what rests on the host is updated there",
                 hint="--set offload.optimizer=true",
             )
+    if offload.files and offload.activations == "none":
+        raise UsageError(
+            "offload.files is set without offload.activations: nothing is sent that could go into files",
+            hint="--set offload.activations=all",
+        )
     if offload.resident < 0 or (offload.resident and not offload.parameters):
         raise UsageError(
             f"offload.resident is {offload.resident}; it is 0 or more, and above 0 with offload.parameters only"

@@ -18,6 +18,7 @@ from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.local_step import Chunk, LocalStep
 from dnnmem.estimator.op_class import OpClass
 from dnnmem.estimator.passes.backward_parts import weight_ops
+from dnnmem.estimator.passes.offload_copies import FROM_FILE, TO_FILE
 from dnnmem.estimator.passes.offload_optimizer import (
     DISK_BYTES_PER_S,
     HOST_BYTES_PER_S,
@@ -36,7 +37,10 @@ from dnnmem.estimator.trace import Kind, Lane, Op, Phase
 Index = npt.NDArray[np.intp]
 _IN_PARTS = ("all_gather", "reduce_scatter")
 """Messages along the sequence: where it is no first dimension, torch copies the parts together, or apart."""
-_SHARED = {HOST_UPDATE: HOST_BYTES_PER_S, READ_STATES: DISK_BYTES_PER_S, WRITE_STATES: DISK_BYTES_PER_S}
+_SHARED = {
+    HOST_UPDATE: HOST_BYTES_PER_S,
+    **dict.fromkeys((READ_STATES, WRITE_STATES, TO_FILE, FROM_FILE), DISK_BYTES_PER_S),
+}
 """What the GPUs of a node share, by the ops that use it."""
 SHARES = ("compute", "memory", "communication", "bubble", "host")
 """What bounds a step."""
@@ -106,6 +110,17 @@ def time_ops(step: LocalStep, model: TimeModel) -> tuple[tuple[Op, ...], Timing]
     index = np.sort(np.concatenate((chunk.forward, chunk.backward, chunk.sync, chunk.step)))
     ops = tuple(chunk.trace.ops[i] for i in index)
     return ops, simulate(ops, priced.seconds[index], priced.host[index])
+
+
+def time_chunks(step: LocalStep, model: TimeModel) -> list[tuple[float, float, float]]:
+    """Seconds of each chunk alone: forward and backward of a micro-batch, and what follows once a step."""
+    known: dict[int, tuple[float, float, float]] = {}
+    for chunk in step.chunks:
+        if id(chunk) not in known:
+            priced = _priced(chunk, step, model)
+            after = priced.run(chunk.sync).seconds + priced.run(chunk.step).seconds
+            known[id(chunk)] = priced.run(chunk.forward).seconds, priced.run(chunk.backward).seconds, after
+    return [known[id(chunk)] for chunk in step.chunks]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

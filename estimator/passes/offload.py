@@ -63,7 +63,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         leave(draft, i, known[i], max(gone[i], held.get(i, -1), *_other_uses(known[i], i, reads, saved)))
     for n in (n for n in reversed(range(len(units))) if saved[n]):
         start = min(units[n + 1].backward[0], *_reads(trace, known, units[n].backward, saved[n]))
-        travel(draft, known, saved[n], units[n].backward, start)
+        travel(draft, known, saved[n], units[n].backward, start, files=plan.offload.files)
     settle(draft, known, gone)
     return draft.finish()
 

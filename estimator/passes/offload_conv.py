@@ -46,7 +46,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     for n, (i, k) in reversed(list(enumerate(order))):
         first = back_uses(trace.storages[i], known[i], later)[0]
         start = min(first, _back(trace, order[n + 1][1], backward)) if n + 1 < len(order) else min(first, begin)
-        travel(draft, known, {i: k}, backward, start)
+        travel(draft, known, {i: k}, backward, start, files=plan.offload.files)
     settle(draft, known, sent)
     return draft.finish()
 

@@ -13,6 +13,8 @@ from dnnmem.estimator.trace_copy import renamed, storage_like
 
 OUT, IN = "dnnmem.copy_to_host.offload", "dnnmem.copy_to_device.offload"
 """Names of the copies."""
+TO_FILE, FROM_FILE = "dnnmem.copy_to_file.offload", "dnnmem.copy_from_file.offload"
+"""Names of those that go on to a disk, and begin there."""
 
 
 def leave(draft: Draft, i: int, life: Life, k: int) -> None:
@@ -34,11 +36,12 @@ def settle(draft: Draft, known: Mapping[int, Life], ids: Iterable[int]) -> None:
 
 
 def travel(
-    draft: Draft, known: Mapping[int, Life], ids: Mapping[int, int], backward: Sequence[int], start: int
-) -> None:
+    draft: Draft, known: Mapping[int, Life], ids: Mapping[int, int], backward: Sequence[int], start: int, *,
+    files: bool = False,
+) -> None:  # fmt: skip
     """Copy storages out, each after the op that `ids` gives, and in before op `start`, for the `backward` ops to read.
 
-    What they read then is freed where they, or others, let go of the first one.
+    What they read then is freed where they, or others, let go of the first one. With `files` a disk is the end.
     """
     reading = set(backward)
     new: dict[int, int] = {}
@@ -50,13 +53,13 @@ def travel(
             draft.unfree(last, i)
             free = (Event(-nbytes, 0, i),)
         out = Op(
-            name=OUT, module=module, phase=Phase.FORWARD, lane=Lane.TO_HOST, reads=(i,), events=free,
-            moved_bytes=nbytes,
+            name=TO_FILE if files else OUT, module=module, phase=Phase.FORWARD, lane=Lane.TO_HOST, reads=(i,),
+            events=free, moved_bytes=nbytes,
         )  # fmt: skip
         draft.after.setdefault(last, []).append(out)
         new[i] = draft.add(storage_like(storage, kind=Kind.ACTIVATION))
         back = Op(
-            name=IN, module=module, phase=Phase.BACKWARD, lane=Lane.TO_DEVICE, writes=(new[i],),
+            name=FROM_FILE if files else IN, module=module, phase=Phase.BACKWARD, lane=Lane.TO_DEVICE, writes=(new[i],),
             events=(Event(nbytes, 0, new[i]),), moved_bytes=nbytes,
         )  # fmt: skip
         draft.before.setdefault(start, []).append(back)

@@ -24,15 +24,13 @@ def find(problem: Problem) -> Found:
 
 
 def find_on_disk(problem: Problem) -> Found:
-    """The fastest with a disk as second tier: predicted only."""
+    """The fastest with a disk as second tier."""
     slow = problem.once("on disk", lambda: replace(problem, cluster=_disk(problem), known={}, made={}))
-    slow = replace(slow, budget_bytes=problem.budget_bytes)
-    found = find(slow)
-    sent = f"; on disk: inputs of the runs at blocks {found.offload.blocks}" if found.offload.blocks else ""
-    return replace(
-        found, cost=slow.cost(found), schedule=f"{found.remat.segments or found.remat.policy}{sent}",
-        notes=("predicted: no hook of PyTorch's writes to a disk",),
-    )  # fmt: skip
+    return cheapest(problem, map(_in_files, schedules(slow, tapes=False)), what="two tiers of checkpoints")
+
+
+def _in_files(found: Found) -> Found:
+    return replace(found, offload=replace(found.offload, files=True)) if found.offload.blocks else found
 
 
 def _disk(problem: Problem) -> Cluster:
@@ -54,6 +52,6 @@ PLANNERS = (
     ),
     Planner(
         name="multilevel-disk", words="checkpoints on the GPU and on a disk (Aupy et al. 2016)",
-        needs=f"{_NEEDS}, a disk", find=find_on_disk, applied=False,
+        needs=f"{_NEEDS}, a disk", find=find_on_disk,
     ),
 )  # fmt: skip

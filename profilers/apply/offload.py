@@ -27,6 +27,7 @@ from dnnmem.profilers.apply.offload_copies import (
     Kept,
     View,
     before_backward,
+    copies_of,
     is_movable,
     keep,
     let_go,
@@ -45,7 +46,7 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     if plan.offload.activations == "conv":
         return offload_conv.to_model(model, plan)
     blocks = blocks_of(model)
-    travel = _Travel(min_bytes=plan.offload.min_bytes)
+    travel = _Travel(min_bytes=plan.offload.min_bytes, copies=copies_of(plan))
     for first, last, sends in sent_runs(plan, len(blocks)):
         for number in range(first, last + 1):
             _, block = blocks[number]

@@ -26,6 +26,7 @@ from dnnmem.profilers.apply.offload_copies import (
     Kept,
     View,
     before_backward,
+    copies_of,
     is_movable,
     keep,
     let_go,
@@ -41,7 +42,7 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
             f"offload.activations conv finds no convolution in {type(model).__name__}",
             hint="--set offload.activations=all",
         )
-    travel = _Travel(min_bytes=plan.offload.min_bytes)
+    travel = _Travel(min_bytes=plan.offload.min_bytes, copies=copies_of(plan))
     model.forward = wraps(model.forward)(partial(travel.run, model.forward))
     for conv in convs:
         conv.forward = partial(travel.convolve, conv.forward)

@@ -21,6 +21,10 @@ WAYS = {
     "all": Plan(offload=Offload(activations="all")),
     "every second": Plan(offload=Offload(activations="every", every=2)),
     "blocks": Plan(offload=Offload(activations="blocks", blocks="0,2")),
+    "files": Plan(
+        offload=Offload(activations="blocks", blocks="0-1", files=True),
+        remat=Remat(policy="segments", segments="0,1-2"),
+    ),
     "conv": Plan(offload=Offload(activations="conv")),
     "inputs of blocks": Plan(offload=Offload(activations="all"), remat=Remat(policy="full")),
     "beside kept ops": Plan(offload=Offload(activations="all"), remat=Remat(policy="selective")),

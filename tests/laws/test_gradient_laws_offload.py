@@ -14,6 +14,11 @@ from tests.laws.test_gradient_laws_remat import gpt, grads
 
 PLANS = {
     "all": Plan(offload=Offload(activations="all", min_bytes=1)),
+    "files": Plan(offload=Offload(activations="all", min_bytes=1, files=True)),
+    "inputs of some blocks in files": Plan(
+        offload=Offload(activations="blocks", blocks="0-1", min_bytes=1, files=True),
+        remat=Remat(policy="segments", segments="0,1-2(2)"),
+    ),
     "large ones": Plan(offload=Offload(activations="all", min_bytes=1 << 14)),
     "every second": Plan(offload=Offload(activations="every", every=2, min_bytes=1)),
     "inputs of blocks": Plan(offload=Offload(activations="all", min_bytes=1), remat=Remat(policy="full")),
