@@ -13,20 +13,23 @@ from dataclasses import replace
 
 from dnnmem.estimator.cluster import Cluster, Link
 from dnnmem.estimator.passes.offload_optimizer import DISK_BYTES_PER_S
+from dnnmem.estimator.planners import rotor_planner
 from dnnmem.estimator.planners.pofo_planner import schedules
 from dnnmem.estimator.planners.problem import Found, Problem, cheapest
 from dnnmem.estimator.planners.solve import Planner
 
 
 def find(problem: Problem) -> Found:
-    """The fastest with the host as second tier."""
-    return cheapest(problem, schedules(problem, tapes=False), what="two tiers of checkpoints")
+    """The fastest with the host as second tier, or Rotor's, which need none."""
+    tried = [*schedules(problem, tapes=False), *rotor_planner.plans(problem)]
+    return cheapest(problem, tried, what="two tiers of checkpoints")
 
 
 def find_on_disk(problem: Problem) -> Found:
-    """The fastest with a disk as second tier."""
+    """The fastest with a disk as second tier, or Rotor's."""
     slow = problem.once("on disk", lambda: replace(problem, cluster=_disk(problem), known={}, made={}))
-    return cheapest(problem, map(_in_files, schedules(slow, tapes=False)), what="two tiers of checkpoints")
+    tried = [*map(_in_files, schedules(slow, tapes=False)), *rotor_planner.plans(problem)]
+    return cheapest(problem, tried, what="two tiers of checkpoints")
 
 
 def _in_files(found: Found) -> Found:

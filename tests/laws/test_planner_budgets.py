@@ -24,6 +24,9 @@ SMALL = {"layers": "8", "width": "256", "heads": "4", "vocab": "2000", "context"
 SHARES = (0.0, 0.4, 0.8)
 """Budgets, between the least that any planner keeps and the plain step's peak."""
 
+EQUAL = 1e-6
+"""Seconds that are nearer, as a share, are one to planners."""
+
 
 def request_of(root):
     return Request(target=str(root / "sample_models" / "gpt.py"), batch_size=16, seq_len=256, args=SMALL)
@@ -104,12 +107,16 @@ def test_less_memory_never_makes_a_step_faster(name, root):
 
 
 @pytest.mark.parametrize(
-    ("better", "other"), [("rotor", "chen"), ("rotor", "chen-recursive"), ("pofo", "rotor"), ("pofo", "offload")]
-)
+    ("better", "other"),
+    [
+        ("rotor", "chen"), ("rotor", "chen-recursive"), ("checkmate", "rotor"), ("multilevel", "rotor"),
+        ("multilevel-disk", "rotor"), ("pofo", "rotor"), ("pofo", "offload"), ("pofo", "multilevel"),
+    ],
+)  # fmt: skip
 def test_exact_planners_are_no_slower(better, other, root):
     found = found_by(root)
     for (name, budget), solution in found.items():
         if name == other and solution is not None:
             mine = found[better, budget]
             assert mine is not None
-            assert mine.cost.seconds <= solution.cost.seconds * 1.001
+            assert mine.cost.seconds <= solution.cost.seconds * (1 + EQUAL)
