@@ -57,13 +57,23 @@ _PAIRS = 0.87
 
 
 def group_of(mesh: Mesh, axis: str, cluster: Cluster) -> Group:
-    """The group of rank 0 along `axis`, which may be `dp`: both data axes together. Raises `UsageError` for another."""
-    if axis == "dp":
-        size, stride = mesh.data_ranks, mesh.tp * mesh.cp
+    """The group of rank 0 along `axis`. Raises `UsageError` for one that is no axis.
+
+    Besides `AXES`: `dp`, both data axes together; `ep`, neighbours of `dp_shard` that share experts;
+    `dp_shard_mod_ep`, ranks of it that hold the same ones.
+    """
+    inner = mesh.tp * mesh.cp
+    others = {
+        "dp": (mesh.data_ranks, inner),
+        "ep": (mesh.ep, inner),
+        "dp_shard_mod_ep": (mesh.dp_shard // mesh.ep, inner * mesh.ep),
+    }
+    if axis in others:
+        size, stride = others[axis]
     elif axis in AXES:
-        size, stride = getattr(mesh, axis), math.prod(getattr(mesh, inner) for inner in AXES[: AXES.index(axis)])
+        size, stride = getattr(mesh, axis), math.prod(getattr(mesh, name) for name in AXES[: AXES.index(axis)])
     else:
-        raise UsageError(f"{axis!r} is no axis of the mesh; it is one of {', '.join(AXES)} or dp")
+        raise UsageError(f"{axis!r} is no axis of the mesh; it is one of {', '.join((*AXES, *others))}")
     return Group(size=size, per_node=max(1, min(size, cluster.gpus_per_node // stride)))
 
 

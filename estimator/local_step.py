@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.collectives import Group, group_of
+from dnnmem.estimator.context_ranks import from_context
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.gradient_sizes import GRADIENTS
 from dnnmem.estimator.passes import rewrite
@@ -113,8 +114,8 @@ def step_of(parts: Sequence[Trace], trace: Trace, plan: Plan, cluster: Cluster, 
 def check_fits(plan: Plan, cluster: Cluster) -> None:
     """Raise `UsageError` for a plan of more ranks than there are GPUs, `UnsupportedError` for an axis not predicted."""
     mesh = plan.mesh
-    if mesh.cp > 1 or mesh.ep > 1:
-        raise UnsupportedError(f"cp {mesh.cp} and ep {mesh.ep} are not predicted yet; leave them 1")
+    if mesh.cp > 1:
+        raise UnsupportedError(f"cp {mesh.cp} is not predicted yet; leave it 1")
     if mesh.world_size > cluster.gpus:
         raise UsageError(
             f"dp_replicate {mesh.dp_replicate} * dp_shard {mesh.dp_shard} * cp {mesh.cp} * tp {mesh.tp} * pp {mesh.pp} "
@@ -124,7 +125,7 @@ def check_fits(plan: Plan, cluster: Cluster) -> None:
 
 
 def _chunk(trace: Trace, plan: Plan, cluster: Cluster) -> Chunk:
-    once = plan.sharding.strategy in ("ddp", "zero1")
+    once = from_context(plan).sharding.strategy in ("ddp", "zero1")
     found = [_message(i, op, plan, cluster) for i, op in enumerate(trace.ops) if op.lane is Lane.COMM]
     messages = tuple(message for message in found if message is not None)
     sync = {m.index for m in messages if once and m.axis in _DATA_AXES and trace.ops[m.index].phase is Phase.BACKWARD}
@@ -152,5 +153,5 @@ def _message(index: int, op: Op, plan: Plan, cluster: Cluster) -> Message | None
     _, kind, axis = op.name.split(".", 2)
     if kind == "recv":  # the other end of a send
         return None
-    group = group_of(plan.mesh, axis, cluster)
+    group = group_of(plan.mesh if axis == "cp" else from_context(plan).mesh, axis, cluster)
     return Message(index=index, kind=kind, axis=axis, nbytes=op.moved_bytes, group=group)

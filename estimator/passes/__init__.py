@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.collector import collector_paused
+from dnnmem.estimator.context_ranks import from_context
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import (
     batch,
     compression,
+    experts,
     gradients,
     kernels,
     loss,
@@ -37,6 +39,8 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
     "precision": precision.apply,
     "loss": loss.apply,
     "tensor": tensor.apply,
+    "context": context.apply,
+    "experts": experts.apply,
     "optimizer": optimizer.apply,
     "remat": remat.apply,
     "compression": compression.apply,
@@ -50,7 +54,7 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
 }
 """By field of a plan, in the order of its fields. Each leaves a trace equal where the plan has its default."""
 
-_BEFORE_SPLIT = ("precision", "loss", "tensor", "optimizer", "remat", "compression")
+_BEFORE_SPLIT = ("precision", "loss", "tensor", "experts", "optimizer", "remat", "compression")
 _AFTER_SPLIT = ("batch", "sharding", "gradients", "offload", "offload_optimizer", "offload_parameters", "kernels")
 
 
@@ -71,22 +75,31 @@ def rewrite(trace: Trace, plan: Plan, cluster: Cluster | None = None, layers: in
 
 
 def _rewritten(trace: Trace, plan: Plan, cluster: Cluster | None, layers: int | None) -> list[Trace]:
-    trace = rewrite_model(trace, plan, cluster)
-    chunks = pipeline.split(trace, plan) if layers is None else pipeline.split_repeated(trace, plan, layers)
+    return rewrite_chunks(chunks_of(rewrite_model(trace, plan, cluster), plan, layers), plan, cluster)
+
+
+def chunks_of(trace: Trace, plan: Plan, layers: int | None = None) -> list[Trace]:
+    """What follows the first half of `rewrite`: the chunks of a pipeline; `trace` itself where there is none."""
+    return pipeline.split(trace, plan) if layers is None else pipeline.split_repeated(trace, plan, layers)
+
+
+def rewrite_chunks(chunks: Sequence[Trace], plan: Plan, cluster: Cluster | None = None) -> list[Trace]:
+    """The second half for all chunks of a pipeline: `rewrite_rank` of each, where what is one trace stays one."""
     done = {key: rewrite_rank(chunk, plan, cluster) for key, chunk in {id(chunk): chunk for chunk in chunks}.items()}
     return [done[id(chunk)] for chunk in chunks]
 
 
 def rewrite_model(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     """The first half of `rewrite`: what a plan does to the ops of the model and its update, wherever they lie."""
-    trace = trace.without_waits()
+    trace, merged = trace.without_waits(), from_context(plan)
     for field in _BEFORE_SPLIT:
-        trace = PASSES[field](trace, plan, cluster)
+        trace = PASSES[field](trace, plan if field == "context" else merged, cluster)
     return trace
 
 
 def rewrite_rank(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     """The second half: what follows the split of the model into stages."""
+    plan = from_context(plan)
     for field in _AFTER_SPLIT:
         trace = PASSES[field](trace, plan, cluster)
     if plan.batch.accumulation > 1:

@@ -117,7 +117,7 @@ def _terms(trace: Trace) -> dict[int, int]:
     for op in trace.ops:
         if op.phase is Phase.BACKWARD and op.name == _ADD and len(op.reads) == 2:
             found[op.reads[1]] = op.reads[0]
-        elif op.name == _SCATTER:
+        elif op.name.startswith(_SCATTER):
             found.update({e.storage: op.writes[-1] for e in op.events if e.nbytes > 0 and e.storage != op.writes[-1]})
     kept = {i for i in trace.pinned if trace.storages[i].kind is Kind.GRAD}
     return {term: grad for term, grad in found.items() if grad in kept}

@@ -19,6 +19,8 @@ from dnnmem.estimator.trace import Kind, Op, Phase, Storage, Trace
 
 GROUPED = ("aten._grouped_mm", "transformers.grouped_mm_fallback")
 """Names of grouped products, without their overload."""
+SENT = "dnnmem.all_to_all.ep"
+"""Name of what carries rows to experts and back."""
 HOW = "record transformers' own with --arg experts_implementation=grouped_mm"
 
 
@@ -65,7 +67,7 @@ def find_layers(trace: Trace, ep: int) -> list[Layer]:
     for op in trace.ops:
         if op.phase is Phase.FORWARD and op.name.rpartition(".")[0] in GROUPED:
             for s in (trace.storages[i] for i in op.reads):
-                if s.kind is Kind.PARAM and len(s.shape) == 3:  # noqa: PLR2004 - experts, in, out
+                if s.kind is Kind.PARAM and len(s.shape) == 3:
                     found.setdefault(s.module, Layer(module=s.module, experts=s.shape[0]))
     if not found:
         raise UnsupportedError(f"ep is {ep}, but the step has no grouped products of experts to split", hint=HOW)
@@ -113,10 +115,10 @@ def _sizes(trace: Trace, layer: Layer) -> None:
     chosen = next((s for s in data if _numel(s) == rows and "int" in s.dtype), None)
     weights = next((s for s in data if _numel(s) == rows and "int" not in s.dtype), None)
     given = [s for s in data if s is not chosen and s is not weights]
-    if chosen is None or weights is None or len(given) != 1 or len(chosen.shape) != 2:  # noqa: PLR2004
+    if chosen is None or weights is None or len(given) != 1 or len(chosen.shape) != 2:
         raise UnsupportedError(
-            f"{'.'.join(layer.module)} is given {len(data)} tensors, not tokens, choices (T, k) and weights: its tokens "
-            "cannot be sent", hint=HOW,
+            f"{'.'.join(layer.module)} is given {len(data)} tensors, not tokens, choices (T, k) and weights: its "
+            "tokens cannot be sent", hint=HOW,
         )  # fmt: skip
     layer.tokens, layer.choices = chosen.shape
     layer.given, layer.chosen, layer.weights = given[0].id, chosen.id, weights.id

@@ -12,14 +12,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dnnmem.estimator.passes.draft import Draft
-from dnnmem.estimator.passes.expert_layers import Layer
+from dnnmem.estimator.passes.expert_layers import SENT, Layer
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage
 from dnnmem.estimator.trace_copy import op_like
 
 SKIPPED = "dnnmem.skipped"
 """Name of an op that is not made."""
-SENT = "dnnmem.all_to_all.ep"
-"""Name of what carries rows."""
 _INDEX = 8
 """Bytes of a whole number."""
 
@@ -189,7 +187,7 @@ class Sender:
 
     def _rows(self, like: Storage, rows: int) -> int:
         """A storage of so many rows, each as wide as those of `like`, which has one for each token or choice."""
-        of_choice = like in (self.weight,) or like.id == self.layer.weights_grad
+        of_choice = like.id in {self.layer.weights, self.layer.weights_grad}
         each = self.layer.rows if of_choice else self.layer.tokens
         width = like.nbytes // each
         shape = (rows,) if of_choice else (rows, self.given.shape[-1])

@@ -66,9 +66,7 @@ def _divide(draft: Draft, layers: list[Layer], ep: int) -> None:
     modules = {layer.module for layer in layers}
     held = {i for i, s in storages.items() if s.kind is Kind.PARAM and s.module in modules}
     mine = held | {g for p, grads in gradients(storages).items() if p in held for g in grads}
-    mine |= {
-        i for i, s in storages.items() if s.kind is Kind.OPTIMIZER and s.module in modules and len(s.shape) > 1
-    }
+    mine |= {i for i, s in storages.items() if s.kind is Kind.OPTIMIZER and s.module in modules and len(s.shape) > 1}
     scale_update(draft, lives(draft.trace.ops), dict.fromkeys(mine, Fraction(1, ep)))
     draft.resize({i: storages[i].nbytes // ep for i in mine})
     for i in mine:
@@ -180,7 +178,7 @@ def _one_by_one(trace: Trace) -> Trace:
     """Each grouped product as a loop over experts: a product for each, of its share of the rows."""
     ops: list[Op] = []
     for op in trace.ops:
-        count = next((s.shape[0] for i in (*op.reads, *op.writes) if len((s := trace.storages[i]).shape) > 2), 1)  # noqa: PLR2004
+        count = next((s.shape[0] for i in (*op.reads, *op.writes) if len((s := trace.storages[i]).shape) > 2), 1)
         if op.name.rpartition(".")[0] not in GROUPED or count == 1:
             ops.append(op)
             continue

@@ -19,7 +19,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
-from dnnmem.estimator.passes.fsdp_groups import LOSS, Group, find_groups
+from dnnmem.estimator.passes.fsdp_groups import Group, find_groups
+from dnnmem.estimator.passes.fsdp_parts import GATHER_STREAM, SCATTER_STREAM, chunk_table, part_of, span
 from dnnmem.estimator.passes.update import gradients, in_type, scale_update, states
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
@@ -27,50 +28,23 @@ from dnnmem.estimator.trace_copy import op_like, storage_like
 if TYPE_CHECKING:
     from dnnmem.estimator.plan import Plan
 
-GATHER_STREAM = 1
-"""Stream of the gathers' buffers: a pool of their own."""
-SCATTER_STREAM = 2
-"""Stream of what reduce-scatters make: gradients at rest."""
-_BLOCK_BYTES = 128 * 16
-"""What one block of threads copies (`BLOCK_SIZE * BYTES_PER_THREAD` of aten/src/ATen/native/cuda/TensorShape.cu)."""
-
-
-def part_of(storage: Storage, ranks: int) -> Storage:
-    """The largest rank's part: rows of dimension 0, padded up."""
-    rows = storage.shape[0] if storage.shape else 1
-    if not rows or storage.nbytes % rows:
-        return storage_like(storage, nbytes=-(-storage.nbytes // ranks))
-    part = -(-rows // ranks)
-    return storage_like(storage, nbytes=storage.nbytes // rows * part, shape=(part, *storage.shape[1:]))
-
-
-def chunk_table(parts: Sequence[int]) -> tuple[Event, ...]:
-    """What `torch._chunk_cat` needs on the GPU for parts of so many bytes: 8 bytes a block of threads, 48 a tensor."""
-    nbytes = 8 * (sum(-(-part // _BLOCK_BYTES) for part in parts) + 6 * len(parts) + 2)
-    return Event(nbytes, 0, -1), Event(-nbytes, 0, -1)
-
 
 def shard(trace: Trace, plan: Plan) -> Trace:
     """The rank's part of `trace` under zero3."""
     return _Sharder(trace, plan).run()
 
 
-def _span(trace: Trace, phase: Phase) -> tuple[int, int]:
-    """First and last op of the model in a phase, the loss left out; all of the trace where there is none."""
-    inside = [k for k, op in enumerate(trace.ops) if op.phase is phase and op.module != LOSS]
-    return (inside[0], inside[-1]) if inside else (0, len(trace.ops) - 1)
-
-
 class _Sharder:
     def __init__(self, trace: Trace, plan: Plan) -> None:
-        self.trace, self.plan, self.ranks = trace, plan, plan.mesh.dp_shard
+        self.trace, self.plan = trace, plan
         self.draft, self.known = Draft(trace), lives(trace.ops)
         self.grads = gradients(trace.storages)
         self.groups = find_groups(trace, split_root=plan.sharding.split_root)
-        self.first_backward, _ = _span(trace, Phase.BACKWARD)
+        self.first_backward, _ = span(trace, Phase.BACKWARD)
         self.last_backward = max((k for k, op in enumerate(trace.ops) if op.phase is Phase.BACKWARD), default=-1)
-        _, self.last_forward = _span(trace, Phase.FORWARD)
-        self.parts = {i: part_of(trace.storages[i], self.ranks) for group in self.groups for i in group.params}
+        _, self.last_forward = span(trace, Phase.FORWARD)
+        self.experts = {group.path for group in self.groups if group.experts}
+        self.parts = {i: self._split(trace.storages[i]) for group in self.groups for i in group.params}
         """The rank's part of each parameter, in its recorded type."""
         self.whole: dict[int, int] = {}
         """Parameter -> its gathered storage, of the latest gather."""
@@ -89,7 +63,7 @@ class _Sharder:
             previous = self._gather_forward(root, 0, 0, -1)
             self._use(root, root.forward)
         self._forward(forward, previous)
-        order = sorted((g for g in self.groups if g.backward and not g.root), key=lambda g: -g.forward[0])
+        order = sorted((g for g in self.groups if g.backward and not g.root), key=lambda g: -g.forward[-1])
         self._backward(order, forward)
         for root in roots:
             self._use(root, root.backward)
@@ -101,7 +75,7 @@ class _Sharder:
         """Parameters, gradients and states in parts, in their types at rest."""
         precision, storages = self.plan.precision, self.trace.storages
         rest = {i: in_type(part, precision.param) for i, part in self.parts.items()}
-        rest |= {i: in_type(part_of(storages[i], self.ranks), precision.param) for i in states(storages)}
+        rest |= {i: in_type(self._split(storages[i]), precision.param) for i in states(storages)}
         for p, mine in self.grads.items():
             rest.update({g: self._rest_of(g, p) for g in mine})
         shares = {i: Fraction(s.nbytes, storages[i].nbytes) for i, s in rest.items() if storages[i].nbytes}
@@ -115,24 +89,38 @@ class _Sharder:
 
     def _part(self, grad: int, param: int) -> Storage:
         """A gradient is split as its parameter, whatever shape it was made in."""
-        return part_of(storage_like(self.trace.storages[grad], shape=self.trace.storages[param].shape), self.ranks)
+        return self._split(storage_like(self.trace.storages[grad], shape=self.trace.storages[param].shape))
+
+    def _split(self, storage: Storage) -> Storage:
+        """The rank's part."""
+        return part_of(storage, self._shared(experts=storage.module in self.experts)[0])
+
+    def _shared(self, *, experts: bool) -> tuple[int, str]:
+        """Ranks that parameters are split over, and their axis: of experts those that hold the same ones."""
+        mesh = self.plan.mesh
+        return (mesh.dp_shard // mesh.ep, "dp_shard_mod_ep") if experts else (mesh.dp_shard, "dp_shard")
 
     def _buffers(self, group: Group) -> tuple[int, list[Event]]:
         """A gather's flat buffer, and how it comes to be: with mixed precision the rank's part is cast first."""
-        storages = self.trace.storages
         part = sum(self.parts[i].nbytes for i in group.params)
-        flat = self.draft.add(made_storage(part * self.ranks, Kind.COMM, "all_gather"))
-        made = [Event(part * self.ranks, GATHER_STREAM, flat)]
-        if any(in_type(storages[i], self.plan.precision.param) != storages[i] for i in group.params):
+        nbytes = part * self._shared(experts=group.experts)[0]
+        flat = self.draft.add(made_storage(nbytes, Kind.COMM, "all_gather"))
+        made = [Event(nbytes, GATHER_STREAM, flat)]
+        if self._casts(group):
             cast = -1 - flat  # no other op sees it
             made = [Event(part, GATHER_STREAM, cast), *made, Event(-part, GATHER_STREAM, cast)]
         return flat, made
 
+    def _casts(self, group: Group) -> bool:
+        storages = self.trace.storages
+        return any(in_type(storages[i], self.plan.precision.param) != storages[i] for i in group.params)
+
     def _gather(self, group: Group, issue: int, use: int, writes: int) -> None:
         """All-gather before op `issue` for op `use`."""
-        nbytes = sum(self.parts[i].nbytes for i in group.params) * self.ranks
+        ranks, axis = self._shared(experts=group.experts)
+        nbytes = sum(self.parts[i].nbytes for i in group.params) * ranks
         gather = Op(
-            name="dnnmem.all_gather.dp_shard", module=self.trace.ops[use].module, phase=self.trace.ops[use].phase,
+            name=f"dnnmem.all_gather.{axis}", module=self.trace.ops[use].module, phase=self.trace.ops[use].phase,
             lane=Lane.COMM, reads=tuple(group.params), writes=(writes,), moved_bytes=nbytes,
         )  # fmt: skip
         self.draft.before.setdefault(issue, []).append(gather)
@@ -151,13 +139,25 @@ class _Sharder:
         )  # fmt: skip
         self.draft.before.setdefault(use, []).append(copy)
 
+    def _copy_alone(self, use: int, group: Group, gone: int) -> None:
+        """Copies of what one rank holds alone, before op `use`: nothing is gathered, and each is cast by itself."""
+        self._copy_out(use, group, group.params[0], (), -1)
+        op, casts = self.draft.before[use][-1], self._casts(group)
+        made = [Event(-self.draft.storages[gone].nbytes, GATHER_STREAM, gone)] if gone >= 0 else []
+        for e in op.events:
+            made += [Event(e.nbytes, 0, -1), e, Event(-e.nbytes, 0, -1)] if casts else [e]
+        self.draft.before[use][-1] = op_like(op, reads=tuple(group.params), events=tuple(made))
+
     def _whole(self, i: int) -> int:
         """A gathered parameter with its padding, in the type that it computes in."""
-        nbytes = self.parts[i].nbytes * self.ranks
+        nbytes = self.parts[i].nbytes * self._shared(experts=self.trace.storages[i].module in self.experts)[0]
         return self.draft.add(storage_like(self.trace.storages[i], kind=Kind.COMM, nbytes=nbytes))
 
     def _gather_forward(self, group: Group, issue: int, use: int, previous: int) -> int:
         """Gather early, allocate late; returns the buffer, which the next group's copies free."""
+        if self._shared(experts=group.experts)[0] == 1:
+            self._copy_alone(use, group, previous)
+            return -1
         done = self.draft.add(made_storage(0, Kind.COMM, "gathered"))  # no memory: that the gather is over
         self._gather(group, issue, use, done)
         flat, events = self._buffers(group)
@@ -166,6 +166,9 @@ class _Sharder:
 
     def _gather_ahead(self, group: Group, issue: int, use: int, previous: int | None = None) -> int:
         """Gather and allocate early; its copies free the buffer, or the `previous` one. Returns the buffer."""
+        if self._shared(experts=group.experts)[0] == 1:
+            self._copy_alone(use, group, -1 if previous is None else previous)
+            return -1
         flat, events = self._buffers(group)
         self._gather(group, issue, use, flat)
         before = self.draft.before[issue]
@@ -211,7 +214,9 @@ class _Sharder:
         sharding = self.plan.sharding
         if sharding.strategy == "zero2":
             return False
-        return sharding.reshard_after_forward and not (sharding.keep_last and group is order[-1])
+        last = next(g for g in reversed(order) if not g.experts)
+        inside = group is last or (group.experts and group.path[: len(last.path)] == last.path)
+        return sharding.reshard_after_forward and not (sharding.keep_last and inside)
 
     def _backward(self, order: Sequence[Group], forward: Sequence[Group]) -> None:
         """Gather again what was dropped, one group ahead or more."""
@@ -225,7 +230,7 @@ class _Sharder:
     def _scatter_all(self, order: Sequence[Group], roots: Sequence[Group]) -> None:
         """Reduce each group's gradients when they are made; the root's, and those of what has no input, at the end."""
         previous = -1
-        for group in order:
+        for group in sorted(order, key=lambda g: g.backward[-1]) if self.experts else order:
             previous = self._scatter(group, group.backward[-1], previous)
         for root in roots:
             previous = self._scatter(root, self.last_backward, previous)
@@ -242,7 +247,8 @@ class _Sharder:
             return previous
         storages = self.draft.storages
         dtype = self.plan.precision.reduce or self.plan.precision.grad
-        nbytes = sum(in_type(self._part(g, p), dtype).nbytes * self.ranks for g, p in mine)
+        ranks = self._shared(experts=group.experts)[0]
+        nbytes = sum(in_type(self._part(g, p), dtype).nbytes * ranks for g, p in mine)
         flat = self.draft.add(made_storage(nbytes, Kind.COMM, "reduce_scatter"))
         whole = [self._whole_gradient(g, k) for g, _ in mine]
         gone = [*dropped, *([previous] if previous >= 0 else [])]
@@ -264,7 +270,8 @@ class _Sharder:
         rest = self._merged(group, mine)
         nbytes = self.draft.storages[flat].nbytes
         size = self.draft.storages[rest].nbytes
-        out = nbytes // self.ranks
+        ranks, axis = self._shared(experts=group.experts)
+        out = nbytes // ranks
         stays = any(g in self.trace.pinned and self.known[g].made < 0 for g, _ in mine)  # sums of micro-batches
         replicas = self.plan.mesh.dp_replicate > 1
         made = [Event(size, SCATTER_STREAM, rest)]
@@ -275,9 +282,11 @@ class _Sharder:
                 self.sums.append(term)
             else:
                 made.append(Event(-out, SCATTER_STREAM, term))
+        if ranks == 1:  # divided apart
+            made = [made[0], Event(out, SCATTER_STREAM, -2 - flat), Event(-out, SCATTER_STREAM, -2 - flat), *made[1:]]
         ops = [
             Op(
-                name="dnnmem.reduce_scatter.dp_shard", module=self.trace.ops[k].module, phase=Phase.BACKWARD,
+                name=f"dnnmem.reduce_scatter.{axis}", module=self.trace.ops[k].module, phase=Phase.BACKWARD,
                 lane=Lane.COMM, reads=(flat,), writes=(flat, rest), events=(*made, *frees), moved_bytes=nbytes,
             )
         ]  # fmt: skip

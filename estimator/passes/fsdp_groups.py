@@ -2,6 +2,7 @@
 
     root          all that is outside of blocks: gathered first, kept until the end of the step
     split root    what comes before the blocks, and what comes after them, as groups of their own (no root is left)
+    experts       those of a layer whose tokens are sent, inside of their block's group and apart from it
 
 A group's hooks run before its first op and after its last one, of either pass.
 """
@@ -13,6 +14,7 @@ from functools import lru_cache
 
 from dnnmem.estimator.block_list import Path, block_lists
 from dnnmem.estimator.passes.draft import Same
+from dnnmem.estimator.passes.expert_layers import SENT, owner_of
 from dnnmem.estimator.passes.update import gradients
 from dnnmem.estimator.trace import Kind, Phase, Trace
 
@@ -26,6 +28,8 @@ class Group:
 
     root: bool = False
     """True for the model's own: gathered first, never dropped before the end."""
+    experts: bool = False
+    """True for experts whose tokens are sent: fewer ranks hold the same ones."""
     path: Path = ()
     """Of the block; of the first parameter's module for others."""
     params: list[int] = field(default_factory=list)
@@ -45,8 +49,12 @@ def find_groups(trace: Trace, *, split_root: bool) -> tuple[Group, ...]:
 def _known_groups(same: Same[Trace], split_root: bool) -> tuple[Group, ...]:  # noqa: FBT001 - a key
     trace = same.thing
     lists = block_lists(trace)
+    sent = {op.module for op in trace.ops if op.name == SENT}
 
     def block_of(path: Path) -> Path | None:
+        experts = owner_of(path, sent)
+        if experts is not None:
+            return experts
         return next((some.path(n) for some in lists if (n := some.index(path)) is not None), None)
 
     owner = {i: block_of(s.module) for i, s in trace.storages.items() if s.kind is Kind.PARAM and i in trace.pinned}
@@ -59,7 +67,9 @@ def _known_groups(same: Same[Trace], split_root: bool) -> tuple[Group, ...]:  # 
         module = trace.storages[i].module
         group = found.get((block, side))
         if group is None:
-            group = found[block, side] = Group(root=block is None and not side, path=block or module)
+            group = found[block, side] = Group(
+                root=block is None and not side, experts=block in sent, path=block or module
+            )
         group.params.append(i)
         of_param[i] = group
         if block is None:

@@ -43,4 +43,4 @@ def shard_experts(block: nn.Module, plan: Plan, policy: MixedPrecisionPolicy, *,
             )
         module.set_gradient_divide_factor(float(plan.mesh.data_ranks))
         if device_type() == "cpu" and plan.mesh.dp_shard > plan.mesh.ep:  # gloo has sums only; one rank sends none
-            module.set_force_sum_reduction_for_comms(True)  # noqa: FBT003
+            module.set_force_sum_reduction_for_comms(True)

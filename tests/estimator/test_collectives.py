@@ -47,8 +47,15 @@ def test_neighbours_share_a_node(axis, group):
 
 
 def test_an_unknown_axis_is_refused():
-    with pytest.raises(UsageError, match=r"'ep' is no axis of the mesh; it is one of tp, cp, "):
-        group_of(Mesh(), "ep", NODE)
+    with pytest.raises(UsageError, match=r"'xp' is no axis of the mesh; it is one of tp, cp, "):
+        group_of(Mesh(), "xp", NODE)
+
+
+def test_ranks_that_share_experts_are_neighbours_and_those_that_hold_the_same_are_not():
+    mesh = Mesh(dp_shard=8, ep=2)
+    assert group_of(mesh, "ep", FOUR) == (2, 2)
+    assert group_of(mesh, "dp_shard_mod_ep", FOUR) == (4, 4)
+    assert group_of(Mesh(dp_shard=16, ep=8), "dp_shard_mod_ep", FOUR) == (2, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

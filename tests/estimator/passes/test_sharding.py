@@ -8,7 +8,7 @@ import pytest
 
 from dnnmem.estimator.passes import precision, remat, sharding
 from dnnmem.estimator.passes.draft import Draft
-from dnnmem.estimator.passes.fsdp import SCATTER_STREAM
+from dnnmem.estimator.passes.fsdp_parts import SCATTER_STREAM
 from dnnmem.estimator.plan import Mesh, Plan, Precision, Remat, Sharding
 from dnnmem.estimator.trace import Kind, Lane, Phase
 from tests.estimator.passes.steps import LLAMA, gpt, passes_peak

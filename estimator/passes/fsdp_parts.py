@@ -1,0 +1,42 @@
+"""What FSDP2 holds of a tensor, and on which streams its buffers lie.
+
+>>> from dnnmem.estimator.trace import Kind
+>>> part_of(Storage(id=0, nbytes=40, kind=Kind.PARAM, shape=(5, 2), dtype="float32"), 2).shape
+(3, 2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dnnmem.estimator.passes.fsdp_groups import LOSS
+from dnnmem.estimator.trace import Event, Phase, Storage, Trace
+from dnnmem.estimator.trace_copy import storage_like
+
+GATHER_STREAM = 1
+"""Stream of the gathers' buffers: a pool of their own."""
+SCATTER_STREAM = 2
+"""Stream of what reduce-scatters make: gradients at rest."""
+_BLOCK_BYTES = 128 * 16
+"""What one block of threads copies (`BLOCK_SIZE * BYTES_PER_THREAD` of aten/src/ATen/native/cuda/TensorShape.cu)."""
+
+
+def part_of(storage: Storage, ranks: int) -> Storage:
+    """The largest rank's part: rows of dimension 0, padded up."""
+    rows = storage.shape[0] if storage.shape else 1
+    if not rows or storage.nbytes % rows:
+        return storage_like(storage, nbytes=-(-storage.nbytes // ranks))
+    part = -(-rows // ranks)
+    return storage_like(storage, nbytes=storage.nbytes // rows * part, shape=(part, *storage.shape[1:]))
+
+
+def chunk_table(parts: Sequence[int]) -> tuple[Event, ...]:
+    """What `torch._chunk_cat` needs on the GPU for parts of so many bytes: 8 bytes a block of threads, 48 a tensor."""
+    nbytes = 8 * (sum(-(-part // _BLOCK_BYTES) for part in parts) + 6 * len(parts) + 2)
+    return Event(nbytes, 0, -1), Event(-nbytes, 0, -1)
+
+
+def span(trace: Trace, phase: Phase) -> tuple[int, int]:
+    """First and last op of the model in a phase, the loss left out; all of the trace where there is none."""
+    inside = [k for k, op in enumerate(trace.ops) if op.phase is phase and op.module != LOSS]
+    return (inside[0], inside[-1]) if inside else (0, len(trace.ops) - 1)
