@@ -23,7 +23,7 @@ import numpy.typing as npt
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.collectives import Group, group_of
 from dnnmem.estimator.context_ranks import from_context
-from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.gradient_sizes import GRADIENTS
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Plan, check
@@ -114,8 +114,6 @@ def step_of(parts: Sequence[Trace], trace: Trace, plan: Plan, cluster: Cluster, 
 def check_fits(plan: Plan, cluster: Cluster) -> None:
     """Raise `UsageError` for a plan of more ranks than there are GPUs, `UnsupportedError` for an axis not predicted."""
     mesh = plan.mesh
-    if mesh.cp > 1:
-        raise UnsupportedError(f"cp {mesh.cp} is not predicted yet; leave it 1")
     if mesh.world_size > cluster.gpus:
         raise UsageError(
             f"dp_replicate {mesh.dp_replicate} * dp_shard {mesh.dp_shard} * cp {mesh.cp} * tp {mesh.tp} * pp {mesh.pp} "

@@ -12,6 +12,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import (
     batch,
     compression,
+    context,
     experts,
     gradients,
     kernels,
@@ -54,7 +55,7 @@ PASSES: Mapping[str, Callable[[Trace, Plan, Cluster | None], Trace]] = {
 }
 """By field of a plan, in the order of its fields. Each leaves a trace equal where the plan has its default."""
 
-_BEFORE_SPLIT = ("precision", "loss", "tensor", "experts", "optimizer", "remat", "compression")
+_BEFORE_SPLIT = ("precision", "loss", "tensor", "context", "experts", "optimizer", "remat", "compression")
 _AFTER_SPLIT = ("batch", "sharding", "gradients", "offload", "offload_optimizer", "offload_parameters", "kernels")
 
 

@@ -1,0 +1,153 @@
+"""Context parallelism: ranks have a part of every sequence each, and do attention over all of it together.
+
+    inputs, activations, logits   1 / cp        all ops but attention see positions one by one
+    attention                     1 / cp        of the work; keys and values, or parts of sequences and heads, are sent
+    parameters, their gradients   whole         gradients meet with those of the data axes: see `context_ranks`
+
+What is of positions is found by following the inputs: what is made of them is split unless it is a matrix's gradient,
+a sum over positions or a few scalars. After torch's `context_parallel` (ring attention: Liu et al. 2023; all ranks do
+the same work since each has an early and a late part) and DeepSpeed-Ulysses (Jacobs et al. 2023).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.keep_text import is_attention
+from dnnmem.estimator.passes.context_attention import share_attention
+from dnnmem.estimator.passes.context_sizes import check_length
+from dnnmem.estimator.passes.draft import Draft, lives
+from dnnmem.estimator.passes.remat import PRODUCTS
+from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
+from dnnmem.estimator.trace_copy import op_like, storage_like
+
+if TYPE_CHECKING:
+    from dnnmem.estimator.cluster import Cluster
+    from dnnmem.estimator.plan import Plan
+
+_SMALL = 64
+"""Bytes up to which a storage is a few scalars: never split."""
+_WHOLE = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER, Kind.BUFFER, Kind.INPUT})
+"""Kinds of which each rank has all; the part of the inputs that it reads is small."""
+
+
+def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
+    """One rank's part of `trace` under `plan.mesh.cp` ranks; unchanged for one.
+
+    Raises `UnsupportedError` for a step without sequences or fused attention, and for sizes that `cp` does not divide.
+    """
+    del cluster
+    cp, method = plan.mesh.cp, plan.context.method
+    if cp == 1:
+        return trace
+    length = trace.batch.get("seq_len")
+    if not isinstance(length, int):
+        raise UnsupportedError(
+            f"cp is {cp}, but {trace.origin.target or 'this step'} has no sequences to share", hint="--set mesh.cp=1"
+        )
+    if not any(is_attention(op.name) for op in trace.ops):
+        raise UnsupportedError(
+            f"cp is {cp}, but {trace.origin.target or 'this step'} has no fused attention, the only one that ranks can "
+            "share",
+            hint="write attention with scaled_dot_product_attention, or --set mesh.cp=1",
+        )
+    check_length(length, cp, method)
+    return _shared(trace, split_storages(trace, length), plan, length)
+
+
+def split_storages(trace: Trace, length: int) -> set[int]:
+    """Storages whose elements are of single positions of sequences of `length`."""
+    storages = trace.storages
+    split: set[int] = set()
+    vectors: dict[tuple[str, ...], set[int]] = {}
+    for s in storages.values():
+        if s.kind is Kind.PARAM and len(s.shape) == 1:
+            vectors.setdefault(s.module, set()).add(s.shape[0])
+    for op in trace.ops:
+        if op.phase is Phase.STEP:
+            break
+        if not any(i in split or _is_sequence(storages[i], length) for i in op.reads) and not _counts(op):
+            continue
+        if op.name.startswith("aten.embedding_dense_backward") or _is_matrix_gradient(op, split):
+            continue
+        for i in op.writes:
+            s = storages[i]
+            of_vector = op.phase is Phase.BACKWARD and _elements(s) in vectors.get(op.module, ())
+            if s.kind not in _WHOLE and s.nbytes > _SMALL and _has(s, length) and not of_vector:
+                split.add(i)
+    return split
+
+
+def _counts(op: Op) -> bool:
+    """Positions themselves, or what split results are put into."""
+    return not op.reads and op.name.startswith(("aten.arange", "aten.empty", "aten.zeros", "aten.full"))
+
+
+def _is_sequence(s: Storage, length: int) -> bool:
+    """An input, or a table of positions."""
+    if s.kind is Kind.BUFFER:
+        return any(size >= length for size in s.shape)
+    return s.kind is Kind.INPUT and length in s.shape[:2]
+
+
+def _has(s: Storage, length: int) -> bool:
+    return any(size and size % length == 0 for size in s.shape)
+
+
+def _elements(s: Storage) -> int:
+    found = 1
+    for size in s.shape:
+        found *= size
+    return found
+
+
+def _is_matrix_gradient(op: Op, split: set[int]) -> bool:
+    """A product of two tensors of positions: summed over them."""
+    if op.phase is not Phase.BACKWARD or op.name not in PRODUCTS:
+        return False
+    return sum(i in split for i in op.reads) >= 2
+
+
+def _shared(trace: Trace, split: set[int], plan: Plan, length: int) -> Trace:
+    """The rank's ops and storages."""
+    cp, draft = plan.mesh.cp, Draft(trace)
+    known = lives(trace.ops)
+    for k, op in enumerate(trace.ops):
+        if op.phase is not Phase.STEP:
+            draft.ops[k] = _part_of(op, trace, split, cp)
+    parts = {i: _part(trace.storages[i], cp, length) for i in split}
+    draft.resize({i: part.nbytes for i, part in parts.items()})
+    draft.storages.update(parts)
+    share_attention(draft, known, plan)
+    how = f"Context parallel over {cp} ranks ({plan.context.method})"
+    return draft.finish(f"{how}: what is of single positions is found from the inputs.")
+
+
+def _part_of(op: Op, trace: Trace, split: set[int], cp: int) -> Op:
+    """Work of the rank: its part of the positions that the op reads or makes."""
+    touched = (*op.reads, *op.writes)
+    if split.isdisjoint(touched):
+        return op
+    sizes = {i: trace.storages[i].nbytes for i in touched}
+    old = sum(sizes[i] for i in touched)
+    new = sum(-(-sizes[i] // cp) if i in split else sizes[i] for i in touched)
+    events = tuple(Event(e.nbytes // cp, e.stream, e.storage) if _is_split_temporary(e, cp) else e for e in op.events)
+    return op_like(
+        op, flops=op.flops // cp, masked_flops=op.masked_flops // cp, events=events,
+        moved_bytes=op.moved_bytes * new // old if old else op.moved_bytes,
+    )  # fmt: skip
+
+
+def _is_split_temporary(event: Event, cp: int) -> bool:
+    return event.storage < 0 and event.nbytes % cp == 0 and abs(event.nbytes) > _SMALL
+
+
+def _part(s: Storage, cp: int, length: int) -> Storage:
+    """A rank's positions."""
+    shape = list(s.shape)
+    exact = [d for d, size in enumerate(shape) if size == length]
+    at = exact[:1] or [d for d, size in enumerate(shape) if size and size % length == 0][:1]
+    for d in at:
+        shape[d] //= cp
+    return storage_like(s, nbytes=-(-s.nbytes // cp), shape=tuple(shape))
