@@ -19,7 +19,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
-from dnnmem.estimator.passes.fsdp_groups import Group, find_groups
+from dnnmem.estimator.passes.fsdp_groups import Group, begin_of, find_groups
 from dnnmem.estimator.passes.fsdp_parts import GATHER_STREAM, SCATTER_STREAM, chunk_table, part_of, span
 from dnnmem.estimator.passes.update import gradients, in_type, scale_update, states
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
@@ -223,8 +223,8 @@ class _Sharder:
         ahead = max(self.plan.sharding.prefetch, 1)
         for n, group in enumerate(order):
             if group not in forward or self._reshards(group, forward):
-                issue = order[n - ahead].backward[0] if n >= ahead else self.first_backward
-                self._gather_ahead(group, issue, group.backward[0])
+                issue = begin_of(order[n - ahead], order) if n >= ahead else self.first_backward
+                self._gather_ahead(group, issue, begin_of(group, order))
             self._use(group, group.backward)
 
     def _scatter_all(self, order: Sequence[Group], roots: Sequence[Group]) -> None:

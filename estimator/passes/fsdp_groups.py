@@ -9,6 +9,7 @@ A group's hooks run before its first op and after its last one, of either pass.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -43,6 +44,12 @@ class Group:
 def find_groups(trace: Trace, *, split_root: bool) -> tuple[Group, ...]:
     """The groups of a step, in the order of the model; not to be changed, as several plans share them."""
     return _known_groups(Same(trace), split_root)
+
+
+def begin_of(group: Group, groups: Iterable[Group]) -> int:
+    """The op before which a group's hooks of the backward pass run: those of a block before those of its experts."""
+    size = len(group.path)
+    return min(g.backward[0] for g in groups if g is group or (g.experts and g.path[:size] == group.path))
 
 
 @lru_cache(maxsize=4)
