@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from dnnmem.estimator.first_step import is_of_first_step
 from dnnmem.estimator.passes.backward_parts import backward_parts
 from dnnmem.estimator.passes.pipeline_buffers import SEND, received, staying
 from dnnmem.estimator.pipeline_timing import in_flight
 from dnnmem.estimator.schedules.grid import Step
+from dnnmem.estimator.send_waits import kernels_of, with_waits
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
@@ -33,7 +35,11 @@ def rank_step(chunks: Sequence[Trace], steps: Sequence[Step], copies: int = 0, p
     late = _held_by_its_send(chunks, steps, places)
     if late is not None:
         ops = _lingering(ops, writer.own.get((0, late[0]), {}), *late[1:])
-    ops += writer.update()
+    update = [*writer.update()]
+    kernels = [*writer.kernels, *map(kernels_of, update)]
+    sent = writer.on_wire if any(map(received, chunks)) else set()
+    ways = {op.phase for chunk in chunks for op in chunk.ops if op.name == SEND and op.phase is not Phase.STEP}
+    ops, waiting = with_waits([*ops, *update], kernels, sent, 1 + len(ways))
     setup = tuple(Event(writer.storages[i].nbytes, 0, i) for i in writer.early if writer.storages[i].nbytes)
     first = chunks[0]
     note = f"At most {in_flight(tuple(steps))} micro-batches of its chunks are held at once."
@@ -42,7 +48,7 @@ def rank_step(chunks: Sequence[Trace], steps: Sequence[Step], copies: int = 0, p
         first,
         ops=tuple(ops),
         storages=writer.storages,
-        setup=setup,
+        setup=(*setup, *waiting),
         pinned=frozenset(writer.pinned),
         origin=origin,
     )
@@ -96,6 +102,13 @@ class _Writer:
         self.holders: dict[tuple[int, int], tuple[int, int]] = {}
         self.by_letter = [_by_letter(chunk) for chunk in chunks]
         self.begun: set[str] = set()
+        self.sends = [_sent(chunk) for chunk in chunks]
+        self.on_wire: set[int] = set()
+        """What has been sent."""
+        self.dropped: list[Event] = []
+        """Frees of what a schedule lets go of once it has the next one."""
+        self.kernels: list[int] = []
+        """Of each op that has been made."""
 
     def _kept(self) -> list[dict[int, int]]:
         """For each chunk, ids of what is pinned; what two chunks of a rank share is there once."""
@@ -118,7 +131,7 @@ class _Writer:
                 new[i] = self._enter(storage)
                 seen[i] = storage, new[i]
                 self.pinned.add(new[i])
-                if i in order:  # what the set-up leaves out is made by the first step
+                if i in order and not is_of_first_step(storage):
                     self.early.append(new[i])
                 if storage.nbytes:
                     self.alive.add(new[i])
@@ -134,14 +147,26 @@ class _Writer:
         self.storages[new] = storage_like(storage, id=new)
         return new
 
+    def _made(self, chunk: int, i: int) -> int:
+        """An id for a micro-batch's own storage."""
+        new = self._enter(self.chunks[chunk].storages[i])
+        if i in self.sends[chunk]:
+            self.on_wire.add(new)
+        return new
+
     def ops(self, step: Step) -> list[Op]:
         """One forward or backward of a chunk: a single op, but where workspaces may be made on the way."""
         phase = Phase.FORWARD if step.phase == "F" else Phase.BACKWARD
         ops = self.by_letter[step.chunk].get(step.phase, [])
         each = [tuple(self._renamed(op.events, step.chunk, step.microbatch)) for op in ops]
+        if each:
+            each[-1], self.dropped = (*each[-1], *self.dropped), []
+        counts = [*map(kernels_of, ops)]
         if step.phase not in self.begun:
             self.begun.add(step.phase)
+            self.kernels += counts
             return [op_like(op, reads=(), writes=(), events=own) for op, own in zip(ops, each, strict=True)]
+        self.kernels.append(sum(counts))
         name, events = f"dnnmem.{phase.value}.{step.microbatch}", tuple(event for own in each for event in own)
         return [Op(name=name, phase=phase, events=events, flops=sum(op.flops for op in ops))]
 
@@ -157,7 +182,11 @@ class _Writer:
             reads, writes = (tuple(kept[i] for i in ids if i in kept) for ids in (op.reads, op.writes))
             yield op_like(op, reads=reads, writes=writes, events=tuple(self._renamed(op.events, c, -1)))
         if self.grads:
-            events = tuple(Event(-self.storages[i].nbytes, 0, i) for i in self.grads.values())
+            params = [(s.module, s.name) for s in self.storages.values() if s.kind is Kind.PARAM]
+            place = {owner: n for n, owner in enumerate(params)}  # in which an optimizer goes through them
+            grads = [self.storages[i] for i in self.grads.values()]
+            grads.sort(key=lambda s: place.get((s.module, s.name), len(place)))
+            events = tuple(Event(-s.nbytes, 0, s.id) for s in grads)
             yield Op(name="dnnmem.zero_grad", phase=Phase.STEP, events=events)
 
     def _renamed(self, events: Sequence[Event], chunk: int, microbatch: int) -> Iterator[Event]:
@@ -179,7 +208,7 @@ class _Writer:
                     yield Event(nbytes, stream, own[i])
             elif (new := kept.get(i)) is None:
                 if (new := own.get(i)) is None:
-                    new = own[i] = self._enter(storages[i])
+                    new = own[i] = self._made(chunk, i)
                 yield Event(nbytes, stream, new)
             elif (new in self.alive) != (nbytes > 0):
                 (self.alive.add if nbytes > 0 else self.alive.discard)(new)
@@ -202,7 +231,7 @@ class _Writer:
         if i not in self.stays[chunk]:
             yield from self._replaced(event, chunk)
         elif nbytes > 0:
-            own[i] = self._enter(self.chunks[chunk].storages[i])
+            own[i] = self._made(chunk, i)
             self.sent.setdefault((chunk, i), []).append(own[i])
             yield Event(nbytes, stream, own[i])
         else:
@@ -213,10 +242,19 @@ class _Writer:
         nbytes, stream, i = event
         before = self.latest.pop((chunk, i), None)
         if nbytes > 0:
-            new = self.latest[chunk, i] = self._enter(self.chunks[chunk].storages[i])
+            new = self.latest[chunk, i] = self._made(chunk, i)
             yield Event(nbytes, stream, new)
         if before is not None:
-            yield Event(-abs(nbytes), stream, before)
+            free = Event(-abs(nbytes), stream, before)
+            if nbytes > 0 and i in self.sends[chunk]:
+                self.dropped.append(free)  # once the pass that makes the next one is over
+            else:
+                yield free
+
+
+def _sent(chunk: Trace) -> set[int]:
+    """Storages of a micro-batch that are sent."""
+    return {i for op in chunk.ops if op.name == SEND and op.phase is not Phase.STEP for i in op.reads}
 
 
 def _freed_late(chunk: Trace) -> set[int]:

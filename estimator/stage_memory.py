@@ -22,6 +22,7 @@ from dnnmem.estimator.rank_step import rank_step
 from dnnmem.estimator.replay import ReplayResult, replay_on
 from dnnmem.estimator.schedules import SCHEDULES
 from dnnmem.estimator.schedules.grid import Grid
+from dnnmem.estimator.send_waits import microbatches_behind
 from dnnmem.estimator.trace import Trace
 
 _BEYOND = 2
@@ -89,6 +90,6 @@ def stage_step(chunks: Sequence[Trace], grid: Grid, rank: int, microbatches: int
     """
     row = grid.ranks[rank]
     if len(grid.stages[rank]) == 1 and {step.phase for step in row} == {"F", "B"}:
-        few = in_flight(row) + _BEYOND
+        few = in_flight(row) + max(_BEYOND, microbatches_behind(chunks[grid.stages[rank][0]]))
         row = tuple(step for step in row if step.microbatch < few)
     return rank_step([chunks[s] for s in grid.stages[rank]], row, grid.extra_copies(rank), microbatches)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.block_list import Path, blocks_of_ops, main_list
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Life
-from dnnmem.estimator.passes.pipeline_buffers import RECEIVE, SEND, with_buffers
+from dnnmem.estimator.passes.pipeline_buffers import RECEIVE, SEND, with_buffers, with_stand_ins
 from dnnmem.estimator.passes.pipeline_cuts import chunk_of_blocks
 from dnnmem.estimator.passes.pipeline_tied import untie
 from dnnmem.estimator.plan_pipeline import has_buffers
@@ -68,7 +68,20 @@ def split(trace: Trace, plan: Plan) -> list[Trace]:
     chunks = [_chunk(stages, c) for c in range(count)]
     if not has_buffers(plan):
         return chunks
+    before = _before_blocks(stages, inside)
+    chunks[1:] = [with_stand_ins(chunk, before) for chunk in chunks[1:]]
     return [with_buffers(chunk, waits=plan.pipeline.schedule not in ("1f1b", "dapple")) for chunk in chunks]
+
+
+def _before_blocks(stages: _Stages, inside: Sequence[int | None]) -> list[Storage]:
+    """What the model's own code, not a module with parameters, hands to the first block."""
+    trace = stages.trace
+    first = next((k for k, block in enumerate(inside) if block is not None), 0)
+    owned = {s.module for s in trace.storages.values() if s.kind is Kind.PARAM}
+    for op in reversed(trace.ops[:first]):
+        if op.phase is Phase.FORWARD and op.writes and _is_stream(trace, op):
+            return [] if op.module in owned else [trace.storages[op.writes[0]]]
+    return []
 
 
 def split_repeated(trace: Trace, plan: Plan, layers: int) -> list[Trace]:

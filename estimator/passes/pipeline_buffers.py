@@ -11,10 +11,10 @@ A chunk stays one micro-batch: its buffers are pinned, and whoever plays a rank 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Trace
+from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 SEND, RECEIVE = "dnnmem.send.pp", "dnnmem.recv.pp"
@@ -56,6 +56,26 @@ def with_buffers(chunk: Trace, *, waits: bool = False) -> Trace:
         ops.insert(len(ops) if step is None else step, done)
     made = tuple(Event(chunk.storages[i].nbytes, 0, i) for i in sorted(places) if chunk.storages[i].nbytes)
     return replace(chunk, ops=tuple(ops), pinned=chunk.pinned | places, setup=(*chunk.setup, *made))
+
+
+def with_stand_ins(chunk: Trace, made: Sequence[Storage]) -> Trace:
+    """`chunk`, a later one, with what the model's own code makes of the stand-ins before its first block.
+
+    The code adds up embeddings there; its variable holds the sum until it is given the first block's output.
+    """
+    first = next((k for k, op in enumerate(chunk.ops) if op.phase is Phase.FORWARD and op.name != RECEIVE), None)
+    if first is None or not made:
+        return chunk
+    inside = [k for k, op in enumerate(chunk.ops) if op.phase is Phase.FORWARD]
+    block = chunk.ops[first].module[:2]
+    last = next((k - 1 for k in inside if k > first and chunk.ops[k].module[:2] != block), inside[-1])
+    ops, storages = list(chunk.ops), dict(chunk.storages)
+    for s in made:
+        own = max(storages) + 1
+        storages[own] = storage_like(s, id=own, kind=Kind.TEMP)
+        ops[first] = op_like(ops[first], events=(Event(s.nbytes, 0, own), *ops[first].events))
+        ops[last] = op_like(ops[last], events=(*ops[last].events, Event(-s.nbytes, 0, own)))
+    return replace(chunk, ops=tuple(ops), storages=storages)
 
 
 def _left_alone(chunk: Trace, place: int) -> Trace:
