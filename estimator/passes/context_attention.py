@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import is_attention
+from dnnmem.estimator.passes.context_ring import Sizes, larger, ring_backward, ring_forward
 from dnnmem.estimator.passes.context_sizes import check_heads
-from dnnmem.estimator.passes.context_tape import Piece, Sizes, Tape, ring_backward, ring_forward, swapped
+from dnnmem.estimator.passes.context_tape import Piece, Tape, swapped
 from dnnmem.estimator.passes.draft import Draft, Life, made_storage
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase
-from dnnmem.estimator.trace_copy import op_like, storage_like
+from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.plan import Plan
@@ -40,12 +41,12 @@ def share_attention(draft: Draft, known: Mapping[int, Life], plan: Plan) -> None
                 raise UnsupportedError(f"{op.name} of {'.'.join(op.module)} has no forward pass", hint="leave cp 1")
             own, out = op.reads[1:at], op.reads[at]
             if plan.context.method == "ulysses":
-                _heads_backward(draft, known, k, _sizes(draft, own, out, plan), (own, out, seen[out]))
+                _heads_backward(draft, known, k, _sizes(draft, op, own, out, plan), (own, out, seen[out]))
             else:
-                _ring_backward(draft, known, k, _sizes(draft, own, out, plan))
+                _ring_backward(draft, known, k, _sizes(draft, op, own, out, plan))
 
 
-def _sizes(draft: Draft, reads: Sequence[int], out: int, plan: Plan) -> Sizes:
+def _sizes(draft: Draft, op: Op, reads: Sequence[int], out: int, plan: Plan) -> Sizes:
     """Those of a rank: q, k, v are three storages, or parts of one."""
     storage = draft.storages[out]
     query, distinct = storage.nbytes, list(dict.fromkeys(reads))
@@ -55,7 +56,7 @@ def _sizes(draft: Draft, reads: Sequence[int], out: int, plan: Plan) -> Sizes:
     wide = 1 if storage.dtype == "float32" else 2
     return Sizes(
         query=query, key=max(1, key), logsumexp=query * wide // max(1, width), wide=wide, ranks=plan.mesh.cp,
-        gathers=plan.context.method == "all_gather",
+        gathers=plan.context.method == "all_gather", causal=op.masked_flops > 0,
     )  # fmt: skip
 
 
@@ -66,20 +67,47 @@ def _made(op: Op) -> list[Event]:
 
 
 def _ring_forward(draft: Draft, known: Mapping[int, Life], k: int, plan: Plan) -> tuple[int, ...]:
-    del known
     op = draft.ops[k]
     out, *kept = op.writes
     kept.sort(key=lambda i: -draft.storages[i].nbytes)
-    tape, named = ring_forward(_sizes(draft, op.reads[:3], out, plan), _made(op), out, kept)
+    sizes = _sizes(draft, op, op.reads[:3], out, plan)
+    tape, named = larger(lambda sizes: ring_forward(sizes, _made(op), out, kept), sizes)
     _insert(draft, k, tape, named)
+    if sizes.causal:
+        _reordered(draft, known, k, out)
     return ()
+
+
+def _reordered(draft: Draft, known: Mapping[int, Life], k: int, out: int) -> None:
+    """All ranks but the last put halves together head by head: what the model makes of that is a copy, by position."""
+    ops = draft.trace.ops
+    later = [at for at in known[out].uses if at > k]
+    others = [at for at in later if not is_attention(ops[at].name)]
+    if not others or len(others) == len(later):
+        return
+    whole = draft.storages[out]
+    copy = draft.add(whole)
+    draft.after.setdefault(k, []).append(
+        Op(
+            name="aten.clone.default", module=ops[k].module, phase=ops[k].phase, reads=(out,), writes=(copy,),
+            events=(Event(whole.nbytes, 0, copy),), moved_bytes=2 * whole.nbytes,
+        )
+    )  # fmt: skip
+    for at in others:
+        draft.ops[at] = renamed(draft.ops[at], {out: copy})
+    draft.ops[known[out].freed] = op_like(
+        draft.ops[known[out].freed],
+        events=tuple(e for e in draft.ops[known[out].freed].events if e.storage not in (out, copy)),
+    )
+    draft.free(others[-1], copy)
+    draft.free(next(at for at in reversed(later) if at not in others), out)
 
 
 def _ring_backward(draft: Draft, known: Mapping[int, Life], k: int, sizes: Sizes) -> None:
     op = draft.ops[k]
     query, key, value = _gradients(draft, k)
     both = draft.add(made_storage(2 * sizes.key, Kind.TEMP, "", draft.storages[key]))
-    tape, named = ring_backward(sizes, _made(op), (query, key, value))
+    tape, named = larger(lambda sizes: ring_backward(sizes, _made(op), (query, key, value)), sizes)
     last = max(known[i].freed for i in (key, value))
     for at in {*known[key].uses, *known[value].uses, known[key].freed, known[value].freed} - {k}:
         one = draft.ops[at]
@@ -108,7 +136,7 @@ def _heads_forward(draft: Draft, known: Mapping[int, Life], k: int, plan: Plan) 
     """The storages that the kernel saw and made: q, k, v and out of some heads."""
     op = draft.ops[k]
     out = op.writes[0]
-    sizes = _sizes(draft, op.reads[:3], out, plan)
+    sizes = _sizes(draft, op, op.reads[:3], out, plan)
     _check(draft.trace.storages[out].shape, sizes, plan, op)
     tape = Tape()
     seen = [swapped(tape, nbytes) for nbytes in (sizes.query, sizes.key, sizes.key)]

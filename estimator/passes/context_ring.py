@@ -1,0 +1,210 @@
+"""Ring attention as torch has it: what it allocates, in order, and what it sends.
+
+    forward    k, v copied | both as one, sent | kernel | sums in float32 <- kernel, merged, ...             | out
+    backward   sums in float32 of all gradients | kernel, gradients of k and v passed on with a round, ...   | cast
+
+After torch/distributed/tensor/experimental/_context_parallel/_attention.py (torch 2.14). Each rank has an early and a
+late part: in a round after the first one, with causal attention, the first rank computes with the late half of its
+queries, the last one with the early half of the keys that came, others with one or the other. Rounds are alike from the
+third on, so that no more than `ROUNDS` are written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from dnnmem.estimator.passes.context_tape import Tape
+from dnnmem.estimator.trace import Event
+
+ROUNDS = 4
+"""Rounds that are told apart: the first, the second, and two that stand for the others."""
+_SMALL = 64
+"""Bytes up to which something is a random state."""
+
+Ring = tuple[Tape, dict[int, int]]
+"""What is written down; by storage of the trace, which of the tape's it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Bytes on one rank."""
+
+    query: int
+    """Of q, out and their gradients."""
+    key: int
+    """Of k, or of v."""
+    logsumexp: int
+    """Of it, in float32."""
+    wide: int
+    """How much larger an element is in float32: 1, or 2 for half precision."""
+    ranks: int
+    """Ranks of the ring."""
+    gathers: bool
+    """True if all keys and values are gathered at once."""
+    causal: bool
+    """True if positions attend to those before them only."""
+    first: bool = False
+    """True for the first rank, False for the last one."""
+
+    @property
+    def rounds(self) -> int:
+        """Those that are written down."""
+        return min(self.ranks, ROUNDS)
+
+    @property
+    def messages(self) -> int:
+        """How many each message of a round stands for, rounded up."""
+        return -(-(self.ranks - 1) // max(1, self.rounds - 1))
+
+
+def larger(way: Callable[[Sizes], Ring], sizes: Sizes) -> Ring:
+    """The ring of the rank, first or last, that needs more."""
+    return max((way(replace(sizes, first=first)) for first in (False, True)), key=lambda ring: ring[0].peak)
+
+
+def ring_forward(sizes: Sizes, kernel: Sequence[Event], out: int, kept: Sequence[int]) -> Ring:
+    """The forward pass; `kernel` makes `out`, and what else is `kept`, the logsumexp first."""
+    t, wide, casts = Tape(), sizes.query * sizes.wide, sizes.wide > 1
+    t.piece("copy", 4 * sizes.key)
+    buffers = _Buffers(t, sizes, late=False)
+    share = 2 if sizes.first and sizes.causal else 1
+    half = [e if abs(e.nbytes) <= _SMALL else Event(e.nbytes // share, e.stream, e.storage) for e in kernel]
+    t.piece("attention")
+    made = t.kernel(kernel)
+    named = {i: x for i, x in made.items() if i != out}
+    sums, old = (t.new(wide), [made[out]]) if casts else (made[out], [])
+    for i in range(1, sizes.rounds):
+        buffers.turn(i)
+        t.piece("attention")
+        made = t.kernel(half)
+        t.drop(*old)
+        block = t.new(wide // share) if casts else made[out]
+        sums, named[kept[0]] = _merged(t, sizes, share, (sums, named[kept[0]]))
+        t.drop(*((block,) if casts else ()))
+        old = list(made.values())
+    named[out] = t.new(sizes.query) if casts else sums
+    t.drop(*((sums,) if casts else ()), *buffers.left(), *old)
+    return t, named
+
+
+def _merged(t: Tape, sizes: Sizes, share: int, last: tuple[int, int]) -> tuple[int, int]:
+    """`out - sigmoid(lse1 - lse) * (out - out1)`, and the new logsumexp: of half of the queries, then put together."""
+    wide, size = sizes.query * sizes.wide // share, sizes.logsumexp // share
+    difference = t.new(size)
+    factor = t.new(size)
+    t.drop(difference)
+    apart = t.new(wide)
+    scaled = t.new(wide)
+    t.drop(factor, apart)
+    merged = t.new(wide)
+    t.drop(scaled)
+    before = t.new(size)
+    logs = t.new(size)
+    t.drop(before)
+    found = t.new(size)
+    t.drop(logs)
+    parts = (merged, found)
+    if share > 1:
+        found, merged = t.new(size * share), t.new(wide * share)
+        t.drop(*parts)
+    t.drop(*reversed(last))
+    return merged, found
+
+
+class _Buffers:
+    """Keys and values that come and go."""
+
+    def __init__(self, t: Tape, sizes: Sizes, *, late: bool) -> None:
+        """Copied in order, put together, and sent; `late`: what was sent stays until the next is (backward)."""
+        self.t, self.sizes, self.late, self.pair = t, sizes, late, 2 * sizes.key
+        self.copies = [t.new(sizes.key), t.new(sizes.key)]
+        self.flat, self.arrived = t.new(self.pair), 0
+        times = sizes.ranks if sizes.gathers else 1
+        sent = t.piece(
+            "all_gather" if sizes.gathers else "send",
+            self.pair * (times if sizes.gathers else sizes.messages), takes=self.flat,
+        )  # fmt: skip
+        sent.gives = self.last = t.new(self.pair * times)
+
+    def turn(self, i: int) -> None:
+        """Round `i` reads what has arrived, and passes it on unless it is the last one."""
+        t, old = self.t, self.flat
+        t.piece("copy", 2 * self.pair, takes=self.last)
+        if not self.late:
+            t.drop(old)
+        if i == self.sizes.rounds - 1:
+            t.drop(*self.copies, self.arrived)
+            self.arrived = 0
+            return
+        self.flat = t.new(self.pair)
+        if self.sizes.gathers:
+            t.drop(*(() if self.late else (self.flat,)), old, *self.copies)
+            return
+        t.drop(old)
+        sent = t.piece("send", self.pair * self.sizes.messages, takes=self.flat)
+        sent.gives = t.new(self.pair)
+        t.drop(*self.copies, self.arrived)
+        self.arrived, self.last = self.last, sent.gives
+
+    def left(self) -> tuple[int, int, int]:
+        """What is there at the end."""
+        return self.flat, self.arrived, self.last
+
+
+def ring_backward(sizes: Sizes, kernel: Sequence[Event], gradients: Sequence[int]) -> Ring:
+    """The backward pass; `kernel` makes the three `gradients` of q, k and v."""
+    t, wide, pair = Tape(), sizes.query * sizes.wide, 2 * sizes.key * sizes.wide
+    t.piece("copy", 4 * sizes.key)
+    total = t.new(wide)
+    sums = [t.new(pair // 2), t.new(pair // 2)]
+    buffers = _Buffers(t, sizes, late=True)
+    halves = _halves(sizes, kernel, gradients)
+    old: list[int] = []
+    sent = passed = lse = 0
+    for i in range(sizes.rounds):
+        if i:
+            buffers.turn(i)
+        t.piece("attention", takes=passed)
+        if i and sizes.first and sizes.causal:
+            t.drop(lse)
+            lse = t.new(sizes.logsumexp // 2)
+        made = t.kernel(halves if i else kernel)
+        t.drop(*old, sent, *(sums if i else ()))
+        last, old = passed, list(made.values())
+        if i and sizes.causal and not sizes.first:  # parts of the sums are added to, which makes new ones
+            sums = [t.new(pair // 2), t.new(pair // 2)]
+            sent = t.new(pair)
+        elif i:  # added to where they arrived
+            sums, last = [last], 0
+            sent = t.new(pair)
+        else:  # their elements are not in order, and are copied to be sent
+            parts = [t.new(pair // 2), t.new(pair // 2)]
+            sent = t.new(pair)
+            t.drop(*reversed(parts))
+        message = t.piece("send", pair * sizes.messages, takes=sent)
+        message.gives = passed = t.new(pair)
+        t.drop(last)
+        if i and sizes.first and sizes.causal:
+            total = _replaced(t, total, wide)
+    t.piece("copy", 2 * pair, takes=passed)
+    query = _replaced(t, total, sizes.query) if sizes.wide > 1 else total
+    both = t.new(2 * sizes.key) if sizes.wide > 1 else passed
+    t.drop(sent, *sums, *old, lse, *(() if both == passed else (passed,)), *buffers.left())
+    return t, {gradients[0]: query, gradients[1]: both, gradients[2]: both}
+
+
+def _halves(sizes: Sizes, kernel: Sequence[Event], gradients: Sequence[int]) -> list[Event]:
+    """What the kernel makes in rounds after the first one."""
+    found = []
+    for nbytes, stream, i in kernel:
+        of_keys = i in gradients[1:]
+        halved = sizes.causal and abs(nbytes) > _SMALL and (of_keys != sizes.first) and (of_keys or sizes.first)
+        found.append(Event(nbytes // 2 if halved else nbytes, stream, i))
+    return found
+
+
+def _replaced(t: Tape, old: int, nbytes: int) -> int:
+    new = t.new(nbytes)
+    t.drop(old)
+    return new
