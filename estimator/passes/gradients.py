@@ -41,7 +41,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     """One rank's step under `plan.gradients`; unchanged for one rank.
 
     Raises `UnsupportedError` where a compression goes with another optimizer than the step has,
-    or ranks share a model.
+    or stages of a pipeline, or parts of a sequence, share a model.
     """
     del cluster
     wanted = plan.gradients
@@ -49,11 +49,11 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         return trace
     if wanted.local_steps > 1:
         return _averaged(trace, plan)
-    if plan.mesh.world_size != plan.mesh.data_ranks:
+    if plan.mesh.world_size != plan.mesh.data_ranks * plan.mesh.tp:
         raise UnsupportedError(
-            f"gradients.compression is {wanted.compression}, but tp {plan.mesh.tp} * pp {plan.mesh.pp} * cp "
-            f"{plan.mesh.cp} ranks share one model: hooks over parts of it are not predicted yet",
-            hint="leave tp, pp and cp 1, or gradients.compression none",
+            f"gradients.compression is {wanted.compression}, but pp {plan.mesh.pp} * cp {plan.mesh.cp} ranks share one "
+            "model: hooks over its stages, or over parts of sequences, are not predicted yet",
+            hint="leave pp and cp 1, or gradients.compression none",
         )
     _check_optimizer(trace, plan)
     draft = Draft(trace)

@@ -62,10 +62,18 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     for i in sorted(gone, key=lambda i: held.get(i, -1) >= gone[i]):  # variables let go when a block has
         leave(draft, i, known[i], max(gone[i], held.get(i, -1), *_other_uses(known[i], i, reads, saved)))
     for n in (n for n in reversed(range(len(units))) if saved[n]):
-        start = min(units[n + 1].backward[0], *_reads(trace, known, units[n].backward, saved[n]))
+        start = min(_begin(trace, units[n + 1].backward[0]), *_reads(trace, known, units[n].backward, saved[n]))
         travel(draft, known, saved[n], units[n].backward, start, files=plan.offload.files)
     settle(draft, known, gone)
     return draft.finish()
+
+
+def _begin(trace: Trace, first: int) -> int:
+    """Where a block's backward pass begins: what tensor parallelism gathers for its `first` op belongs to it."""
+    ops = trace.ops
+    while first and ops[first - 1].name.endswith(".tp") and ops[first - 1].module == ops[first].module:
+        first -= 1
+    return first
 
 
 def _units(trace: Trace, plan: Plan) -> list[_Unit]:

@@ -24,7 +24,7 @@ from dnnmem.estimator.passes.tensor_pieces import in_pieces
 from dnnmem.estimator.passes.tensor_sent import between_softmax, gathered, gathers_with_copy, scattered
 from dnnmem.estimator.passes.tensor_sums import ADDED, alone, out_of_place
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Trace
-from dnnmem.estimator.trace_copy import op_like
+from dnnmem.estimator.trace_copy import op_like, storage_like
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
@@ -197,6 +197,8 @@ class _Splitter:
                 op = self.draft.ops[k]
                 self.draft.ops[k] = op_like(op, reads=tuple(whole if r == i else r for r in op.reads))
             ends = self._part_ends(i, first, readers) if self.keeps else -1
+            if self.keeps and self.trace.storages[i].saved:
+                self.draft.storages[whole] = storage_like(self.draft.storages[whole], saved=True)
             self._free(max(last, ends), whole, first=ends < 0 and self.trace.ops[first].phase is Phase.BACKWARD)
             # a gather for a matrix's gradient runs beside the product before it
             early = (

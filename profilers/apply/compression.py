@@ -28,6 +28,7 @@ from dnnmem.estimator.encoding import MIN_BYTES, Encoding
 from dnnmem.estimator.passes.compression import check_fits
 from dnnmem.estimator.plan import Compression, Plan
 from dnnmem.profilers.apply.codes import Packed, Window, decode, encode
+from dnnmem.profilers.apply.saved_parts import pack_part, unpack_part
 from dnnmem.profilers.tensors import map_tensors
 
 RELUS, LINEARS, POOL = frozenset({"relu", "relu_"}), frozenset({"linear", "addmm"}), "max_pool2d"
@@ -93,7 +94,8 @@ def _run(model: weakref.ref[nn.Module], state: _State, forward: Callable[..., An
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     state.exact = {storage._cdata for storage in _storages(model(), (args, kwargs))}
-    with saved_tensors_hooks(partial(_pack, state), _unpack), _Watch(state):
+    hooks = saved_tensors_hooks(partial(pack_part, partial(_pack, state)), partial(unpack_part, _unpack))
+    with hooks, _Watch(state):
         output = forward(*args, **kwargs)
     state.kept.clear()
     return output

@@ -33,6 +33,7 @@ from dnnmem.profilers.apply.offload_copies import (
     let_go,
     view,
 )
+from dnnmem.profilers.apply.saved_parts import pack_part, unpack_part
 from dnnmem.profilers.found_blocks import blocks_of
 
 
@@ -91,7 +92,8 @@ class _Travel:
     def _open(self, *, sends: bool) -> None:
         self.now = []
         if sends:
-            self.hooks = saved_tensors_hooks(partial(self._pack, {}, self.now), self.copies.unpack)
+            pack: Callable[[Tensor], Tensor | View] = partial(self._pack, {}, self.now)
+            self.hooks = saved_tensors_hooks(partial(pack_part, pack), partial(unpack_part, self.copies.unpack))
             self.hooks.__enter__()
 
     def _close(self) -> None:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ParallelStyle, loss_parallel, parallelize_module
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.plan import Compression, Plan
+from dnnmem.estimator.plan import Plan
 from dnnmem.profilers.apply.device_mesh import device_mesh
 from dnnmem.profilers.apply.layout import lay_out
 from dnnmem.profilers.apply.tensor_heads import divide_heads
@@ -73,11 +73,10 @@ def _check(plan: Plan) -> None:
             "tensor.async_tp is predicted only: torch does it inside torch.compile, on symmetric memory of GPUs",
             hint="--set tensor.async_tp=false; by hand: torch._inductor.config._micro_pipeline_tp = True, then compile",
         )
-    if plan.offload.activations != "none" or plan.compression != Compression():
+    if plan.offload.activations == "conv":
         raise UnsupportedError(
-            "offload.activations and compression are predicted only beside tp: much of what autograd keeps is in "
-            "DTensors, which they leave alone",
-            hint="--set mesh.tp=1, or leave them out",
+            "offload.activations conv sends inputs of convolutions, which no rank holds a part of",
+            hint="--set offload.activations=all",
         )
     if plan.offload.parameters:
         raise UnsupportedError(
