@@ -156,6 +156,9 @@ class Remat:
     segments: str = ""
     """For `segments`: blocks, counted from 0 over the model, whose first input alone is kept; nested runs are kept so
     while the outer one is computed again: `0-3(2-3),6` (Rotor's persistent schedules are of this form)."""
+    cell: str = ""
+    """For `segments`: a module that the model calls for each time step; segments are then of its calls, not of
+    blocks."""
     keep: str = ""
     """For `ops`: the ops of a block whose outputs are kept, by name and number, `addmm.0.2,attention`; by block,
     `0-5:all/6-11:addmm.0` (see `keep_text`)."""

@@ -9,6 +9,7 @@ from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.keep_text import parse_keep
 from dnnmem.estimator.plan_pipeline import check_pipeline
 from dnnmem.estimator.plan_rules import (
+    check_cell,
     check_compression,
     check_context,
     check_degrees,
@@ -68,6 +69,7 @@ def check_all(plan: Plan) -> None:
             raise UsageError(
                 f"remat.{name} is {text!r} under policy {plan.remat.policy}; it goes with policy {policy} alone"
             )
+    check_cell(plan)
     if plan.remat.keep:
         parse_keep(plan.remat.keep)
     check_offload(plan.offload)

@@ -10,6 +10,28 @@ if TYPE_CHECKING:
     from dnnmem.estimator.plan import Compression, Gradients, Offload, Plan
 
 
+def check_cell(plan: Plan) -> None:
+    """Raise `UsageError` for calls of a cell where there are no runs of them, or beside what is said of blocks."""
+    if not plan.remat.cell:
+        return
+    if plan.remat.policy != "segments":
+        raise UsageError(
+            f"remat.cell is {plan.remat.cell!r} under policy {plan.remat.policy}; it goes with policy segments alone",
+            hint="--set remat.policy=segments --set remat.segments=0-7,8-15",
+        )
+    others = (
+        ("offload.activations", plan.offload.activations != "none"),
+        ("offload.parameters", plan.offload.parameters),
+        ("compression.bits", plan.compression.bits is not None),
+    )
+    for name, is_set in others:
+        if is_set:
+            raise UsageError(
+                f"remat.cell {plan.remat.cell} computes time steps again, beside which {name} is not predicted",
+                hint="leave one of them out",
+            )
+
+
 def check_offload(offload: Offload) -> None:
     """Raise `UsageError` unless what rests on the host can."""
     if (offload.activations == "blocks") != bool(offload.blocks):

@@ -52,7 +52,7 @@ def _link(ops: Sequence[Op], op: Op, candidates: Sequence[int]) -> int | None:
     is_product = policy_of(op.name) is Policy.LOWER
     named = [
         f for f in candidates
-        if (is_product and policy_of(ops[f].name) is Policy.LOWER) or _is_backward_of(short, base(ops[f].name))
+        if (is_product and policy_of(ops[f].name) is Policy.LOWER) or is_backward_of(short, base(ops[f].name))
     ]  # fmt: skip
     mine = {*op.reads}
     sharing = [f for f in named if not mine.isdisjoint((*ops[f].reads, *ops[f].writes))]
@@ -61,7 +61,8 @@ def _link(ops: Sequence[Op], op: Op, candidates: Sequence[int]) -> int | None:
     return named[0] if len(named) == 1 and not is_product else None
 
 
-def _is_backward_of(backward: str, forward: str) -> bool:
+def is_backward_of(backward: str, forward: str) -> bool:
+    """Whether an op of a backward pass may belong to a forward op, by their base names, products left out."""
     forward = forward.rstrip("_")
     if "_backward" not in backward:
         return backward == forward

@@ -3,7 +3,8 @@
     forward   [b0: x -> a, b, c -> y]  free a, b, c      ...      backward   [again: x -> a', b', c'] [b0': uses a', c']
 
 `full` and `every` (Chen et al. 2016) do it with whole blocks, `segments` with runs of them, also within each other
-(Beaumont et al. 2019). `selective` keeps attention and every second matrix
+(Beaumont et al. 2019), or of a cell's calls (Gruslys et al. 2016). `selective` keeps attention and every second matrix
+product, `attention` computes its scores again, `ops` keeps what it names.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from dnnmem.estimator.block_calls import calls_of, owners_of
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import Rule, is_attention, parse_keep, rule_of
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
-from dnnmem.estimator.passes.remat_frees import free_before_sum, free_with_clone, until
+from dnnmem.estimator.passes.remat_frees import free_before_sum, free_with_clone, hold_inputs, until
 from dnnmem.estimator.passes.remat_ops import kept_ops
+from dnnmem.estimator.passes.time_steps import parts_of
 from dnnmem.estimator.plan import Remat
 from dnnmem.estimator.segments import Run, parse_segments
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
@@ -128,10 +130,8 @@ def _entered(trace: Trace, regions: Sequence[_Region], plan: Plan) -> Draft:
 
 def _segments(trace: Trace, plan: Plan) -> Trace:
     """Innermost runs first: what they compute again is, to a run around them, a part of its backward pass."""
-    owners, count = owners_of(trace)
-    calls = calls_of(trace.ops, owners)
-    level = parse_segments(plan.remat.segments, count)
-    levels = [level]
+    owners, calls, count = parts_of(trace, plan.remat.cell)
+    levels = [level := parse_segments(plan.remat.segments, count)]
     while level := tuple(inner for run in level for inner in run.inner):
         levels.append(level)
     for runs in reversed(levels):
@@ -140,7 +140,10 @@ def _segments(trace: Trace, plan: Plan) -> Trace:
             if owner is not None:
                 places[calls[k]][owner].append(k)
         regions = [_region(trace.ops, mine, run) for mine in places for run in runs]
-        draft = _entered(trace, [region for region in regions if region.forward and region.backward], plan)
+        regions = [region for region in regions if region.forward and region.backward]
+        draft = _entered(trace, regions, plan)
+        for region in regions if runs is not levels[0] else ():
+            hold_inputs(draft, region.forward)
         again = [k for k in range(len(owners)) for _ in range(len(draft.before.get(k, ())) + 1)]
         owners, calls = [owners[k] for k in again], [calls[k] for k in again]
         trace = draft.finish()

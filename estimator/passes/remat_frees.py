@@ -37,3 +37,11 @@ def free_before_sum(draft: Draft, freed: int, storage: int) -> None:
     if draft.ops[freed].name == "aten.sum.dim_IntList" and storage not in draft.ops[freed].reads:
         draft.unfree(freed, storage)
         draft.free(freed - 1, storage)
+
+
+def hold_inputs(draft: Draft, forward: Sequence[int]) -> None:
+    """A run within another is open, in the forward pass too, from its first block to its last: what enters it stays."""
+    made = {e.storage for k in forward for e in draft.trace.ops[k].events if e.nbytes > 0}
+    read = dict.fromkeys(i for k in forward for i in draft.trace.ops[k].reads if i not in made)
+    op = draft.ops[forward[-1]]
+    draft.ops[forward[-1]] = op_like(op, releases=(*op.releases, *read))

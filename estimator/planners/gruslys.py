@@ -18,14 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.passes.time_steps import as_steps, cell_of
+from dnnmem.estimator.plan import Remat
 from dnnmem.estimator.planners.chain import Stage
 from dnnmem.estimator.planners.chain_plans import PLANS, as_found
 from dnnmem.estimator.planners.problem import Found, Problem, cheapest
 from dnnmem.estimator.planners.solve import Planner
-from dnnmem.estimator.planners.unrolled import as_steps
 from dnnmem.estimator.segments import Run
 
 _SLOTS = 500
+_WRITTEN_OUT = (
+    "predicted: its time steps are no calls of one module; put runs of them into functions, and "
+    "torch.utils.checkpoint around these"
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -94,15 +99,19 @@ def _shifted(row: npt.NDArray[np.float64], slots: int) -> npt.NDArray[np.float64
 
 
 def find(problem: Problem) -> Found:
-    """The fastest schedule of time steps that fits. It is predicted only: no plan names time steps."""
+    """The fastest schedule of time steps that fits: runs of calls of a cell, where each step is one, else predicted."""
     steps = problem.once("time steps", lambda: _as_steps(problem))
     steps = replace(steps, budget_bytes=problem.budget_bytes)
     found = cheapest(steps, steps.once("gruslys", lambda: plans(steps)), what="schedule of time steps")
     count = sum(stage.block is not None for stage in steps.chain().stages)
+    cell = cell_of(problem.recorded)
+    if cell:
+        text = found.remat.segments or ",".join(map(str, range(count))) * (found.remat.policy == "full")
+        return Found(remat=Remat(policy="segments", segments=text, cell=cell) if text else Remat())
     text = found.remat.segments or ("every step keeps its state" if found.remat.policy == "full" else "nothing")
     return Found(
         cost=steps.cost(found), schedule=f"of {count} time steps, computed again as runs: {text}",
-        notes=("predicted: put runs of time steps into functions, and torch.utils.checkpoint around these",),
+        notes=(_WRITTEN_OUT,),
     )  # fmt: skip
 
 
@@ -150,5 +159,4 @@ def suits(problem: Problem) -> str:
 PLANNER = Planner(
     name="gruslys", words="time steps that keep their state, or everything (Gruslys et al. 2016)",
     needs="a recurrent cell that is called for each time step", find=find, suits=suits,
-    applied=False,
 )  # fmt: skip

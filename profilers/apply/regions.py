@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -60,8 +60,8 @@ class _Region:
 class _Regions:
     """The blocks of a model and what is open."""
 
-    blocks: Sequence[tuple[str, nn.Module]]
-    forwards: list[Callable[..., Any]]
+    names: Callable[[int], str]
+    forwards: Callable[[int], Callable[..., Any]]
     runs: Sequence[Run]
     contexts: Contexts
     early_stop: bool
@@ -74,11 +74,11 @@ class _Regions:
     def _call(self, runs: Sequence[Run], block: int, args: Any, kwargs: Any) -> Any:
         """Call a block; it may open and close some of `runs`, and runs within them."""
         if not torch.is_grad_enabled():
-            return self.forwards[block](*args, **kwargs)
+            return self.forwards(block)(*args, **kwargs)
         inside: list[_Region] = []
         try:
             inside = self._enter(runs, block, args, kwargs)
-            output = self.forwards[block](*args, **kwargs)
+            output = self.forwards(block)(*args, **kwargs)
             for region in reversed(inside):
                 self._leave(region, block, output)
         except BaseException:
@@ -126,10 +126,10 @@ class _Regions:
         before = block - 1
         chained = any(isinstance(leaf, _Output) and leaf.place[0] == before for leaf in found)
         if not chained or len(region.calls) != block - region.run.first:
-            (name, _), (earlier, _) = self.blocks[block], self.blocks[before]
+            name, earlier = self.names(block), self.names(before)
             raise UnsupportedError(
-                f"blocks {region.run.first}-{region.run.last} cannot be computed again as one: {name} is not called "
-                f"with what {earlier} returned; a run's blocks follow each other with nothing between",
+                f"remat.segments {region.run.first}-{region.run.last} cannot be computed again as one: {name} is not "
+                f"called with what {earlier} returned; a run's calls follow each other with nothing between",
                 hint="name single blocks: --set remat.policy=full",
             )
         region.calls.append((found, spec))
@@ -146,6 +146,16 @@ class _Regions:
         generator, region.generator, region.made = region.generator, None, []
         if generator is not None:
             next(generator, None)  # as far as its end
+
+    def finish(self, count: int) -> None:
+        """The model is done, after so many calls. `UnsupportedError` if a run is not: it holds what others saved."""
+        if self.open:
+            last = self.open[0].run.last
+            self._close()
+            raise UnsupportedError(
+                f"remat.segments has a run that ends with call {last}, but the model made {count} calls",
+                hint="give it sequences of one length, or runs that end with the shortest one",
+            )
 
     def _close(self) -> None:
         """Something failed: leave what is open."""
@@ -183,13 +193,50 @@ def compute_again(
 
     While it runs, `UnsupportedError` is raised where a run's blocks do not follow each other.
     """
+    forwards = [module.forward for _, module in blocks]
     regions = _Regions(
-        blocks=blocks, forwards=[module.forward for _, module in blocks], runs=runs, contexts=contexts,
+        names=lambda block: blocks[block][0], forwards=forwards.__getitem__, runs=runs, contexts=contexts,
         early_stop=early_stop,
     )  # fmt: skip
     for run in runs:
         for block in range(run.first, run.last + 1):
             blocks[block][1].forward = partial(regions.call, block)
+
+
+def compute_calls_again(model: nn.Module, cell: str, runs: Sequence[Run], *, early_stop: bool = True) -> None:
+    """Let `model` compute runs of calls of its module `cell` again, counted from 0 in each forward pass.
+
+    While it runs, `UnsupportedError` is raised where a call does not take what the one before it returned.
+    """
+    module = model.get_submodule(cell)
+    forward = module.forward
+    regions = _Regions(
+        names=lambda call: f"{cell}, call {call}", forwards=lambda _: forward, runs=runs, contexts=no_contexts,
+        early_stop=early_stop,
+    )  # fmt: skip
+    counter = _Calls(regions=regions)
+    module.forward = counter.call
+    model.forward = wraps(model.forward)(partial(counter.run, model.forward))
+
+
+@dataclass(slots=True, eq=False)
+class _Calls:
+    """Counts the calls of a module."""
+
+    regions: _Regions
+    number: int = 0
+
+    def run(self, forward: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """What is called in the place of the model's forward."""
+        self.number = 0
+        output = forward(*args, **kwargs)
+        self.regions.finish(self.number)
+        return output
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model's code calls in the place of the module's forward."""
+        self.number += 1
+        return self.regions.call(self.number - 1, *args, **kwargs)
 
 
 def _early(early_stop: bool) -> tuple[bool, ...]:  # noqa: FBT001  (the value of a positional argument)

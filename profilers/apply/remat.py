@@ -22,12 +22,12 @@ from torch.utils.checkpoint import (
     set_checkpoint_early_stop,
 )
 
-from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.remat import PRODUCTS
 from dnnmem.estimator.plan import Plan, Remat
 from dnnmem.estimator.segments import Run, parse_segments
-from dnnmem.profilers.apply.regions import compute_again, no_contexts
+from dnnmem.profilers.apply.regions import compute_again, compute_calls_again, no_contexts
 from dnnmem.profilers.apply.remat_ops import keep_ops, selective_contexts
 from dnnmem.profilers.found_blocks import blocks_of
 
@@ -40,6 +40,8 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     remat = plan.remat
     if remat.policy == "none":
         return model
+    if remat.cell:
+        return _calls_again(model, remat)
     blocks = blocks_of(model)
     if not blocks:
         raise UnsupportedError(
@@ -57,6 +59,14 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
         return model
     contexts = partial(_selective, remat.keep_attention) if remat.policy == "selective" else no_contexts
     compute_again(blocks, _runs(remat, len(blocks), plan), contexts=contexts, early_stop=remat.early_stop)
+    return model
+
+
+def _calls_again(model: nn.Module, remat: Remat) -> nn.Module:
+    """Raises `UsageError` for a cell that the model does not have."""
+    if remat.cell not in dict(model.named_modules()):
+        raise UsageError(f"remat.cell is {remat.cell!r}, but {type(model).__name__} has no such module")
+    compute_calls_again(model, remat.cell, parse_segments(remat.segments), early_stop=remat.early_stop)
     return model
 
 
