@@ -39,6 +39,15 @@ def is_float8_layer(inputs: int, outputs: int) -> bool:
     return inputs % 16 == 0 and outputs % 16 == 0
 
 
+def check_rows(rows: int, layer: str) -> None:
+    """Raise `UnsupportedError` for a layer that is given no sixteens of rows, over which its gradient sums."""
+    if rows % 16:
+        raise UnsupportedError(
+            f"precision.linear float8 multiplies in sixteens, but {layer} is given {rows} rows",
+            hint="a batch of sixteens, or leave precision.linear out",
+        )
+
+
 def in_float8(trace: Trace, cluster: Cluster | None) -> Trace:
     """`trace` with its linear layers in float8; `UnsupportedError` for a GPU that cannot, or if there are none."""
     _check_gpu(trace, cluster)
@@ -57,6 +66,7 @@ def in_float8(trace: Trace, cluster: Cluster | None) -> Trace:
             hint="leave precision.linear out",
         )
     for f, (x, w) in found.items():
+        check_rows(_rows(trace.storages[trace.ops[f].writes[0]]), ".".join(trace.ops[f].module))
         _forward(draft, f, x, w, casts)
         if len(back.get(f, ())) == 2:
             _backward(draft, _in_order(draft, min(back[f]), x, w), f, (x, w), casts)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.passes.float8 import LEAST_CAPABILITY, is_float8_layer
+from dnnmem.estimator.passes.float8 import LEAST_CAPABILITY, check_rows, is_float8_layer
 from dnnmem.profilers.found_blocks import blocks_of
 
 
@@ -45,4 +46,12 @@ def to_float8(model: nn.Module) -> nn.Module:
     converted: nn.Module = convert_to_float8_training(
         model, module_filter_fn=lambda _, name: name in chosen, config=config
     )
+    for name in chosen:
+        converted.get_submodule(name).register_forward_pre_hook(partial(_check_rows, name))
     return converted
+
+
+def _check_rows(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+    """Before torch does, without a word of what to do."""
+    if args and torch.is_grad_enabled():
+        check_rows(args[0].numel() // args[0].shape[-1], name)

@@ -16,6 +16,7 @@ from dnnmem.cli.cache import cache_folder
 from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import rewrite
+from dnnmem.estimator.passes.float8 import check_rows
 from dnnmem.estimator.plan import Plan, Precision
 from dnnmem.estimator.plan_text import change
 from dnnmem.estimator.replay import replay_on
@@ -110,6 +111,15 @@ def test_what_cannot_be_is_refused():
     pytest.importorskip("torchao")
     with pytest.raises(UnsupportedError, match="no linear layers in blocks"):
         to_model(nn.Sequential(nn.Linear(8, 24)), FLOAT8)
+
+
+def test_rows_that_are_no_sixteens_are_refused():
+    with pytest.raises(UnsupportedError, match="is given 8 rows"):
+        check_rows(8, "up")
+    pytest.importorskip("torchao")
+    model = to_model(Stack(), FLOAT8)
+    with pytest.raises(UnsupportedError, match=r"blocks\.0\.0 is given 8 rows"):
+        model(torch.randn(8, 32))
 
 
 @pytest.mark.parametrize("arguments", [{}, LLAMA], ids=["biases", "none"])
