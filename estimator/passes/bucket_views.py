@@ -38,7 +38,7 @@ def _moved(draft: Draft, life: Life, grad: int, flat: int, axis: str) -> int:
     """Copy a gradient when it is there, which is returned; what comes later finds it in the bucket."""
     ops, nbytes = draft.trace.ops, draft.storages[grad].nbytes
     ready = max(k for k in life.uses if ops[k].phase is Phase.BACKWARD and grad in ops[k].writes)
-    done = _node_end(ops, ready)
+    done = node_end(ops, ready)
     copy = Op(
         name=f"dnnmem.copy_in.{axis}", module=ops[ready].module, phase=Phase.BACKWARD, reads=(grad,), writes=(flat,),
         events=(Event(-nbytes, 0, grad),), moved_bytes=2 * nbytes,
@@ -50,7 +50,7 @@ def _moved(draft: Draft, life: Life, grad: int, flat: int, axis: str) -> int:
     return done
 
 
-def _node_end(ops: Sequence[Op], k: int) -> int:
+def node_end(ops: Sequence[Op], k: int) -> int:
     """The last op of the node of op `k`: those that follow it, work on the same, or add up what these make."""
     given, made = set(ops[k].reads), set(ops[k].writes)
     while k + 1 < len(ops) and ops[k + 1].module == ops[k].module and ops[k + 1].phase is Phase.BACKWARD:

@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.hidden import Name, hidden_of
-from dnnmem.estimator.passes.bucket_views import viewed_sum
+from dnnmem.estimator.passes.bucket_views import node_end, viewed_sum
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.optimizer_rules import RULES
 from dnnmem.estimator.passes.update import element_bytes, gradients, scale_update
@@ -46,7 +46,7 @@ def replicate(trace: Trace, plan: Plan) -> Trace:
         if plan.sharding.bucket_views and plan.batch.accumulation == 1:
             viewed_sum(draft, known, ready, mine, axis)
         else:  # sums of micro-batches are made before they move
-            _copied_sum(draft, ready, last, mine, axis)
+            _copied_sum(draft, node_end(trace.ops, ready), last, mine, axis)
     _start(draft, [g for _, mine in buckets for g in mine])
     _send_buffers(draft)
     if plan.sharding.strategy == "zero1" and plan.mesh.dp_shard > 1:
