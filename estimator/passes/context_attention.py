@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import is_attention
-from dnnmem.estimator.passes.context_ring import Sizes, larger, ring_backward, ring_forward
+from dnnmem.estimator.passes.context_ring import Sizes, ring_backward, ring_forward
 from dnnmem.estimator.passes.context_sizes import check_heads
 from dnnmem.estimator.passes.context_tape import Piece, Tape, swapped
 from dnnmem.estimator.passes.draft import Draft, Life, made_storage
@@ -71,7 +71,7 @@ def _ring_forward(draft: Draft, known: Mapping[int, Life], k: int, plan: Plan) -
     out, *kept = op.writes
     kept.sort(key=lambda i: -draft.storages[i].nbytes)
     sizes = _sizes(draft, op, op.reads[:3], out, plan)
-    tape, named = larger(lambda sizes: ring_forward(sizes, _made(op), out, kept), sizes)
+    tape, named = ring_forward(sizes, _made(op), out, kept)
     _insert(draft, k, tape, named)
     if sizes.causal:
         _reordered(draft, known, k, out)
@@ -107,7 +107,7 @@ def _ring_backward(draft: Draft, known: Mapping[int, Life], k: int, sizes: Sizes
     op = draft.ops[k]
     query, key, value = _gradients(draft, k)
     both = draft.add(made_storage(2 * sizes.key, Kind.TEMP, "", draft.storages[key]))
-    tape, named = larger(lambda sizes: ring_backward(sizes, _made(op), (query, key, value)), sizes)
+    tape, named = ring_backward(sizes, _made(op), (query, key, value))
     last = max(known[i].freed for i in (key, value))
     for at in {*known[key].uses, *known[value].uses, known[key].freed, known[value].freed} - {k}:
         one = draft.ops[at]

@@ -3,16 +3,16 @@
     forward    k, v copied | both as one, sent | kernel | sums in float32 <- kernel, merged, ...             | out
     backward   sums in float32 of all gradients | kernel, gradients of k and v passed on with a round, ...   | cast
 
-After torch/distributed/tensor/experimental/_context_parallel/_attention.py (torch 2.14). Each rank has an early and a
-late part: in a round after the first one, with causal attention, the first rank computes with the late half of its
-queries, the last one with the early half of the keys that came, others with one or the other. Rounds are alike from the
-third on, so that no more than `ROUNDS` are written down.
+After torch/distributed/tensor/experimental/_context_parallel/_attention.py (torch 2.14), as the first rank runs it.
+Each rank has an early and a late part: in a round after the first one, with causal attention, the first rank computes
+with the late half of its queries, the last one with the early half of the keys that came, others with one or the other.
+Rounds are alike from the third on, so that no more than `ROUNDS` are written down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dnnmem.estimator.passes.context_tape import Tape
 from dnnmem.estimator.trace import Event
@@ -44,8 +44,6 @@ class Sizes:
     """True if all keys and values are gathered at once."""
     causal: bool
     """True if positions attend to those before them only."""
-    first: bool = False
-    """True for the first rank, False for the last one."""
 
     @property
     def rounds(self) -> int:
@@ -58,17 +56,12 @@ class Sizes:
         return -(-(self.ranks - 1) // max(1, self.rounds - 1))
 
 
-def larger(way: Callable[[Sizes], Ring], sizes: Sizes) -> Ring:
-    """The ring of the rank, first or last, that needs more."""
-    return max((way(replace(sizes, first=first)) for first in (False, True)), key=lambda ring: ring[0].peak)
-
-
 def ring_forward(sizes: Sizes, kernel: Sequence[Event], out: int, kept: Sequence[int]) -> Ring:
     """The forward pass; `kernel` makes `out`, and what else is `kept`, the logsumexp first."""
     t, wide, casts = Tape(), sizes.query * sizes.wide, sizes.wide > 1
     t.piece("copy", 4 * sizes.key)
     buffers = _Buffers(t, sizes, late=False)
-    share = 2 if sizes.first and sizes.causal else 1
+    share = 2 if sizes.causal else 1
     half = [e if abs(e.nbytes) <= _SMALL else Event(e.nbytes // share, e.stream, e.storage) for e in kernel]
     t.piece("attention")
     made = t.kernel(kernel)
@@ -166,16 +159,13 @@ def ring_backward(sizes: Sizes, kernel: Sequence[Event], gradients: Sequence[int
         if i:
             buffers.turn(i)
         t.piece("attention", takes=passed)
-        if i and sizes.first and sizes.causal:
+        if i and sizes.causal:
             t.drop(lse)
             lse = t.new(sizes.logsumexp // 2)
         made = t.kernel(halves if i else kernel)
         t.drop(*old, sent, *(sums if i else ()))
         last, old = passed, list(made.values())
-        if i and sizes.causal and not sizes.first:  # parts of the sums are added to, which makes new ones
-            sums = [t.new(pair // 2), t.new(pair // 2)]
-            sent = t.new(pair)
-        elif i:  # added to where they arrived
+        if i:  # added to where they arrived
             sums, last = [last], 0
             sent = t.new(pair)
         else:  # their elements are not in order, and are copied to be sent
@@ -185,7 +175,7 @@ def ring_backward(sizes: Sizes, kernel: Sequence[Event], gradients: Sequence[int
         message = t.piece("send", pair * sizes.messages, takes=sent)
         message.gives = passed = t.new(pair)
         t.drop(last)
-        if i and sizes.first and sizes.causal:
+        if i and sizes.causal:
             total = _replaced(t, total, wide)
     t.piece("copy", 2 * pair, takes=passed)
     query = _replaced(t, total, sizes.query) if sizes.wide > 1 else total
@@ -198,8 +188,7 @@ def _halves(sizes: Sizes, kernel: Sequence[Event], gradients: Sequence[int]) -> 
     """What the kernel makes in rounds after the first one."""
     found = []
     for nbytes, stream, i in kernel:
-        of_keys = i in gradients[1:]
-        halved = sizes.causal and abs(nbytes) > _SMALL and (of_keys != sizes.first) and (of_keys or sizes.first)
+        halved = sizes.causal and abs(nbytes) > _SMALL and i not in gradients[1:]
         found.append(Event(nbytes // 2 if halved else nbytes, stream, i))
     return found
 

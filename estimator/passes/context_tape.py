@@ -4,8 +4,8 @@ A tape's own storages are -1, -2, ...; whoever puts its pieces into a trace give
 
 >>> tape = Tape()
 >>> result = swapped(tape, 8)
->>> [piece.kind for piece in tape.pieces], tape.peak, tape.sizes == {result: 8}
-(['copy', 'all_to_all', 'copy'], 16, True)
+>>> [piece.kind for piece in tape.pieces], tape.sizes == {result: 8}
+(['copy', 'all_to_all', 'copy'], True)
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ class Tape:
         self.pieces: list[Piece] = []
         self.sizes: dict[int, int] = {}
         """Of what is alive."""
-        self.live = self.peak = 0
-        """Bytes alive, and most that were."""
         self._next = -1
 
     def piece(self, kind: str, nbytes: int = 0, takes: int = 0) -> Piece:
@@ -53,8 +51,6 @@ class Tape:
         """Allocate."""
         mine, self._next = self._next, self._next - 1
         self.sizes[mine] = nbytes
-        self.live += nbytes
-        self.peak = max(self.peak, self.live)
         self.pieces[-1].events.append(Event(nbytes, 0, mine))
         return mine
 
@@ -63,7 +59,6 @@ class Tape:
         for mine in ids:
             nbytes = self.sizes.pop(mine, 0)
             if nbytes:
-                self.live -= nbytes
                 self.pieces[-1].events.append(Event(-nbytes, 0, mine))
 
     def kernel(self, events: Sequence[Event]) -> dict[int, int]:

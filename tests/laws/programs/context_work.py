@@ -1,0 +1,59 @@
+"""Ranks that share the sequences of one model by each of several plans: what comes of it, written by the first.
+
+context_work.py RANK WORLD_SIZE FOLDER        FOLDER/rank0.pt: plan -> losses, gradients
+"""
+
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from torch import distributed
+from torch.distributed.tensor import DTensor
+
+import dnnmem
+from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan_text import change
+from tests.laws.programs.context_plans import PLANS, build, loss_of
+from tests.laws.programs.tensor_plans import in_order
+
+
+def train(way, settings, rank):
+    """Some steps by a plan, on what this rank's group reads of each batch."""
+    kind = way.split(",")[0]
+    model, optimizer, batches = build(kind)
+    plan = change(Plan(), settings)
+    model, optimizer = dnnmem.apply(model, optimizer, plan)
+    group = rank // (plan.mesh.tp * plan.mesh.cp)
+    losses, grads = [], {}
+    for batch in batches:
+        loss = loss_of(model, [part.chunk(plan.mesh.data_ranks)[group] for part in batch])
+        loss.backward()
+        if not grads:
+            found = {name: p.grad for name, p in model.named_parameters()}
+            whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
+            grads = {name: in_order(name, g.clone(), kind, plan.mesh.tp) for name, g in whole.items()}
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach().clone().as_subclass(torch.Tensor))
+        distributed.all_reduce(losses[-1])
+        losses[-1] /= plan.mesh.world_size
+    return {"losses": losses, "grads": grads}
+
+
+def main(rank, ranks, folder):
+    """Each plan by itself."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
+    found = {}
+    for way, settings in PLANS[ranks].items():
+        try:
+            found[way] = train(way, settings, rank)
+        except Exception:  # noqa: BLE001, PERF203 - the next plan runs all the same
+            found[way] = traceback.format_exc()
+    if rank == 0:
+        torch.save(found, Path(folder, "rank0.pt"))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
