@@ -41,9 +41,11 @@ from dnnmem.estimator.validation.case import Case, Key
 
 SOURCES = (
     "torchtitan_llama_moe_curated", "llmfoundry_mpt_throughput", "internevo_a100_a800",
-    "megatron_selective_recompute_2022",
+    "megatron_selective_recompute_2022", "vtrain_multi",
 )  # fmt: skip
-"""Tables that measured several plans of one thing; vTrain's differ in degrees of parallelism only."""
+"""Tables that measured several plans of one thing. vTrain's single node is left out: a predictor's own numbers."""
+_SHOWN = 8
+"""Rows of a group in the docs, in the report's order."""
 _REMAT = {"none": "", "selective": "remat-selective", "full": "remat-full"}
 _MODELS = {(32, 4096): "8B", (40, 5120): "13B", (80, 8192): "70B", (64, 5120): "32B", (12, 768): "125M"}
 """Layers and width, and what people call that; else the source's own name stands for it."""
@@ -259,8 +261,7 @@ def tables(done: Sequence[Verdict]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *_summary(done), "", "| group | plan | tokens/s and GPU | predicted | peak, GiB |", "|" + "---|" * 5]
     for v in done:
-        for row in v.rows:
-            lines.append(_line(v, row))
+        lines += [_line(v, row) for row in v.rows[:_SHOWN]]
     return "\n".join(lines)
 
 
@@ -280,8 +281,10 @@ def _summary(done: Sequence[Verdict]) -> Iterator[str]:
             continue
         mean, known = statistics.fmean(v.regret for v in own), statistics.fmean(v.known_regret for v in own)
         yield (
-            f"- {said}: {len(own)} groups; the fastest is first or tied with it in {sum(v.ties for v in own)}; mean "
-            f"regret {mean:.1%}, worst {max(v.regret for v in own):.1%}; mean by the source's own site {known:.1%}"
+            f"- {said}: {len(own)} groups; the fastest is first in {sum(v.rows[0] is v.best for v in own)}, first or "
+            f"tied with it in {sum(v.ties for v in own)}, among the first three in "
+            f"{sum(v.best in v.rows[:3] for v in own)}; mean regret {mean:.1%}, worst "
+            f"{max(v.regret for v in own):.1%}; mean by the source's own site {known:.1%}"
         )
     asked = [v.search_regret for v in done if v.search_regret is not None]
     if asked:

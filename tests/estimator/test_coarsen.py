@@ -56,6 +56,19 @@ def test_runs_price_like_ops(plan, host, kind, layers):
     assert runs.peak_bytes >= 0.97 * exact.peak_allocated_bytes
 
 
+def test_a_run_that_touches_nothing_takes_no_time_of_the_host():
+    # GIVEN a step whose first op makes and reads nothing, in a module of its own
+    trace = gpt(3)
+    nothing = {"events": (), "reads": (), "writes": (), "flops": 0, "moved_bytes": 0}
+    idle = replace(trace.ops[0], name="aten.empty.memory_format", module=("positions",), **nothing)
+    trace = replace(trace, ops=(idle, *trace.ops))
+    cluster = find_cluster("h100")
+    costs = Costs(recorded=Recorded(traces={2: trace}, own_batch=2), cluster=cluster, model=load(cluster.device))
+    # WHEN it is priced by runs  THEN that is what its ops take
+    exact = costs.exact(Plan())
+    assert costs.by_runs(Plan()).seconds == pytest.approx(exact.step_seconds, rel=1e-9)
+
+
 def test_runs_are_few():
     # GIVEN a step
     costs = Costs(
