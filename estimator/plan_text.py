@@ -21,15 +21,20 @@ SCHEMA = "dnnmem.plan/1"
 def change(plan: Plan, settings: Iterable[str]) -> Plan:
     """`plan` with each `part.name=value` of `settings` set, checked. Raises `UsageError` for what cannot be."""
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        part, _, name = key.strip().partition(".")
-        if not equals or part not in _parts() or name not in _types(part):
-            near = [known for known in _known() if part and known.startswith(f"{part}.")]
-            raise UsageError(f"--set {setting} names nothing of a plan", hint=f"known: {', '.join(near or _known())}")
-        value = _read(setting, text.strip(), _types(part)[name])
+        part, name, value = read_setting(setting)
         plan = replace(plan, **{part: replace(getattr(plan, part), **{name: value})})
     check(plan)
     return plan
+
+
+def read_setting(setting: str) -> tuple[str, str, object]:
+    """Part, name and value of `part.name=value`. Raises `UsageError` for what cannot be."""
+    key, equals, text = setting.partition("=")
+    part, _, name = key.strip().partition(".")
+    if not equals or part not in _parts() or name not in _types(part):
+        near = [known for known in _known() if part and known.startswith(f"{part}.")]
+        raise UsageError(f"--set {setting} names nothing of a plan", hint=f"known: {', '.join(near or _known())}")
+    return part, name, _read(setting, text.strip(), _types(part)[name])
 
 
 def settings(plan: Plan) -> tuple[str, ...]:

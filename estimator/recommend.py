@@ -29,6 +29,7 @@ from dnnmem.estimator.search_ahead import Ahead
 from dnnmem.estimator.search_core import Cost
 from dnnmem.estimator.search_cost import Costs
 from dnnmem.estimator.techniques import Choice, Scope, choices
+from dnnmem.estimator.techniques.tensor import degrees
 from dnnmem.estimator.time_model import TimeModel, load
 
 
@@ -119,7 +120,8 @@ def scope_of(recorded: Recorded, wanted: Wanted) -> Scope:
     gpus = (cluster.gpus,)
     if wanted.objective == "cost":
         gpus = tuple(n for n in (2**k for k in range(20)) if n < cluster.gpus) + gpus
-    blocks = main_list(next(iter(recorded.traces.values())))
+    first = next(iter(recorded.traces.values()))
+    blocks = main_list(first)
     return Scope(
         cluster=cluster,
         gpus=gpus,
@@ -131,7 +133,8 @@ def scope_of(recorded: Recorded, wanted: Wanted) -> Scope:
         only=wanted.only,
         without=wanted.without,
         max_techniques=wanted.max_techniques,
-        logits_share=logits_share(next(iter(recorded.traces.values()))),
+        tensor=degrees(first, cluster),
+        logits_share=logits_share(first),
     )
 
 

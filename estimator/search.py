@@ -1,8 +1,9 @@
 """The best plans of a space, found without pricing all of it: whatever a bound rules out is never looked at closer.
 
+    all plans       bounds at once (`search_grid`); those that none rules out enter the queue when it comes to them
     queue by key    [bound 1.20] [bound 1.22] [runs 1.25] [exact 1.26] ...
                         |            a plan at the head is priced once more exactly, and goes back into the queue
-                        `-- guess -> bound of the core -> runs of ops -> op by op: nothing left is better, it is next
+                        `-- guess -> bound -> few blocks -> runs of ops -> op by op: nothing left is better, it is next
 
 Each price is no more than the next more exact one, in seconds and in bytes, so that what leaves the queue op by op is
 in the order in which pricing everything would have put it (best-first search). A plan is dropped when the least that
@@ -18,12 +19,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
+import numpy as np
+
 from dnnmem.estimator.errors import InfeasibleError, UnsupportedError, UsageError
 from dnnmem.estimator.estimate import Estimate
-from dnnmem.estimator.plan import Plan, Remat
+from dnnmem.estimator.plan import Plan, Remat, check
 from dnnmem.estimator.search_ahead import Ahead, Question, answer_of
 from dnnmem.estimator.search_core import Cost
 from dnnmem.estimator.search_cost import WHOLE, Costs
+from dnnmem.estimator.search_grid import bounds
 from dnnmem.estimator.techniques import Choice
 
 OBJECTIVES = ("throughput", "cost", "memory", "time-to-train")
@@ -50,9 +54,11 @@ class Level(IntEnum):
     """By runs of ops, as if it kept everything, which no recomputation is faster than."""
     BOUND = 2
     """By its own core."""
-    RUNS = 3
+    DRAWN = 3
+    """By runs of few blocks, drawn out to all."""
+    RUNS = 4
     """By runs of ops."""
-    EXACT = 4
+    EXACT = 5
     """Op by op."""
 
 
@@ -109,12 +115,36 @@ class Search:
         self.on_price, self.ahead = on_price, ahead
         self.queue: list[tuple[float, int, int, int, _Entry]] = []
         self.tally.considered = max(self.tally.considered, len(choices))
-        for order, choice in enumerate(choices):
-            self._enter(order, _Entry(choice=choice, level=Level.GUESS, cost=Cost(seconds=0.0, peak_bytes=0)))
+        self.waiting: list[tuple[float, int, int, Choice, Cost]] = []
+        """Plans that have not entered the queue: key, techniques, place in the space; the best one last."""
+        if choices:
+            self._wait(choices)
+
+    def _wait(self, choices: Sequence[Choice]) -> None:
+        """Have those of `choices` wait that their bounds do not rule out."""
+        found = bounds(self.costs, choices)
+        for why, count in found.refused:
+            self.tally.unsupported[why] = max(self.tally.unsupported.get(why, 0), count)
+        left = np.isfinite(found.seconds) & (found.peak_bytes <= self.budget)
+        left &= found.seconds * _ROUNDING <= self.limit
+        for order in np.flatnonzero(left).tolist():
+            choice = choices[order]
+            cost = Cost(seconds=float(found.seconds[order]), peak_bytes=int(found.peak_bytes[order]))
+            self.waiting.append((self.key(choice, cost) * _ROUNDING, choice.count, order, choice, cost))
+        self.waiting.sort(key=lambda item: item[:3], reverse=True)
+
+    def _admit(self) -> None:
+        """Let those enter the queue whose turn it may be, and a few more to look ahead at."""
+        while self.waiting and (len(self.queue) < _AHEAD or self.waiting[-1][0] <= self.queue[0][0]):
+            _, _, order, choice, cost = self.waiting.pop()
+            self._enter(order, _Entry(choice=choice, level=Level.GUESS, cost=cost))
 
     def best(self) -> Iterator[Priced]:
         """Plans that fit, best first, for as long as they are asked for."""
-        while self.queue:
+        while self.queue or self.waiting:
+            self._admit()
+            if not self.queue:
+                return
             _, _, _, order, entry = heapq.heappop(self.queue)
             if entry.estimate is not None:
                 yield Priced(choice=entry.choice, estimate=entry.estimate)
@@ -123,6 +153,9 @@ class Search:
 
     def within(self, key: float, fewer_than: int) -> Iterable[Priced]:
         """What is left that has fewer techniques and may be within `key`."""
+        for _, _, order, choice, cost in [w for w in self.waiting if w[0] <= key and w[1] < fewer_than]:
+            self._enter(order, _Entry(choice=choice, level=Level.GUESS, cost=cost))
+        self.waiting = [w for w in self.waiting if w[0] > key or w[1] >= fewer_than]
         near = sorted(item for item in self.queue if item[0] <= key and item[4].choice.count < fewer_than)
         self.queue = [item for item in self.queue if item[0] > key or item[4].choice.count >= fewer_than]
         heapq.heapify(self.queue)
@@ -146,11 +179,15 @@ class Search:
         self._look_ahead()
         try:
             if level is Level.PLAIN:
+                check(entry.choice.plan)
                 cost = self._plain(entry)
             elif level is Level.BOUND:
                 entry.choice = self._planned(entry.choice)
                 bound = self.costs.bound(entry.choice.plan)
-                cost = replace(bound, seconds=max(bound.seconds, entry.cost.seconds))
+                cost = _more(bound, entry.cost)
+            elif level is Level.DRAWN:
+                drawn = self.costs.drawn(entry.choice.plan)
+                cost = _more(Cost(seconds=drawn.seconds, peak_bytes=drawn.peak_bytes), entry.cost)
             elif level is Level.RUNS:
                 self.tally.priced += 1
                 self.on_price()
@@ -210,7 +247,7 @@ class Search:
             choice = entry.choice
             question: Question
             asked: Plan | Choice = choice.plan
-            if level == Level.BOUND:
+            if level == Level.DRAWN:
                 question = ("runs", choice.plan, 0.0)
             elif level == Level.RUNS:
                 question, asked = ("exact", choice.plan, self.budget), choice
@@ -219,7 +256,7 @@ class Search:
                 question = ("remat", asked, self._planned_bytes(choice))
             else:
                 continue
-            known = question[1:] in self.costs.plans or (level == Level.BOUND and choice.plan in self.costs.priced)
+            known = question[1:] in self.costs.plans or (level == Level.DRAWN and choice.plan in self.costs.priced)
             if self.ahead is not None and not known and not self.ahead.is_begun(question):
                 yield question, asked
 
@@ -228,11 +265,10 @@ class Search:
         plan = entry.choice.plan
         if plan.remat.policy not in WHOLE and not entry.choice.planned_share:
             return entry.cost
-        plan = replace(plan, remat=Remat())
-        plain = self.costs.by_runs(plan)
-        return Cost(
-            seconds=max(entry.cost.seconds, plain.seconds),
-            peak_bytes=max(entry.cost.peak_bytes, self.costs.lasting.get(plan, 0)),
+        plain = self.costs.keeping(replace(plan, remat=Remat()))
+        again = self.costs.guess(plan, self._planned_bytes(entry.choice), plain.peak_bytes)
+        return _more(
+            Cost(seconds=max(plain.seconds, again.seconds), peak_bytes=plain.lasting_bytes), _more(again, entry.cost)
         )
 
     def _planned(self, choice: Choice) -> Choice:
@@ -245,7 +281,7 @@ class Search:
 
     def _enter(self, order: int, entry: _Entry) -> None:
         if entry.level is Level.GUESS:
-            entry.cost = self._guess(entry.choice)
+            entry.cost = _more(entry.cost, self._guess(entry.choice))
         cost = entry.cost
         if cost.peak_bytes > self.budget or cost.seconds * _ROUNDING > self.limit:
             return
@@ -294,6 +330,10 @@ def key_of(objective: str, choice: Choice, cost: Cost) -> float:
     if objective == "memory":
         return float(cost.peak_bytes)
     return cost.seconds * choice.plan.mesh.world_size if objective == "cost" else cost.seconds
+
+
+def _more(a: Cost, b: Cost) -> Cost:
+    return Cost(seconds=max(a.seconds, b.seconds), peak_bytes=max(a.peak_bytes, b.peak_bytes))
 
 
 def _cost_of(estimate: Estimate) -> Cost:

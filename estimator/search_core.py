@@ -6,15 +6,15 @@ core    op by op, of few blocks where blocks are alike    ->    runs of ops, who
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dnnmem.estimator.block_list import main_list
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.coarsen import NAME, Runs, live_peak, rounded
-from dnnmem.estimator.local_step import LocalStep
+from dnnmem.estimator.local_step import Chunk, LocalStep
 from dnnmem.estimator.passes import offload
 from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S
-from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan import Pipeline, Plan
 from dnnmem.estimator.planners.chain import Chain
 from dnnmem.estimator.repeat import repeat
 from dnnmem.estimator.time_model import TimeModel
@@ -41,6 +41,37 @@ class Cost:
     """What is allocated at the peak; reserved, where the price is exact."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rates:
+    """What prices steps in runs."""
+
+    cluster: Cluster
+    """The machine."""
+    model: TimeModel
+    """Its rates."""
+    runs: Runs
+    """Costs of runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Spread:
+    """A micro-batch on one tensor-parallel group, by blocks: no rank of a pipeline does its part in less."""
+
+    forward: tuple[float, ...]
+    """Seconds until the forward pass begins block 0, 1, ...; the last number: until it is over."""
+    backward: tuple[float, ...]
+    """Seconds of the backward pass from its begin until block 0, 1, ... is done; then 0, before it begins."""
+    inside: Mapping[Kind, int]
+    """Bytes of blocks that live between steps, by kind."""
+    saved_bytes: int
+    """Which every block keeps from its forward to its backward pass, at least."""
+
+    @property
+    def seconds(self) -> float:
+        """Of both passes."""
+        return self.forward[-1] + self.backward[0]
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Core:
     """A micro-batch's step as the passes of the model leave it."""
@@ -51,6 +82,8 @@ class Core:
     """Blocks that it is to be repeated to; None = it is whole."""
     runs: Trace
     """In runs, whole."""
+    few_runs: Trace
+    """In runs, of as many blocks as `trace` has."""
     micro_seconds: float
     """Of the compute lane, forward and backward."""
     update_seconds: float
@@ -63,20 +96,29 @@ class Core:
     """Op by op and whole, once it was needed."""
     chain: Chain | None = None
     """In stages, once it was needed."""
+    spread: Spread | None = None
+    """Where its seconds and states lie, once that was needed."""
+    chunks: dict[tuple[int, Pipeline], list[Trace]] = field(default_factory=dict)
+    """Of a pipeline, op by op, by its stages and how they take turns."""
+    coarse: dict[tuple[int, Pipeline], list[Trace]] = field(default_factory=dict)
+    """The same in runs."""
     few: tuple[tuple[int, Trace], tuple[int, Trace]] | None = None
     """With as many blocks as `trace` has, and one more, once they were needed."""
+    few_in_runs: tuple[tuple[int, Trace], tuple[int, Trace]] | None = None
+    """The same in runs."""
     sent_bytes: float | None = None
     """What all activations that go to the host have, once it was needed."""
 
 
 def core_of(
-    trace: Trace, layers: int | None, runs: Trace, costs: Runs, seconds_of: Callable[[Work], Sequence[float]]
+    trace: Trace, layers: int | None, few: Trace, costs: Runs, seconds_of: Callable[[Work], Sequence[float]]
 ) -> Core:
-    """The core of a rewritten step, with its runs and what they cost; `seconds_of` prices ops."""
+    """The core of a rewritten step, with its runs, given for as many blocks as it has; `seconds_of` prices ops."""
+    runs = few if layers is None else repeat(few, layers)
     step = tuple(op for op in runs.ops if op.phase is Phase.STEP)
     passes = tuple(op for op in runs.ops if op.phase is not Phase.STEP)  # what an update makes is split with it
     return Core(
-        trace=trace, layers=layers, runs=runs, micro_seconds=sum(run_seconds(runs, costs)),
+        trace=trace, layers=layers, runs=runs, few_runs=few, micro_seconds=sum(run_seconds(runs, costs)),
         update_seconds=sum(seconds_of(work_of(replace(runs, ops=step)))), states=resting(runs),
         others_bytes=live_peak(replace(runs, ops=passes), _OTHERS),
     )  # fmt: skip
@@ -92,10 +134,21 @@ def parts_of(plan: Plan) -> dict[Kind, int]:
 def few_of(core: Core) -> tuple[tuple[int, Trace], tuple[int, Trace]]:
     """A core of few blocks with as many as it has, and with one more, each after its number of blocks."""
     if core.few is None:
-        blocks = main_list(core.trace)
-        count = blocks.count if blocks else core.layers or 0
-        core.few = ((count, core.trace), (count + 1, repeat(core.trace, count + 1)))
+        core.few = _and_one_more(core.trace)
     return core.few
+
+
+def few_in_runs(core: Core) -> tuple[tuple[int, Trace], tuple[int, Trace]]:
+    """The same in runs."""
+    if core.few_in_runs is None:
+        core.few_in_runs = _and_one_more(core.few_runs)
+    return core.few_in_runs
+
+
+def _and_one_more(trace: Trace) -> tuple[tuple[int, Trace], tuple[int, Trace]]:
+    blocks = main_list(trace)
+    count = blocks.count if blocks else 0
+    return (count, trace), (count + 1, repeat(trace, count + 1))
 
 
 def sent_bytes(core: Core, plan: Plan) -> float:
@@ -134,7 +187,11 @@ def run_seconds(trace: Trace, runs: Runs) -> list[float]:
 
 def with_costs(step: LocalStep, runs: Runs, model: TimeModel) -> LocalStep:
     """`step` with the seconds of its runs; what is left of the host's time goes to the next op."""
-    [chunk] = step.chunks
+    known = {id(chunk): _with_costs(chunk, runs, model) for chunk in {id(c): c for c in step.chunks}.values()}
+    return replace(step, chunks=tuple(known[id(chunk)] for chunk in step.chunks))
+
+
+def _with_costs(chunk: Chunk, runs: Runs, model: TimeModel) -> Chunk:
     work = chunk.work
     measured, host = work.measured.copy(), work.host_ops.copy()
     left = 0.0
@@ -146,5 +203,4 @@ def with_costs(step: LocalStep, runs: Runs, model: TimeModel) -> LocalStep:
             measured[k] = cost.seconds
             host[k] += cost.issue / model.host_seconds - 1
             left = cost.left / model.host_seconds
-    work = replace(work, measured=measured, host_ops=host)
-    return replace(step, chunks=(replace(chunk, work=work),))
+    return replace(chunk, work=replace(work, measured=measured, host_ops=host))

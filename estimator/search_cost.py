@@ -10,26 +10,22 @@ exact   all passes op by op: the estimate that is told
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from dnnmem.estimator.cluster import Cluster
-from dnnmem.estimator.coarsen import Runs, coarsen, live_peak
+from dnnmem.estimator.coarsen import Runs, live_peak
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import InfeasibleError, UnsupportedError
 from dnnmem.estimator.estimate import Estimate, price
 from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.local_step import LocalStep, step_of
-from dnnmem.estimator.passes import rewrite_model, rewrite_rank
+from dnnmem.estimator.passes import rewrite_chunks, rewrite_model, rewrite_rank
 from dnnmem.estimator.plan import Loss, Plan, Remat
 from dnnmem.estimator.planners.chain import Chain, chain_of, leaving_parts
 from dnnmem.estimator.planners.remat import plan_remat
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.repeat import repeat, repeated_flops
 from dnnmem.estimator.replay import ReplayResult, free_bytes, replay_trace
-from dnnmem.estimator.roofline import host_seconds, op_seconds
 from dnnmem.estimator.search_core import (
     ALL_PARTS,
     EVENLY,
@@ -37,29 +33,31 @@ from dnnmem.estimator.search_core import (
     STATES,
     Core,
     Cost,
-    core_of,
-    few_of,
+    Rates,
+    Spread,
     host_update_seconds,
     parts_of,
     run_seconds,
     sent_bytes,
     with_costs,
 )
+from dnnmem.estimator.search_cores import Maker
+from dnnmem.estimator.search_drawn import DRAWN, RUNS_MARGIN, Drawn, drawn_by_ops, drawn_by_runs
+from dnnmem.estimator.search_stages import chunks_in, least_bytes, least_seconds, spread_of, stages_by_runs
 from dnnmem.estimator.segments import blocks_again
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.trace import Kind, Trace
-from dnnmem.estimator.work import Work, work_of
 
 _LASTING = STATES | {Kind.COMM}
-RUNS_MARGIN = 0.998
-"""By runs, what lives and dies within one counts as if it did so just where the passes cut in: up to 0.1 % too much."""
 _CHUNKS_MARGIN = 0.97
 """The same where a head runs in chunks, between which parameters are gathered and gradients sent."""
+_GATHERED_MARGIN = 0.995
+"""Runs wait for gathered parameters from their first op on: 0.4 % too much in all that was tried."""
+_STAGES_MARGIN = 0.999
+"""What stages send beside their update waits for runs, not for ops: a tenth of that in all that was tried."""
 _CERTAIN = 0.98
 """Blocks that are alike differ by less: the first and the last one have other neighbours."""
-_DRAWN = 0.99
-"""Paths through a step repeat after two blocks, or the first ones differ: less than that in all that was tried."""
 _SPARED = 0.996
 """Early stop spares the host ops too: half of that in all that was tried."""
 WHOLE = ("every", "segments", "ops")
@@ -86,29 +84,44 @@ class Costs:
     """Its peak without what blocks save for their backward passes."""
     live: dict[Plan, int] = field(default_factory=dict)
     """What is allocated at its peak, by runs."""
+    by_few: dict[Plan, Drawn] = field(default_factory=dict)
+    """What `drawn` found."""
     runs: Runs = field(default_factory=Runs)
     """Costs of runs."""
     held: tuple[Plan, ReplayResult, Trace] | None = None
     """The last plan that fits of those that `reserved_bytes` was asked for, what it holds, and its step."""
-    wholes: dict[int, Trace] = field(default_factory=dict)
-    """Recorded steps with all their blocks, by the identity of the record."""
+    maker: Maker = field(init=False)
+    """Makes cores."""
 
-    def guess(self, plan: Plan, budget_bytes: float = math.inf) -> Cost:
+    def __post_init__(self) -> None:
+        """Rates are shared with what makes cores."""
+        self.maker = Maker(recorded=self.recorded, rates=self.rates)
+
+    @property
+    def rates(self) -> Rates:
+        """What prices steps in runs."""
+        return Rates(cluster=self.cluster, model=self.model, runs=self.runs)
+
+    def guess(self, plan: Plan, budget_bytes: float = math.inf, kept_bytes: int = 0) -> Cost:
         """A bound without a core of its own: the plan that keeps everything, and what must be computed again.
 
         Args: `budget_bytes` is what a rematerialization is to be planned for; infinite = the plan says which.
+        `kept_bytes`: what keeping everything needs, if more is known of it than a bound.
         """
         plain = replace(plan, remat=Remat())
         kept, resting = self.bound(plain), self.resting_bytes(plain)
+        kept = replace(kept, peak_bytes=max(kept.peak_bytes, kept_bytes))
         if self.recorded.layers is None:  # blocks may differ
             return replace(kept, peak_bytes=resting)
+        again, stages = blocks_again(plan.remat, self.recorded.layers), plan.mesh.pp
+        each = _CERTAIN * self._seconds_again(plain) / self.recorded.layers * plan.batch.accumulation
+        if stages > 1:  # every stage has as many blocks at least
+            return Cost(seconds=kept.seconds + again // stages * each, peak_bytes=resting if again else kept.peak_bytes)
         saved = self._most_saved(plain)
-        again = blocks_again(plan.remat, self.recorded.layers)
         if kept.peak_bytes > budget_bytes:
             again = math.ceil((kept.peak_bytes - budget_bytes) / saved)
-        each = _CERTAIN * self._seconds_again(plain) / self.recorded.layers
         return Cost(
-            seconds=kept.seconds + again * each * plan.batch.accumulation,
+            seconds=kept.seconds + again * each,
             peak_bytes=int(max(resting, kept.peak_bytes - again * saved if again else 0)),
         )
 
@@ -141,14 +154,34 @@ class Costs:
             return self.guess(plan)
         core, parts = self.core(plan), parts_of(plan)
         update = host_update_seconds(core, self.cluster) if plan.offload.optimizer else core.update_seconds
-        others = 0 if plan.offload.activations != "none" else core.others_bytes
-        seconds = (
-            core.micro_seconds * plan.batch.accumulation + update / max(parts.values()) + self.model.iteration_seconds
-        )
+        others = 0 if plan.offload.activations != "none" or plan.mesh.pp > 1 else core.others_bytes
+        seconds = self.passes_seconds(core, plan) + self.model.iteration_seconds
+        seconds += update / (max(parts.values()) * plan.mesh.pp)
         if plan.offload.activations != "none":  # what is sent last is fetched first: all is sent before
             copies = 2 * sent_bytes(core, plan) * plan.batch.accumulation
-            seconds = max(seconds, _DRAWN * copies / copy_bytes_per_s(self.cluster, self.model))
-        return Cost(seconds=seconds, peak_bytes=self.resting_bytes(plan) + others)
+            seconds = max(seconds, DRAWN * copies / copy_bytes_per_s(self.cluster, self.model))
+        peak = self.resting_bytes(plan) + others
+        if plan.mesh.pp > 1:
+            peak = max(peak, least_bytes(self._spread(core, plan), plan, parts))
+        return Cost(seconds=seconds, peak_bytes=peak)
+
+    def passes_seconds(self, core: Core, plan: Plan) -> float:
+        """Of forward and backward passes, at least."""
+        if plan.mesh.tp * plan.mesh.pp == 1:
+            return core.micro_seconds * plan.batch.accumulation
+        return least_seconds(self._spread(core, plan), plan)
+
+    def _coarse(self, core: Core, plan: Plan) -> list[Trace]:
+        """The chunks of a pipeline in runs."""
+        key = (plan.mesh.pp, plan.pipeline)
+        if key not in core.coarse:
+            chunks = chunks_in(core, plan)
+            made = {id_: self.maker.in_runs(chunk) for id_, chunk in {id(chunk): chunk for chunk in chunks}.items()}
+            core.coarse[key] = [made[id(chunk)] for chunk in chunks]
+        return core.coarse[key]
+
+    def _spread(self, core: Core, plan: Plan) -> Spread:
+        return spread_of(core, plan, self.rates)
 
     def _is_apart(self, plan: Plan) -> bool:
         """Whether blocks that are alike are not all treated alike: its core would be as long as the model."""
@@ -159,7 +192,7 @@ class Costs:
         core, parts = self.core(plan), parts_of(plan)
         kinds = STATES - OPTIMIZER if plan.offload.optimizer else STATES
         kinds -= {Kind.PARAM, Kind.GRAD} if plan.offload.parameters else frozenset()
-        return sum(core.states[kind] // parts[kind] for kind in kinds)
+        return sum(core.states[kind] // (parts[kind] * plan.mesh.pp) for kind in kinds)
 
     @collector_paused()
     def by_runs(self, plan: Plan) -> Cost:
@@ -177,43 +210,51 @@ class Costs:
             )
         if plan.offload.activations != "none":  # copied as ops make them, within runs; no step is faster for copies
             without = replace(plan, offload=replace(plan.offload, activations="none"))
-            least, drawn = self.by_runs(without).seconds, self._drawn_out(plan)
-            return Cost(seconds=max(least, drawn.seconds), peak_bytes=max(self.lasting[without], drawn.peak_bytes))
+            least, drawn = self.keeping(without), self._drawn_out(plan)
+            return Cost(
+                seconds=max(least.seconds, drawn.seconds), peak_bytes=max(least.lasting_bytes, drawn.peak_bytes)
+            )
         if self._is_apart(plan):
             bound, again = self.bound(plan), self._again(plan, replace(plan, remat=Remat()))
             return Cost(seconds=max(bound.seconds, again.seconds), peak_bytes=max(bound.peak_bytes, again.peak_bytes))
         core = self.core(plan)
+        if plan.mesh.pp > 1:
+            bound = self.bound(plan)
+            found = stages_by_runs(core, self._coarse(core, plan), plan, self.rates)
+            return Cost(
+                seconds=max(bound.seconds, found.seconds * _STAGES_MARGIN),
+                peak_bytes=max(bound.peak_bytes, int(found.peak_bytes * RUNS_MARGIN)),
+            )
         local = rewrite_rank(core.runs, plan, self.cluster)
         margin = RUNS_MARGIN if plan.loss == Loss() else _CHUNKS_MARGIN
         self.lasting[plan] = int(live_peak(local, _LASTING) * margin)
         self.live[plan] = live_peak(local)
         step = with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
-        return Cost(seconds=time_step(step, self.model).seconds, peak_bytes=int(self.live[plan] * margin))
+        waits = plan.splits_parameters
+        seconds = time_step(step, self.model).seconds * (_GATHERED_MARGIN if waits else 1.0)
+        return Cost(seconds=seconds, peak_bytes=int(self.live[plan] * margin))
 
-    def _drawn_out(self, plan: Plan) -> Cost:
-        """From as many blocks as the record has and from one more, op by op, to all of them.
-
-        Both are maxima over moments, and over paths through the step, each of which grows evenly with the blocks: such
-        a maximum grows ever faster, so that a line through two of its points is not above it beyond them.
-        """
+    def _drawn_out(self, plan: Plan) -> Drawn:
+        """From as many blocks as the record has and from one more, op by op, to all of them."""
         some_blocks = plan.offload.activations not in {"none", *EVENLY} or plan.offload.resident
-        core = None if some_blocks or self._is_apart(plan) else self.core(plan)
-        if core is None or core.layers is None:
-            return Cost(seconds=0.0, peak_bytes=0)
-        (some, few), (_, more) = few_of(core)
-        (first, low), (second, high) = self._priced_few(few, plan), self._priced_few(more, plan)
-        left = core.layers - some
-        return Cost(
-            seconds=(first + left * (second - first)) * _DRAWN,
-            peak_bytes=int((low + left * (high - low)) * RUNS_MARGIN),
-        )
+        return Drawn() if some_blocks or self._is_apart(plan) else drawn_by_ops(self.core(plan), plan, self.rates)
 
-    def _priced_few(self, trace: Trace, plan: Plan) -> tuple[float, int]:
-        """Seconds, none where few blocks hardly fill a bucket of gradients, and bytes."""
-        local = rewrite_rank(trace, plan, self.cluster)
-        if plan.mesh.data_ranks > 1 and not plan.splits_parameters:
-            return 0.0, live_peak(local)
-        return time_step(step_of([local], trace, plan, self.cluster, 0), self.model).seconds, live_peak(local)
+    @collector_paused()
+    def drawn(self, plan: Plan) -> Drawn:
+        """The same by runs; nothing for a pipeline, and for what is drawn out anyway."""
+        offload = plan.offload
+        if plan.mesh.pp > 1 or offload.activations != "none" or offload.parameters or self._is_apart(plan):
+            return Drawn()
+        if plan not in self.by_few:
+            self.by_few[plan] = drawn_by_runs(self.core(plan), plan, self.rates)
+        return self.by_few[plan]
+
+    def keeping(self, plan: Plan) -> Drawn:
+        """What a plan that keeps everything costs: `drawn`, or where all blocks were recorded, by runs of them."""
+        if self.recorded.layers is not None:
+            return self.drawn(plan)
+        cost = self.by_runs(plan)
+        return Drawn(seconds=cost.seconds, peak_bytes=cost.peak_bytes, lasting_bytes=self.lasting.get(plan, 0))
 
     def _again(self, plan: Plan, plain: Plan) -> Cost:
         """By runs that are computed again whole: less what early stop may spare of each, seconds and its output."""
@@ -240,18 +281,21 @@ class Costs:
     @collector_paused()
     def reserved_bytes(self, plan: Plan) -> int:
         """What the allocator would reserve, op by op, if the GPU were large enough; raises what passes raise."""
-        local = self._local(plan)
+        [local] = self._local(plan)
         held = replay_trace(local)
         fits = held.peak_reserved_bytes <= free_bytes(self.cluster.device)
         self.held = (plan, held, local) if fits else None
         return held.peak_reserved_bytes
 
-    def _local(self, plan: Plan) -> Trace:
-        """A rank's step, op by op."""
+    def _local(self, plan: Plan) -> list[Trace]:
+        """A rank's step, op by op; or those of all chunks of a pipeline."""
         if self.held and self.held[0] == plan:
-            return self.held[2]
+            return [self.held[2]]
         recorded = self.recorded.trace(self.micro_batch(plan), plan.precision.compute)
-        return rewrite_rank(self._ops(plan, recorded), plan, self.cluster)
+        if plan.mesh.pp == 1:
+            return [rewrite_rank(self._ops(plan, recorded), plan, self.cluster)]
+        core = self.core(plan)
+        return rewrite_chunks(chunks_in(core, plan), plan, self.cluster)
 
     def step(self, plan: Plan) -> LocalStep:
         """The planned step, op by op."""
@@ -261,12 +305,12 @@ class Costs:
             if self.recorded.layers
             else sum(op.flops for op in recorded.ops)
         )
-        return step_of([self._local(plan)], recorded, plan, self.cluster, flops)
+        return step_of(self._local(plan), recorded, plan, self.cluster, flops)
 
     def _ops(self, plan: Plan, recorded: Trace) -> Trace:
         """Of the plan's core, whole."""
         if self._is_apart(plan):
-            return rewrite_model(self._whole(recorded), plan, self.cluster)
+            return rewrite_model(self.maker.whole(recorded), plan, self.cluster)
         core = self.core(plan)
         if core.whole is None:
             core.whole = core.trace if core.layers is None else repeat(core.trace, core.layers)
@@ -312,39 +356,12 @@ class Costs:
     def core(self, plan: Plan) -> Core:
         """That of a plan."""
         key: tuple[object, ...] = (
-            self.micro_batch(plan), plan.precision, plan.loss, plan.tensor, plan.optimizer, plan.remat,
+            self.micro_batch(plan), plan.mesh.tp, plan.precision, plan.loss, plan.tensor, plan.optimizer, plan.remat,
             plan.compression,
         )  # fmt: skip
         if plan.precision != Plan().precision:  # whose pass leaves parameters at rest to them
             key = (*key, plan.sharding.strategy in ALL_PARTS)
         known = self.cores.get(key)
         if known is None:
-            known = self.cores[key] = self._make_core(plan)
+            known = self.cores[key] = self.maker.core(plan)
         return known
-
-    @collector_paused()
-    def _make_core(self, plan: Plan) -> Core:
-        recorded = self.recorded.trace(self.micro_batch(plan), plan.precision.compute)
-        if self.recorded.layers is not None:
-            with suppress(UnsupportedError):
-                few = rewrite_model(recorded, plan, self.cluster)
-                runs = repeat(self._runs(few), self.recorded.layers)
-                return core_of(few, self.recorded.layers, runs, self.runs, self._seconds)
-        whole = rewrite_model(self._whole(recorded), plan, self.cluster)
-        return core_of(whole, None, self._runs(whole), self.runs, self._seconds)
-
-    def _whole(self, recorded: Trace) -> Trace:
-        """With all blocks."""
-        if self.recorded.layers is None:
-            return recorded
-        known = self.wholes.get(id(recorded))
-        if known is None:
-            known = self.wholes[id(recorded)] = repeat(recorded, self.recorded.layers)
-        return known
-
-    def _runs(self, trace: Trace) -> Trace:
-        work = work_of(trace)
-        return coarsen(trace, self._seconds(work), host_seconds(work, self.model).tolist(), self.runs)
-
-    def _seconds(self, work: Work) -> list[float]:
-        return [float(s) for s in np.nan_to_num(op_seconds(work, self.cluster.device, self.model), nan=0.0)]

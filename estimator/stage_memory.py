@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dnnmem.estimator.coarsen import live_peak
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.pipeline_timing import in_flight
@@ -53,15 +54,25 @@ def worst_stage(chunks: Sequence[Trace], plan: Plan, device: Device) -> StageMem
     micro-batches. A rank whose program asks for a tenth less than another's is not played: fragments of ranks that do
     the same are alike. Raises what the schedule raises.
     """
-    grid = SCHEDULES[plan.pipeline.schedule](plan.mesh.pp, _microbatches(plan), plan.pipeline.chunks)
-    steps = {r: stage_step(chunks, grid, r, plan.batch.accumulation) for r in _candidates(chunks, grid)}
+    steps = _steps(chunks, plan)
     asked = {r: step.peak_bytes() for r, step in steps.items()}
     enough = max(asked.values()) * _CLOSE
     found = [StageMemory(rank=r, held=replay_on(steps[r], device)) for r in steps if asked[r] >= enough]
     return max(found, key=lambda one: (one.held.peak_reserved_bytes, one.held.peak_allocated_bytes))
 
 
-def _microbatches(plan: Plan) -> int:
+def least_peak(chunks: Sequence[Trace], plan: Plan) -> int:
+    """What the rank that holds most has alive at its peak, in blocks as the allocator rounds them."""
+    return max(map(live_peak, _steps(chunks, plan).values()))
+
+
+def _steps(chunks: Sequence[Trace], plan: Plan) -> dict[int, Trace]:
+    """The steps of the ranks that may hold most."""
+    grid = SCHEDULES[plan.pipeline.schedule](plan.mesh.pp, microbatches(plan), plan.pipeline.chunks)
+    return {r: stage_step(chunks, grid, r, plan.batch.accumulation) for r in _candidates(chunks, grid)}
+
+
+def microbatches(plan: Plan) -> int:
     """How many show the peak of each rank: all of them, or those that fill the pipeline and a few more."""
     ranks, wanted, schedule = plan.mesh.pp, plan.batch.accumulation, plan.pipeline.schedule
     if schedule in _UNITS and has_buffers(plan):  # the places to receive all lie between what comes and goes

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -21,7 +21,7 @@ from types import ModuleType
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.plan import Plan
-from dnnmem.estimator.plan_text import change
+from dnnmem.estimator.plan_changes import Changes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,8 @@ class Scope:
     """Blocks of the model's longest list; 0 = it has none."""
     fields: frozenset[str]
     """Fields of a plan that passes predict."""
+    tensor: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    """Degrees of tensor parallelism that divide the model, each with the settings that go with it."""
     logits_share: float = 0.0
     """Log-probabilities of the loss over the step's peak, in bytes each (`loss_site.logits_share`)."""
     allow: frozenset[str] = frozenset()
@@ -77,7 +79,7 @@ class Choice:
     plan: Plan
     """The plan."""
     techniques: tuple[Technique, ...] = field(default=())
-    """What it is made of, in the order of the files."""
+    """What it is made of, in the order of the files; those that change and tell nothing are left out."""
 
     @property
     def count(self) -> int:
@@ -94,6 +96,8 @@ class Choice:
         """What of it changes training."""
         return tuple(technique.alters for technique in self.techniques if technique.alters)
 
+
+_PLAIN = Technique(name="")
 
 Table = Callable[[Scope, Plan], Sequence[Technique]]
 
@@ -115,25 +119,32 @@ def _modules() -> tuple[ModuleType, ...]:
 
 
 def choices(scope: Scope) -> tuple[Choice, ...]:
-    """All plans of the space, those of fewest changes first. Raises `UsageError` for a name that means nothing."""
+    """All plans of the space, those of fewest changes first. Raises `UsageError` for a name that means nothing.
+
+    Files only say what goes together; whether a plan as a whole is one, `plan.check` says.
+    """
     found: list[Choice] = [Choice(plan=Plan())]
     known = {name for module in _modules() for name in getattr(module, "NAMES", ())}
+    changes = Changes()
+
+    def extended(choice: Choice, files: set[str], table: Table) -> Iterable[Choice]:
+        for technique in table(scope, choice.plan):
+            known.add(technique.name)
+            if technique.name and not _is_wanted(technique, files, scope):
+                continue
+            if technique == _PLAIN:
+                yield choice
+            else:
+                plan = changes.made(choice.plan, technique.settings)
+                yield Choice(plan=plan, techniques=(*choice.techniques, technique))
+
     for module in _modules():
         files = {_name(module), getattr(module, "GROUP", _name(module))}
-        found = [made for choice in found for made in _extended(choice, files, module.techniques, scope, known)]
+        found = [made for choice in found for made in extended(choice, files, module.techniques)]
+        if scope.max_techniques is not None:
+            found = [choice for choice in found if choice.count <= scope.max_techniques]
     _check_names(scope, known | set(tables()))
-    if scope.max_techniques is not None:
-        found = [choice for choice in found if choice.count <= scope.max_techniques]
     return tuple(sorted(found, key=lambda choice: choice.count))
-
-
-def _extended(choice: Choice, files: set[str], table: Table, scope: Scope, known: set[str]) -> Iterable[Choice]:
-    for technique in table(scope, choice.plan):
-        known.add(technique.name)
-        if technique.name and not _is_wanted(technique, files, scope):
-            continue
-        plan = change(choice.plan, technique.settings) if technique.settings else choice.plan
-        yield replace(choice, plan=plan, techniques=(*choice.techniques, technique))
 
 
 def _is_wanted(technique: Technique, files: set[str], scope: Scope) -> bool:

@@ -17,7 +17,11 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     """Nothing; or, where that is allowed, masks, which lose nothing but help few models; codes; projections."""
     rows = [Technique(name="")]
     asked = scope.allow | scope.only
-    if FILE not in scope.fields or plan.remat.policy not in ("none", "full", "every", "segments"):
+    if (
+        FILE not in scope.fields
+        or plan.mesh.tp * plan.mesh.pp > 1
+        or plan.remat.policy not in ("none", "full", "every", "segments")
+    ):
         return rows
     if asked & {FILE, "masks"}:
         rows.append(_MASKS)

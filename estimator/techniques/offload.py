@@ -9,9 +9,9 @@ ORDER = 60
 
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
-    """Nothing; activations of blocks that are neither computed again nor made smaller."""
+    """Nothing; activations of blocks that are whole on a rank, and neither computed again nor made smaller."""
     rows = [Technique(name="")]
-    if "offload" not in scope.fields:
+    if "offload" not in scope.fields or plan.mesh.world_size > plan.mesh.data_ranks:
         return rows
     activations = Technique(
         name="offload-activations", settings=("offload.activations=all",), words="activations to the host",

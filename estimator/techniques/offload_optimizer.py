@@ -11,7 +11,7 @@ ORDER = 70
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     """On the GPU, or on the host."""
     rows = [Technique(name="")]
-    if "offload_optimizer" in scope.fields and plan.optimizer.kernel is None:
+    if "offload_optimizer" in scope.fields and plan.optimizer.kernel is None and plan.mesh.pp == 1:
         rows.append(
             Technique(
                 name="offload-optimizer", settings=("offload.optimizer=true",), words="optimizer on the host",

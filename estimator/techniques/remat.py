@@ -12,8 +12,7 @@ _EVERY = {4: "th", 3: "rd", 2: "nd"}
 
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
-    """Nothing; or whole blocks, all or some; or all but products and attention."""
-    del plan
+    """Nothing; or whole blocks, all or some; or all but products and attention. Stages of a pipeline do it alike."""
     rows = [Technique(name="")]
     if scope.blocks < 2:
         return rows
@@ -23,7 +22,7 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
             why="keeps every second matrix product and attention of a block, and computes the rest again",
         )
     )  # fmt: skip
-    rows += [_every(n, ending) for n, ending in _EVERY.items() if scope.blocks >= 2 * n]
+    rows += [_every(n, ending) for n, ending in _EVERY.items() if scope.blocks >= 2 * n and plan.mesh.pp == 1]
     rows.append(
         Technique(
             name="remat-full", settings=("remat.policy=full",), words="recompute every block",

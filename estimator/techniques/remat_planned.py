@@ -17,7 +17,7 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     """What the files before have chosen; or what Rotor finds."""
     rows = [Technique(name="")]
     untouched = plan.offload.activations == "none" and plan.compression == Compression()
-    if scope.blocks > 1 and plan.remat.policy == "none" and untouched:
+    if scope.blocks > 1 and plan.remat.policy == "none" and untouched and plan.mesh.pp == 1:
         rows.append(
             Technique(
                 name="remat-planned", words="recompute some blocks, planned by Rotor", planned_share=_SHARE,

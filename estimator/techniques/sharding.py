@@ -12,40 +12,50 @@ _OVER = "sharding.strategy={}"
 
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
-    """One GPU alone, or every strategy over each number of GPUs; over nodes, sharding within each of them too."""
-    del plan
+    """One replica alone, or every strategy over each number of them; over nodes, sharding within some of them too."""
+    shared = plan.mesh.tp * plan.mesh.pp
     found: list[Technique] = []
     for gpus in scope.gpus:
-        found += _over(gpus, scope) if gpus > 1 else [Technique(name="")]
+        if gpus % shared:
+            continue
+        found += _over(gpus // shared, plan, scope) if gpus > shared else [Technique(name="")]
     return found
 
 
-def _over(gpus: int, scope: Scope) -> list[Technique]:
-    whole, per_node = f"mesh.dp_shard={gpus}", scope.cluster.gpus_per_node
+def _over(ranks: int, plan: Plan, scope: Scope) -> list[Technique]:
+    whole, per_node = f"mesh.dp_shard={ranks}", max(scope.cluster.gpus_per_node // plan.mesh.tp, 1)
+    over = f"{ranks} GPUs" if plan.mesh.world_size == 1 else f"{ranks} ranks"
     rows = [
         Technique(
-            name="ddp", settings=(f"mesh.dp_replicate={gpus}", _OVER.format("ddp")), words=f"DDP over {gpus} GPUs",
-            why=f"lets {gpus} GPUs share the batch, each with the whole model",
+            name="ddp", settings=(f"mesh.dp_replicate={ranks}", _OVER.format("ddp")), words=f"DDP over {over}",
+            why=f"lets {over} share the batch, each with the whole model",
         ),
         Technique(
-            name="zero1", settings=(whole, _OVER.format("zero1")), words=f"ZeRO-1 over {gpus} GPUs",
-            why=f"splits optimizer states and the update over {gpus} GPUs",
+            name="zero1", settings=(whole, _OVER.format("zero1")), words=f"ZeRO-1 over {over}",
+            why=f"splits optimizer states and the update over {over}",
         ),
         Technique(
-            name="zero2", settings=(whole, _OVER.format("zero2")), words=f"ZeRO-2 over {gpus} GPUs",
-            why=f"splits states and gradients over {gpus} GPUs and gathers parameters once a step",
+            name="zero2", settings=(whole, _OVER.format("zero2")), words=f"ZeRO-2 over {over}",
+            why=f"splits states and gradients over {over} and gathers parameters once a step",
         ),
         Technique(
-            name="zero3", settings=(whole, _OVER.format("zero3")), words=f"FSDP2 over {gpus} GPUs",
-            why=f"splits parameters, gradients and states over {gpus} GPUs",
+            name="zero3", settings=(whole, _OVER.format("zero3")), words=f"FSDP2 over {over}",
+            why=f"splits parameters, gradients and states over {over}",
         ),
     ]  # fmt: skip
-    if gpus > per_node and not gpus % per_node:
-        inside = (f"mesh.dp_shard={per_node}", f"mesh.dp_replicate={gpus // per_node}", _OVER.format("zero3"))
-        rows.append(
-            Technique(
-                name="hsdp", settings=inside, words=f"HSDP, {per_node} GPUs x {gpus // per_node}",
-                why=f"splits the model within nodes of {per_node} GPUs and sends only gradients between nodes",
-            )
-        )  # fmt: skip
+    inside = per_node
+    while 1 < inside < ranks:
+        if ranks % inside == 0:
+            rows.append(_within(inside, ranks // inside, per_node, scope.cluster.gpus_per_node))
+        inside *= 2
     return rows
+
+
+def _within(inside: int, replicas: int, per_node: int, gpus_per_node: int) -> Technique:
+    """HSDP over groups of `inside` ranks, of which a node has `per_node`."""
+    where = f"nodes of {gpus_per_node} GPUs" if inside == per_node else f"groups of {inside // per_node} nodes"
+    return Technique(
+        name="hsdp", settings=(f"mesh.dp_shard={inside}", f"mesh.dp_replicate={replicas}", _OVER.format("zero3")),
+        words=f"HSDP, {inside} GPUs x {replicas}",
+        why=f"splits the model within {where} and sends only gradients between them",
+    )  # fmt: skip

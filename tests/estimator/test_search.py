@@ -10,15 +10,20 @@ from hypothesis import strategies as st
 
 from dnnmem.estimator.cluster import find_cluster
 from dnnmem.estimator.errors import DnnmemError, UsageError
+from dnnmem.estimator.plan import check
 from dnnmem.estimator.ranking import ranked
 from dnnmem.estimator.recommend import Wanted, budget_of, find, recommend, scope_of
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Tally, key_of, priced_exactly
 from dnnmem.estimator.search_core import Cost
 from dnnmem.estimator.search_cost import Costs
-from dnnmem.estimator.techniques import choices, tables
+from dnnmem.estimator.search_grid import bounds
+from dnnmem.estimator.techniques import choices
 from dnnmem.estimator.time_model import load
 from tests.estimator.passes.steps import LLAMA, gpt
+
+DEGREES = frozenset({"tp", "pp"})
+"""Left out where what else there is makes many plans."""
 
 
 def recorded() -> Recorded:
@@ -78,8 +83,9 @@ def test_the_first_candidate_is_that_of_exhaustive_search(objective, gpus, free_
     model = load(cluster.device)
     model = replace(model, host_seconds=model.host_seconds * host)
     wanted = Wanted(
-        cluster=cluster, objective=objective, top=1, without=frozenset(without), max_techniques=2, headroom=0.0
-    )
+        cluster=cluster, objective=objective, top=1, without=frozenset(without | DEGREES), max_techniques=2,
+        headroom=0.0,
+    )  # fmt: skip
     space = choices(scope_of(recorded(), wanted))
     costs = Costs(recorded=recorded(), cluster=cluster, model=model)
     # WHEN it is searched, and every plan of it is priced
@@ -88,6 +94,41 @@ def test_the_first_candidate_is_that_of_exhaustive_search(objective, gpus, free_
     # THEN both have the same plan first, or none
     assert [p.choice.plan for p in found[:1]] == [p.choice.plan for p in all_[:1]]
     assert tally.considered == len(space)
+
+
+@pytest.mark.parametrize(
+    ("objective", "free_mib", "speed", "layers"),
+    [("throughput", 90, 1.0, None), ("throughput", 68, 64.0, None), ("memory", 90, 8.0, 8), ("throughput", 76, 8.0, 8)],
+)
+def test_so_it_is_among_tensor_and_pipeline_parallel_plans(objective, free_mib, speed, layers):
+    # GIVEN four GPUs, and every way to share blocks and matrices among them
+    cluster = machine(4, free_mib, speed)
+    model = load(cluster.device)
+    model = replace(model, host_seconds=model.host_seconds * 0.01)
+    traces = {n: gpt(3 if layers else 4, batch=n, **LLAMA) for n in (4, 2)}
+    step = Recorded(traces=traces, layers=layers, own_batch=4)
+    only = {"tp", "pp", "zero3", "accumulation", "interleaved", "zb_h1", "zbv", "remat-full"}
+    wanted = Wanted(cluster=cluster, objective=objective, top=1, only=frozenset(only), headroom=0.0)
+    space = choices(scope_of(step, wanted))
+    costs = Costs(recorded=step, cluster=cluster, model=model)
+    # WHEN they are searched, and all of them priced
+    tally = Tally()
+    found, all_ = find(costs, space, wanted, tally), exhaustive(costs, space, wanted)
+    # THEN both have the same plan first; no bound is above a price
+    assert {(c.plan.mesh.tp, c.plan.mesh.pp) for c in space} >= {(1, 1), (2, 1), (1, 2), (2, 2), (1, 4)}
+    assert all_
+    assert found[0].choice.plan == all_[0].choice.plan
+    assert tally.considered == len(space)
+    grid = bounds(costs, space)
+    row = {choice.plan: n for n, choice in enumerate(space)}
+    for priced in all_:
+        plan, estimate = priced.choice.plan, priced.estimate
+        assert grid.seconds[row[plan]] * (1 - 1e-9) <= estimate.step_seconds, plan
+        assert grid.peak_bytes[row[plan]] <= estimate.peak_reserved_bytes, plan
+        drawn = costs.drawn(plan)
+        for bound in (costs.guess(plan), costs.bound(plan), drawn, costs.by_runs(plan)):
+            assert bound.seconds * (1 - 1e-9) <= estimate.step_seconds, plan
+            assert bound.peak_bytes <= estimate.peak_reserved_bytes, plan
 
 
 @pytest.mark.parametrize("objective", ["throughput", "memory"])
@@ -99,7 +140,7 @@ def test_so_it_is_where_three_blocks_stand_for_nine(objective, gpus, free_mib, h
     model = load(cluster.device)
     model = replace(model, host_seconds=model.host_seconds * host)
     few = Recorded(traces={n: gpt(3, batch=n, **LLAMA) for n in (4, 2)}, layers=9, own_batch=4)
-    wanted = Wanted(cluster=cluster, objective=objective, top=1, max_techniques=2, headroom=0.0)
+    wanted = Wanted(cluster=cluster, objective=objective, top=1, max_techniques=2, headroom=0.0, without=DEGREES)
     space = choices(scope_of(few, wanted))
     costs = Costs(recorded=few, cluster=cluster, model=model)
     # WHEN it is searched, and every plan of it is priced
@@ -114,7 +155,7 @@ def test_so_it_is_where_three_blocks_stand_for_nine(objective, gpus, free_mib, h
 def test_no_bound_is_above_the_price(gpus, host):
     # GIVEN three blocks that stand for nine, and every plan of the space
     few = Recorded(traces={n: gpt(3, batch=n, **LLAMA) for n in (4, 2)}, layers=9, own_batch=4)
-    wanted = Wanted(cluster=machine(gpus, 4096), max_techniques=3, without=frozenset({"remat-planned"}))
+    wanted = Wanted(cluster=machine(gpus, 4096), max_techniques=3, without=DEGREES | {"remat-planned"})
     model = load(wanted.cluster.device)
     costs = Costs(recorded=few, cluster=wanted.cluster, model=replace(model, host_seconds=model.host_seconds * host))
     space = choices(scope_of(few, wanted))
@@ -208,5 +249,8 @@ def test_every_plan_of_a_space_is_its_own():
     # THEN no plan is there twice, each has the global batch, and all files had their say
     assert len({(choice.plan, choice.planned_share) for choice in space}) == len(space)
     assert {c.plan.batch.micro_batch * c.plan.batch.accumulation * c.plan.mesh.data_ranks for c in space} == {64}
-    assert all(len(choice.techniques) == len(tables()) for choice in space)
+    for choice in space:
+        check(choice.plan)
+    names = {technique.name for choice in space for technique in choice.techniques}
+    assert names >= {"tp", "pp", "interleaved", "zb_h1", "hsdp", "accumulation", "remat-planned", "fused"}
     assert any(choice.plan.mesh.dp_replicate == 2 and choice.plan.mesh.dp_shard == 8 for choice in space)
