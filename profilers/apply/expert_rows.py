@@ -48,7 +48,7 @@ def route(chosen: Tensor, experts: int, group: distributed.ProcessGroup, capacit
     place[order] = torch.arange(order.numel(), device=order.device)
     counts = flat.new_zeros(experts).scatter_add_(0, flat, flat.new_ones(1).expand_as(flat))
     if capacity is not None:
-        return _with_room(flat, order, place, counts, group, math.ceil(capacity * flat.numel() / experts))
+        return _with_room(flat, place, counts, group, math.ceil(capacity * flat.numel() / experts))
     ranks = group.size()
     arriving = torch.empty_like(counts)
     distributed.all_to_all_single(arriving, counts, group=group)
@@ -60,15 +60,13 @@ def route(chosen: Tensor, experts: int, group: distributed.ProcessGroup, capacit
     )  # fmt: skip
 
 
-def _with_room(
-    flat: Tensor, order: Tensor, place: Tensor, counts: Tensor, group: distributed.ProcessGroup, room: int
-) -> Route:
+def _with_room(flat: Tensor, place: Tensor, counts: Tensor, group: distributed.ProcessGroup, room: int) -> Route:
     """Each expert has `room` rows of this rank: choices beyond have none, and rows without a choice are zeros."""
     experts, ranks = counts.numel(), group.size()
     queue = place - (counts.cumsum(0) - counts)[flat]
     dropped = queue >= room
     place = torch.where(dropped, 0, flat * room + queue)
-    source = order.new_zeros(experts * room + 1)  # the last takes what is dropped
+    source = flat.new_zeros(experts * room + 1)  # the last takes what is dropped
     source[torch.where(dropped, experts * room, place)] = torch.arange(flat.numel(), device=flat.device)
     empty = torch.arange(room, device=flat.device) >= counts[:, None]
     own = torch.arange(experts // ranks, device=flat.device).repeat_interleave(room).repeat(ranks)

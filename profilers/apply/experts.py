@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
+from torch.utils.checkpoint import SAC_IGNORED_OPS
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Plan
@@ -35,6 +37,7 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     if plan.mesh.ep == 1:
         return model
     _check(plan)
+    _uncount_labels()
     mesh = expert_mesh(plan)["ep"]
     for module in find_experts(model, plan.mesh.ep).modules.values():
         _Sent(module, mesh, plan.experts.capacity).attach()
@@ -70,6 +73,15 @@ def _check(plan: Plan) -> None:
             "experts.grouped=false is predicted only: a module's products are its own",
             hint="transformers: model.set_experts_implementation('eager')",
         )
+
+
+def _uncount_labels() -> None:
+    """FSDP2 labels what it does inside of a block for the profiler, and not as often when the block runs again.
+
+    Selective checkpoints count all operators of a block; torch has a set of those that they leave alone.
+    """
+    labels = torch.ops.profiler
+    SAC_IGNORED_OPS.update({labels._record_function_enter_new.default, labels._record_function_exit._RecordFunction})
 
 
 class _Sent:

@@ -1,8 +1,11 @@
 """Ranks that share the experts of one model by each of several plans: what comes of it, written by the first.
 
-expert_work.py RANK WORLD_SIZE FOLDER        FOLDER/rank0.pt: plan -> losses, gradients, weights
+expert_work.py FOLDER        FOLDER/2.pt, FOLDER/4.pt: plan -> losses, gradients, weights, by number of ranks
+
+Ranks are forks: transformers, which takes seconds, is imported once.
 """
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -35,9 +38,10 @@ def train(way, settings, rank):
     return {"losses": losses, "grads": grads, "weights": weights}
 
 
-def main(rank, ranks, folder):
+def work(rank, ranks, folder):
     """Each plan by itself."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
+    meeting = f"file://{folder}/meeting{ranks}"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
     found = {}
     for way, settings in PLANS[ranks].items():
         try:
@@ -45,9 +49,25 @@ def main(rank, ranks, folder):
         except Exception:  # noqa: BLE001, PERF203 - the next plan runs all the same
             found[way] = traceback.format_exc()
     if rank == 0:
-        torch.save(found, Path(folder, "rank0.pt"))
+        torch.save(found, Path(folder, f"{ranks}.pt"))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+def main(folder):
+    """All numbers of ranks, one after the other."""
+    import transformers.models.auto.modeling_auto  # noqa: F401
+
+    for ranks in PLANS:
+        children = []
+        for rank in range(ranks):
+            child = os.fork()
+            if not child:
+                work(rank, ranks, folder)
+                os._exit(0)
+            children.append(child)
+        if any(os.waitpid(child, 0)[1] for child in children):
+            sys.exit(f"of {ranks} ranks some died")
+
+
+main(sys.argv[1])
