@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from dnnmem.estimator.first_step import is_of_first_step
-from dnnmem.estimator.passes.backward_parts import backward_parts
+from dnnmem.estimator.passes.backward_parts import backward_parts, held_apart
 from dnnmem.estimator.passes.pipeline_buffers import SEND, received, staying
 from dnnmem.estimator.pipeline_timing import in_flight
 from dnnmem.estimator.schedules.grid import Step
@@ -30,6 +30,8 @@ def rank_step(chunks: Sequence[Trace], steps: Sequence[Step], copies: int = 0, p
     Its ops carry events and flops: it is made to be played, not to be timed. `copies` of the weights rest beside them,
     and each message has `places`, where it has its own.
     """
+    apart = {step.chunk for step in steps if step.phase == "I"}
+    chunks = [held_apart(chunk) if c in apart else chunk for c, chunk in enumerate(chunks)]
     writer = _Writer(chunks, copies, places)
     ops = [op for step in steps for op in writer.ops(step)]
     late = _held_by_its_send(chunks, steps, places)
@@ -105,6 +107,9 @@ class _Writer:
         self.sends = [_sent(chunk) for chunk in chunks]
         self.on_wire: set[int] = set()
         """What has been sent."""
+        self.phase = ""
+        self.cleared: dict[int, Event] = {}
+        """What the first part of a backward pass has sent, which the next step clears; its frees, once they are due."""
         self.dropped: list[Event] = []
         """Frees of what a schedule lets go of once it has the next one."""
         self.kernels: list[int] = []
@@ -157,7 +162,7 @@ class _Writer:
     def ops(self, step: Step) -> list[Op]:
         """One forward or backward of a chunk: a single op, but where workspaces may be made on the way."""
         phase = Phase.FORWARD if step.phase == "F" else Phase.BACKWARD
-        ops = self.by_letter[step.chunk].get(step.phase, [])
+        ops, self.phase = self.by_letter[step.chunk].get(step.phase, []), step.phase
         each = [tuple(self._renamed(op.events, step.chunk, step.microbatch)) for op in ops]
         if each:
             each[-1], self.dropped = (*each[-1], *self.dropped), []
@@ -188,6 +193,8 @@ class _Writer:
             grads.sort(key=lambda s: place.get((s.module, s.name), len(place)))
             events = tuple(Event(-s.nbytes, 0, s.id) for s in grads)
             yield Op(name="dnnmem.zero_grad", phase=Phase.STEP, events=events)
+        if self.cleared:
+            yield Op(name="dnnmem.clear.pp", phase=Phase.STEP, events=tuple(self.cleared.values()))
 
     def _renamed(self, events: Sequence[Event], chunk: int, microbatch: int) -> Iterator[Event]:
         """Events with the ids of a micro-batch; one that would free or allocate a pinned storage twice is left out."""
@@ -233,9 +240,12 @@ class _Writer:
         elif nbytes > 0:
             own[i] = self._made(chunk, i)
             self.sent.setdefault((chunk, i), []).append(own[i])
+            if self.phase == "I":
+                self.cleared[own[i]] = Event(-nbytes, stream, own[i])
             yield Event(nbytes, stream, own[i])
         else:
-            yield from (Event(nbytes, stream, new) for new in self.sent.pop((chunk, i), ()))
+            sent = self.sent.pop((chunk, i), ())
+            yield from (Event(nbytes, stream, new) for new in sent if new not in self.cleared)
 
     def _replaced(self, event: Event, chunk: int) -> Iterator[Event]:
         """What the program holds until the update, such as the loss: a micro-batch's replaces the one before."""

@@ -24,8 +24,8 @@ IN_FLIGHT = 1024
 _MOST_STEPS = 2
 """Whole steps that a block waits at most: the third one is that whose peak counts."""
 _PATIENCE = 32
-"""So often a host asks in vain for events before that counts as waiting (`queue.c`): the allocator asks for those of each
-stream whenever it is asked for memory."""
+"""So often a host asks in vain for events before that counts as waiting (`queue.c`): the allocator asks for those of
+each stream whenever it is asked for memory."""
 _KERNELS = {OpClass.NONE: 0, OpClass.NORM: 2, OpClass.ATTENTION_BACKWARD: 4}
 """Of an op, where they are not one; a norm's backward pass sums its parameters' gradients besides."""
 
@@ -49,9 +49,9 @@ def with_waits(
 ) -> tuple[list[Op], list[Event]]:
     """`ops`, of a step that is repeated, with the ends of the waits of what is in `sent` when it is freed.
 
-    `streams`: how many send; each direction has its own, and what goes both ways at once another (`batch_isend_irecv`).
-    Also what the set-up needs where a block waits for longer than a step: others, of hardly a size, whose ends are those
-    that the first steps come to.
+    `streams`: how many send; each direction has its own, and what goes both ways at once another one
+    (`batch_isend_irecv`). Also what the set-up needs where a block waits for longer than a step: others, of hardly a
+    size, whose ends are those that the first steps come to.
     """
     total = sum(kernels)
     if not sent or not total:
@@ -69,7 +69,7 @@ def with_waits(
             place = at, (later % total - begun[at]) * len(ops[at].events) // kernels[at]
             if asks is not None and (later >= total + begun[asks[0]] or (k <= asks[0] and later >= begun[asks[0]])):
                 place = asks
-            elif IN_FLIGHT >= total:
+            elif total <= IN_FLIGHT:
                 steps = min(later // total, _MOST_STEPS)
                 early += [event._replace(nbytes=sign * MIN_BLOCK_BYTES) for sign in (1, -1)] * steps
             ends.setdefault(place[0], []).append((place[1], event._replace(nbytes=0)))
