@@ -74,7 +74,7 @@ class Parts:
         if s.kind in _RESTS and len(shape) == 2:
             order = [1, 0] if (s.module, s.name.split(".")[0]) in self.rows else [0, 1]
         elif len(shape) >= 4:  # heads are in the middle
-            order = [*range(1, len(shape) - 1), 0, len(shape) - 1]
+            order = sorted([*range(1, len(shape) - 1), 0, len(shape) - 1], key=lambda d: shape[d] == self.seq)
         elif len(shape) == 3 and self.seq in shape[:2] and shape[1] == shape[2]:
             order = [0, 1, 2]
         for d in order:
