@@ -97,12 +97,13 @@ def _merged(t: Tape, sizes: Sizes, share: int, last: tuple[int, int]) -> tuple[i
     t.drop(before)
     found = t.new(size)
     t.drop(logs)
-    parts = (merged, found)
-    if share > 1:
-        found, merged = t.new(size * share), t.new(wide * share)
-        t.drop(*parts)
-    t.drop(*reversed(last))
-    return merged, found
+    if share == 1:
+        t.drop(*reversed(last))
+        return merged, found
+    whole_lse = _replaced(t, last[1], size * share)
+    whole = _replaced(t, last[0], wide * share)
+    t.drop(found, merged)
+    return whole, whole_lse
 
 
 class _Buffers:
