@@ -36,17 +36,34 @@ def streamed_blocks(offload: Offload, count: int) -> tuple[int, ...]:
 
 def check_streaming(plan: Plan) -> None:
     """Raise `UnsupportedError` for what blocks that travel cannot go with."""
+    if plan.splits_parameters:
+        _check_shards(plan)
+        return
     if plan.mesh.world_size > 1:
         raise UnsupportedError(
-            f"offload.parameters is for one GPU, and the plan has {plan.mesh.world_size}: the others would need its "
-            "gradients before they leave for the host",
-            hint="--set offload.parameters=false, and sharding.strategy=zero3 with offload.optimizer=true",
+            f"offload.parameters is for one GPU, or for FSDP2, but {plan.mesh.world_size} GPUs hold whole parameters: "
+            "the others would need their gradients before they leave for the host",
+            hint="--set sharding.strategy=zero3, or offload.parameters=false",
         )
     if plan.remat.policy == "segments" and any(run.first < run.last for run in parse_segments(plan.remat.segments)):
         raise UnsupportedError(
             f"remat.segments {plan.remat.segments} computes several blocks again as one, but with offload.parameters "
             "one block's parameters are there at a time",
             hint="name single blocks, or --set remat.policy=full",
+        )
+
+
+def _check_shards(plan: Plan) -> None:
+    mesh = plan.mesh
+    if mesh.pp > 1 or mesh.ep > 1:
+        raise UnsupportedError(
+            f"offload.parameters with FSDP2 is known for whole models alone; pp is {mesh.pp}, ep {mesh.ep}",
+            hint="leave pp and ep 1, or offload.parameters=false",
+        )
+    if plan.offload.resident:
+        raise UnsupportedError(
+            f"offload.resident {plan.offload.resident} keeps blocks on the GPU, but FSDP2's policy is for all of them",
+            hint="--set offload.resident=0",
         )
 
 

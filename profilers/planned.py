@@ -74,7 +74,7 @@ def _built(request: Request, plan: Plan, kind: str) -> Callable[[], object]:
     with torch.device(kind):
         model = target.make_model()
         if bare:
-            fill(model, torch.device(kind))
+            fill(model, torch.device(kind), torch.device("cpu") if plan.offload.parameters else None)
         optimizer = target.make_optimizer(p for p in model.parameters() if p.requires_grad)
     batch = map_tensors(target.make_batch(), lambda tensor: tensor.to(kind))  # as a loader's
     return lambda: target.train_step(model, batch, optimizer)

@@ -39,12 +39,19 @@ def built_on_host(make_model: Callable[[], nn.Module]) -> nn.Module:
         return make_model()
 
 
-def fill(model: nn.Module, device: torch.device) -> None:
-    """Give what is on `meta` memory on `device` and values; what is elsewhere is moved there."""
+def fill(model: nn.Module, device: torch.device, rest: torch.device | None = None) -> None:
+    """Give what is on `meta` memory on `device` and values; what is elsewhere is moved there.
+
+    `rest`: where parameters are, if not with buffers.
+    """
+
+    def place(t: torch.Tensor) -> torch.device:
+        return rest if rest is not None and isinstance(t, nn.Parameter) else device
+
     empty = {id(module) for module in model.modules() if any(p.is_meta for p in module.parameters(recurse=False))}
     with torch.no_grad():
         apply: Any = model._apply
-        apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+        apply(lambda t: torch.empty_like(t, device=place(t)) if t.is_meta else t.to(place(t)))
         for module in model.modules():
             if id(module) in empty:
                 _initialise(module)

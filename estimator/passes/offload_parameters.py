@@ -5,7 +5,8 @@
 
 Pudipeddi et al. 2020 hold one layer on the GPU; here the next one is fetched meanwhile. With `resident` some blocks
 stay (granular offloading, Lin et al. 2021). Gradients leave as they are made, and wait for no update on the GPU: the
-optimizer works on the host (`offload_optimizer`), so that parameters do not come back by themselves.
+optimizer works on the host (`offload_optimizer`), so that parameters do not come back by themselves. Parts of
+parameters (FSDP2) are `offload_shards`'.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.block_list import block_lists
 from dnnmem.estimator.passes.draft import Draft, lives
 from dnnmem.estimator.passes.fsdp_groups import LOSS
+from dnnmem.estimator.passes.offload_shards import FETCH, SEND, rest_on_host
 from dnnmem.estimator.passes.update import gradients
 from dnnmem.estimator.streamed_blocks import aligned, check_streaming, streamed_blocks
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
@@ -25,9 +27,6 @@ from dnnmem.estimator.trace_copy import op_like, renamed
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.plan import Plan
-
-FETCH, SEND = "dnnmem.copy_to_device.parameters", "dnnmem.copy_to_host.gradients"
-"""Names of the copies."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +48,8 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     if not plan.offload.parameters:
         return trace
     check_streaming(plan)
+    if plan.splits_parameters:
+        return rest_on_host(trace, plan)
     blocks = _blocks(trace)
     chosen = set(streamed_blocks(plan.offload, len(blocks)))
     draft = Draft(trace)

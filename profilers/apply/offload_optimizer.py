@@ -40,6 +40,8 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
             hint="apply the plan before the first step; load states afterwards",
         )
     there = streamed_parameters(model)
+    if plan.offload.parameters and plan.splits_parameters:
+        there = {id(p) for group in optimizer.param_groups for p in group["params"]}
     own = optimizer
     if isinstance(optimizer, ZeroRedundancyOptimizer):  # which sends what its groups hold: not the copies
         own = optimizer.optim

@@ -33,6 +33,8 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     if not plan.offload.parameters:
         return model
     check_streaming(plan)
+    if plan.splits_parameters:  # FSDP2's own policy (`sharding`)
+        return model
     if plan.precision.compute == "fp16_amp" or plan.precision.param is not None:
         raise UnsupportedError(
             "offload.parameters cannot be applied with fp16's loss scaling, nor with other types at rest",

@@ -1,7 +1,7 @@
 """What autograd saves of DTensors: their parts go the ways of plain tensors (to the host, into codes).
 
-    pack      DTensor -> its part -> what the part becomes, with the mesh and the placements
-    unpack    and back; parameters, and views of them, stay as they are
+pack      DTensor -> its part -> what the part becomes, with the mesh and the placements
+unpack    and back; parameters, and views of them, stay as they are
 """
 
 from __future__ import annotations

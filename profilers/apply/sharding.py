@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -130,6 +130,8 @@ def _shard(model: nn.Module, plan: Plan) -> None:
         "mesh": mesh["dp_replicate", "dp_shard"] if plan.mesh.dp_replicate > 1 else mesh["dp_shard"],
         "mp_policy": _policy(model, plan),
     }
+    if plan.offload.parameters:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
     sharding = plan.sharding
     drops = sharding.strategy == "zero3" and sharding.reshard_after_forward
     before, after = beside_blocks(model) if sharding.split_root else ([], [])

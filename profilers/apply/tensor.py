@@ -78,7 +78,7 @@ def _check(plan: Plan) -> None:
             "offload.activations conv sends inputs of convolutions, which no rank holds a part of",
             hint="--set offload.activations=all",
         )
-    if plan.offload.parameters:
+    if plan.offload.parameters and not plan.splits_parameters:
         raise UnsupportedError(
             f"offload.parameters moves whole parameters, but tp {plan.mesh.tp} splits them", hint="--set mesh.tp=1"
         )

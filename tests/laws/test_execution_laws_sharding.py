@@ -39,6 +39,7 @@ ZERO2 = ("mesh.dp_shard=8", "sharding.strategy=zero2")
 ZERO3 = ("mesh.dp_shard=8", "sharding.strategy=zero3")
 HSDP = ("mesh.dp_shard=4", "mesh.dp_replicate=2", "sharding.strategy=zero3")
 BF16 = ("precision.compute=bfloat16", "precision.param=float32", "precision.reduce=float32")
+THERE = ("offload.optimizer=true", "offload.parameters=true")
 WAYS = [
     ("gpt", DDP),
     ("gpt", ZERO1),
@@ -53,6 +54,8 @@ WAYS = [
     ("gpt", (*ZERO3, *BF16, "remat.policy=full", "sharding.split_root=true", "sharding.prefetch=1")),
     ("gpt", (*ZERO2, "sharding.prefetch=3")),
     ("gpt", HSDP),
+    ("gpt", (*ZERO3, *BF16, *THERE, "remat.policy=full")),
+    ("gpt", (*HSDP, *THERE, "batch.accumulation=2")),
     ("gpt", (*ZERO3, "optimizer.kernel=fused")),
     ("gpt", (*ZERO3, "optimizer.name=momentum")),
     ("gpt", (*ZERO3, "optimizer.name=lion")),

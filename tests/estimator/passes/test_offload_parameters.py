@@ -79,7 +79,8 @@ def test_what_is_computed_again_reads_the_copy_of_the_backward_pass(policy):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"mesh": Mesh(dp_shard=2), "sharding": Sharding(strategy="zero3")}, "is for one GPU, and the plan has 2"),
+        ({"mesh": Mesh(dp_replicate=2), "sharding": Sharding(strategy="ddp")}, "2 GPUs hold whole parameters"),
+        ({"mesh": Mesh(dp_shard=2, pp=2), "sharding": Sharding(strategy="zero3")}, "pp is 2, ep 1"),
         ({"remat": Remat(policy="segments", segments="0-1")}, "computes several blocks again as one"),
         ({"offload": Offload(parameters=True, optimizer=True, resident=4)}, "finds 4 blocks in lists"),
     ],

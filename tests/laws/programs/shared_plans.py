@@ -26,6 +26,12 @@ PLANS = {
     "zero1, updated on the host": (*SHARD, "sharding.strategy=zero1", "offload.optimizer=true"),
     "zero2, updated on the host": (*SHARD, "sharding.strategy=zero2", "offload.optimizer=true"),
     "zero3, updated on the host": (*SHARD, "sharding.strategy=zero3", "offload.optimizer=true"),
+    "zero3, parameters on the host": (
+        *SHARD,
+        "sharding.strategy=zero3",
+        "offload.optimizer=true",
+        "offload.parameters=true",
+    ),
     "ddp, updated on the host": ("mesh.dp_replicate=2", "sharding.strategy=ddp", "offload.optimizer=true"),
     "ddp, float16": ("mesh.dp_replicate=2", "sharding.strategy=ddp", "precision.compute=fp16_amp"),
     "zero3, float16": (*SHARD, "sharding.strategy=zero3", "precision.compute=fp16_amp"),

@@ -24,6 +24,9 @@ PLANS = {
         "llama, sequence, split loss": (*TP, *SEQUENCE, *SPLIT_LOSS),
         "hf gpt2, sequence, split loss": (*TP, *SEQUENCE, *SPLIT_LOSS),
         "gpt, recompute": (*TP, "remat.policy=full"),
+        "gpt, sent": (*TP, "offload.activations=all", "offload.min_bytes=1"),
+        "llama, sequence, sent": (*TP, *SEQUENCE, *SPLIT_LOSS, "offload.activations=all", "offload.min_bytes=1"),
+        "gpt, masks as bits": (*TP, *SEQUENCE, "compression.masks=true"),
         "llama, sequence, recompute": (*TP, *SEQUENCE, *SPLIT_LOSS, "remat.policy=full"),
     },
     4: {
@@ -35,6 +38,10 @@ PLANS = {
         "gpt, below zero2": (*TP, "mesh.dp_shard=2", "sharding.strategy=zero2"),
         "gpt, below zero3": (*TP, "mesh.dp_shard=2", "sharding.strategy=zero3"),
         "llama, below zero3": (*TP, *SEQUENCE, *SPLIT_LOSS, "mesh.dp_shard=2", "sharding.strategy=zero3"),
+        "llama, below zero3, all on the host": (
+            *TP, *SEQUENCE, *SPLIT_LOSS, "mesh.dp_shard=2", "sharding.strategy=zero3", "offload.activations=all",
+            "offload.min_bytes=1", "offload.optimizer=true", "offload.parameters=true",
+        ),
         "llama, below zero3, recompute": (
             *TP, *SEQUENCE, *SPLIT_LOSS, "mesh.dp_shard=2", "sharding.strategy=zero3", "remat.policy=full",
         ),
