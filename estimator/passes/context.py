@@ -11,6 +11,7 @@ the same work since each has an early and a late part) and DeepSpeed-Ulysses (Ja
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
@@ -18,7 +19,9 @@ from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.context_attention import share_attention
 from dnnmem.estimator.passes.context_sizes import check_length
 from dnnmem.estimator.passes.draft import Draft, lives
+from dnnmem.estimator.passes.optimizer import threads_of
 from dnnmem.estimator.passes.remat import PRODUCTS
+from dnnmem.estimator.reduction import Threads, buffers
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 _SMALL = 64
 """Bytes up to which a storage is a few scalars: never split."""
+_BUFFER_EVENTS = 4
+"""Of a sum by several blocks of threads: a buffer and semaphores come and go."""
 _WHOLE = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER, Kind.BUFFER, Kind.INPUT})
 """Kinds of which each rank has all; the part of the inputs that it reads is small."""
 
@@ -73,7 +78,7 @@ def split_storages(trace: Trace, length: int) -> set[int]:
             continue
         for i in op.writes:
             s = storages[i]
-            of_vector = op.phase is Phase.BACKWARD and _elements(s) in vectors.get(op.module, ())
+            of_vector = op.phase is Phase.BACKWARD and math.prod(s.shape) in vectors.get(op.module, ())
             if s.kind not in _WHOLE and s.nbytes > _SMALL and _has(s, length) and not of_vector:
                 split.add(i)
     return split
@@ -95,13 +100,6 @@ def _has(s: Storage, length: int) -> bool:
     return any(size and size % length == 0 for size in s.shape)
 
 
-def _elements(s: Storage) -> int:
-    found = 1
-    for size in s.shape:
-        found *= size
-    return found
-
-
 def _is_matrix_gradient(op: Op, split: set[int]) -> bool:
     """A product of two tensors of positions: summed over them."""
     if op.phase is not Phase.BACKWARD or op.name not in PRODUCTS:
@@ -112,10 +110,12 @@ def _is_matrix_gradient(op: Op, split: set[int]) -> bool:
 def _shared(trace: Trace, split: set[int], plan: Plan, length: int) -> Trace:
     """The rank's ops and storages."""
     cp, draft = plan.mesh.cp, Draft(trace)
-    known = lives(trace.ops)
+    known, threads = lives(trace.ops), threads_of(trace, None)
     for k, op in enumerate(trace.ops):
         if op.phase is not Phase.STEP:
             draft.ops[k] = _part_of(op, trace, split, cp)
+            if op.name.startswith("aten.sum.") and split.isdisjoint(op.writes):
+                draft.ops[k] = _summed(draft.ops[k], trace, split, cp, threads)
     parts = {i: _part(trace.storages[i], cp, length) for i in split}
     draft.resize({i: part.nbytes for i, part in parts.items()})
     draft.storages.update(parts)
@@ -137,6 +137,21 @@ def _part_of(op: Op, trace: Trace, split: set[int], cp: int) -> Op:
         op, flops=op.flops // cp, masked_flops=op.masked_flops // cp, events=events,
         moved_bytes=op.moved_bytes * new // old if old else op.moved_bytes,
     )  # fmt: skip
+
+
+def _summed(op: Op, trace: Trace, split: set[int], cp: int, threads: Threads | None) -> Op:
+    """A sum over positions, such as a bias's gradient, with what blocks of threads share for so many rows."""
+    made = [e for e in op.events if e.storage < 0]
+    whole = next((trace.storages[i] for i in op.reads if i in split), None)
+    columns = math.prod(trace.storages[op.writes[0]].shape)
+    if threads is None or whole is None or len(made) != _BUFFER_EVENTS:
+        return op
+    rows = math.prod(whole.shape) // cp // max(1, columns)
+    sizes = buffers(((rows, columns), (columns, 1)), (0,), gpu=threads)
+    found = [Event(nbytes, 0, -1 - n) for n, nbytes in enumerate(sizes)]
+    found += [Event(-nbytes, 0, i) for nbytes, _, i in reversed(found)]
+    at = op.events.index(made[0])
+    return op_like(op, events=(*op.events[:at], *found, *op.events[at + len(made) :]))
 
 
 def _is_split_temporary(event: Event, cp: int) -> bool:

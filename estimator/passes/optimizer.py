@@ -66,7 +66,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         raise UsageError(
             f"{name} has no kernel {kernel}; it has {', '.join(rule.kernels)}", hint="leave optimizer.kernel out"
         )
-    return _Replacement(trace, found, rule, kernel, plan).run(known, _threads(trace, cluster))
+    return _Replacement(trace, found, rule, kernel, plan).run(known, threads_of(trace, cluster))
 
 
 def _asked(wanted: Optimizer) -> str:
@@ -75,7 +75,7 @@ def _asked(wanted: Optimizer) -> str:
     return f"state is {wanted.state}" if wanted.state else "in_backward is true"
 
 
-def _threads(trace: Trace, cluster: Cluster | None) -> Threads | None:
+def threads_of(trace: Trace, cluster: Cluster | None) -> Threads | None:
     """Of the GPU that the step is for."""
     if cluster is None and not trace.origin.gpu:
         return None
