@@ -67,7 +67,8 @@ def verify(
             world_size=world,
             ranks_per_node=ranks_per_node,
         )
-        [result] = run_script(run, {**QUIET, **os.environ}, cache=cache, on_output=on_output)
+        own = {"TMPDIR": name}  # files that the run leaves go too: it ends without a word to Python
+        [result] = run_script(run, {**QUIET, **os.environ, **own}, cache=cache, on_output=on_output)
     memory = result.memory[0] if result.memory else None
     if result.outcome != "ran" or memory is None or not memory.steps:
         said = _out_of_memory(result.oom) if result.oom else result.message

@@ -86,7 +86,7 @@ class Copies:
             nbytes = host.nbytes if isinstance(host, File) else host.numel()
             kept.device = torch.empty(nbytes, dtype=torch.uint8, device=kept.place)
             if isinstance(host, File):
-                self._read(kept, kept.device, host)
+                self._read(kept, host)
             else:
                 self._copy(kept, kept.device, host, _IN)
 
@@ -97,16 +97,18 @@ class Copies:
         host = free.pop() if free else torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         return host, partial(free.append, host)
 
-    def _read(self, kept: Kept, to: Tensor, file: File) -> None:
-        """Read a file and copy it in, both by another thread."""
+    def _read(self, kept: Kept, file: File) -> None:
+        """Read a file and copy it in, both by another thread, which holds nothing of the GPU's when it is done."""
         host, give_back = self._buffer(kept.place, file.nbytes)
-        cuda = kept.place.type == "cuda"
+        ref, cuda = weakref.ref(kept), kept.place.type == "cuda"
         ready = torch.cuda.current_stream(kept.place).record_event() if cuda else None
 
         def copy_in() -> None:
-            self._copy(kept, to, host, _IN, after=ready)
-            if kept.done is not None:
-                kept.done.synchronize()
+            kept = ref()
+            if kept is not None and kept.device is not None:
+                self._copy(kept, kept.device, host, _IN, after=ready)
+                if kept.done is not None:
+                    kept.done.synchronize()
             give_back()
 
         kept.reading = cast("Files", self.files).read(file, host, copy_in)
