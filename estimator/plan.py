@@ -256,7 +256,7 @@ class Offload:
     """Optimizer states live on the host, and the update runs there: gradients go out, parameters come back."""
     parameters: bool = False
     """With `optimizer`: blocks' parameters rest there too, and are on the GPU while the block runs; so their gradients
-    leave as they are made."""
+    leave as they are made. Where FSDP2 splits parameters, all parts rest there (its `CPUOffloadPolicy`)."""
     resident: int = 0
     """For `parameters`: so many blocks stay on the GPU, spread over the model."""
     disk: bool = False
