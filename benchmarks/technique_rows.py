@@ -87,6 +87,7 @@ TECHNIQUES = {
     "recompute: full": ("remat.policy=full",),
     "recompute: every second block": ("remat.policy=every", "remat.every=2"),
     "recompute: selective": ("remat.policy=selective",),
+    "recompute: norms and activations": ("remat.policy=ops", "remat.keep=products"),
     "recompute: attention": ("remat.policy=attention",),
     "recompute: segments": ("remat.policy=segments", "remat.segments=0-2(1-2)"),
     "activations on the host": ("offload.activations=all",),

@@ -2,6 +2,9 @@
 
     addmm.0.2,attention,gelu            every block keeps its first and third addmm, its attention, all its gelus
     0-5:all/6-10,12:addmm.0/11:input    blocks 0 to 5 keep all, as blocks that are not named do; 11 its input only
+    products                            what takes long: matrix products, convolutions, attention. Norms, activations,
+                                        concatenations run again (as in-place ABN, Bulo et al. 2018; DenseNet, Pleiss
+                                        et al. 2017)
 
 An op is named without its overload, and as its in-place twin is; `attention` is any fused one. Ops of a name are
 counted from 0 in the order in which a block runs them.
@@ -24,7 +27,8 @@ from dnnmem.estimator.errors import UsageError
 
 _ITEM = re.compile(r"([A-Za-z_]\w*)((?:\.\d+)*)")
 _BLOCKS = re.compile(r"(\d+)(?:-(\d+))?")
-INPUT, ALL = "input", "all"
+INPUT, ALL, PRODUCTS = "input", "all", "products"
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "attention"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +44,7 @@ class Rule:
 
     def keeps(self, name: str, number: int) -> bool:
         """True if the op of that name and number is kept."""
-        numbers = self.ops.get(name)
+        numbers = self.ops.get(PRODUCTS if name in _PRODUCTS and PRODUCTS in self.ops else name)
         return self.whole or (numbers is not None and (not numbers or number in numbers))
 
 
@@ -96,7 +100,7 @@ def keep_text(rules: Sequence[Rule]) -> str:
 def absent(rule: Rule, seen: Mapping[str, int]) -> str:
     """The first op of a rule that a block lacks which runs so many of each name as `seen` says; empty if none is."""
     for name, numbers in rule.ops.items():
-        count = seen.get(name, 0)
+        count = sum(seen.get(known, 0) for known in _PRODUCTS) if name == PRODUCTS else seen.get(name, 0)
         if not count or any(number >= count for number in numbers):
             return ".".join([name, *(str(n) for n in numbers if n >= count)])
     return ""
@@ -122,7 +126,7 @@ def _rule(part: str, text: str) -> Rule:
     ops: dict[str, tuple[int, ...]] = {}
     for item in items:
         match = _ITEM.fullmatch(item)
-        if match is None or match[1] in (ALL, INPUT) or match[1] in ops:
+        if match is None or match[1] in (ALL, INPUT) or match[1] in ops or (match[1] == PRODUCTS and match[2]):
             raise _wrong(text, f"{item!r} is no op, or one that is named twice")
         ops[match[1]] = tuple(int(number) for number in match[2].split(".")[1:])
     return Rule(blocks=tuple(blocks), ops=ops)

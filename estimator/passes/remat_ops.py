@@ -50,7 +50,7 @@ def kept_ops(trace: Trace, forward: Sequence[int], rule: Rule, block: int) -> se
         raise absent_error(f"block {block}", missing, seen)
     possible = keepable(trace, forward)
     kept = {k for k, name in names.items() if rule.keeps(*name)}
-    wrong = sorted(k for k in kept - possible if rule.ops[names[k][0]])
+    wrong = sorted(k for k in kept - possible if rule.ops.get(names[k][0]))
     if wrong:
         name, number = names[wrong[0]]
         raise UsageError(

@@ -6,13 +6,18 @@ from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.techniques import Scope, Technique
 
 ORDER = 30
-NAMES = ("remat-selective", "remat-every", "remat-full")
+FILE = "remat"
+"""What `--allow` calls all of them."""
+NAMES = ("remat-selective", "remat-cheap", "remat-every", "remat-full")
 
 _EVERY = {4: "th", 3: "rd", 2: "nd"}
 
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
-    """Nothing; or whole blocks, all or some; or all but products and attention. Stages of a pipeline do it alike."""
+    """Nothing; or whole blocks, all or some; or all but products and attention. Stages of a pipeline do it alike.
+
+    `remat-cheap` is offered where it is asked for: the planners of `remat-planned` find what it finds, and more.
+    """
     rows = [Technique(name="")]
     if scope.blocks < 2:
         return rows
@@ -22,6 +27,8 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
             why="keeps every second matrix product and attention of a block, and computes the rest again",
         )
     )  # fmt: skip
+    if (scope.allow | scope.only) & {FILE, "remat-cheap"}:
+        rows.append(_CHEAP)
     rows += [_every(n, ending) for n, ending in _EVERY.items() if scope.blocks >= 2 * n and plan.mesh.pp == 1]
     rows.append(
         Technique(
@@ -30,6 +37,12 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
         )
     )  # fmt: skip
     return rows
+
+
+_CHEAP = Technique(
+    name="remat-cheap", settings=("remat.policy=ops", "remat.keep=products"), words="recompute norms and activations",
+    why="keeps products, convolutions and attention of a block, and computes again what is quickly done",
+)  # fmt: skip
 
 
 def _every(n: int, ending: str) -> Technique:

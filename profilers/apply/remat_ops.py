@@ -68,7 +68,7 @@ def _keeping(rule: Rule, block: str, seen: _Seen, context: Any, operator: Any, *
     if not rule.keeps(name, number):
         return CheckpointPolicy.PREFER_RECOMPUTE
     if any(result.alias_info for result in operator._schema.returns):
-        if rule.ops[name]:
+        if rule.ops.get(name):
             raise UsageError(
                 f"remat.keep names {name}.{number}, which changes a tensor in place in {block}, or is a view; both are "
                 "done again",

@@ -66,6 +66,16 @@ def test_a_rule_is_a_blocks():
     assert rule_of(parse_keep("gelu.1"), 99).keeps("gelu", 1)
 
 
+def test_all_that_takes_long_is_a_word():
+    [rule] = parse_keep("products,gelu.0")
+    kept = [name for name in ("addmm", "convolution", "attention", "gelu", "native_layer_norm") if rule.keeps(name, 0)]
+    assert kept == ["addmm", "convolution", "attention", "gelu"]
+    assert not absent(rule, {"gelu": 1, "bmm": 1})
+    assert absent(rule, {"gelu": 1}) == "products"
+    with pytest.raises(UsageError, match="no op"):
+        parse_keep("products.1")
+
+
 def test_names_that_a_block_lacks_are_found():
     [rule] = parse_keep("addmm.0.3,gelu")
     assert not absent(rule, {"addmm": 4, "gelu": 1})

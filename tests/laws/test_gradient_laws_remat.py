@@ -29,6 +29,7 @@ PLANS = {
     "ops: nothing": Remat(policy="ops", keep="input"),
     "ops: products": Remat(policy="ops", keep="addmm.0.2,attention"),
     "ops: dropout's product": Remat(policy="ops", keep="mul.0,gelu,addmm.3"),
+    "ops: all that takes long": Remat(policy="ops", keep="products"),
     "ops: by block": Remat(policy="ops", keep="0:all/1-2:native_layer_norm,add.1/3:input"),
     "the whole of each": Remat(policy="segments", segments="0-3(1-2)", early_stop=False),
 }
