@@ -14,6 +14,7 @@ from dnnmem.estimator.passes.draft import Life, lives
 from dnnmem.estimator.trace import Kind, Op, Phase, Storage, Trace
 
 _CASTS = ("_to_copy",)
+_PRODUCTS = frozenset({"mm", "addmm"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +92,8 @@ def _site(trace: Trace, known: Mapping[int, Life], last: int) -> Site | None:
         logits = ops[known[logits].made].reads[0]
     made = known[logits].made
     back = _backward(trace, known, ops[softmax].writes[0], storages[logits])
-    if made < 0 or not back:
-        return None
+    if made < 0 or not back or base(ops[made].name) not in _PRODUCTS:
+        return None  # such as logits that something is added to: the apply has no other way to their rows
     casts = [
         k for k in known[logits].uses
         if base(ops[k].name) in _CASTS and ops[k].phase is Phase.FORWARD and _ends(ops, known, k, softmax)
@@ -130,9 +131,7 @@ def find_head(trace: Trace, known: Mapping[int, Life], site: Site) -> Head | Non
     """The product behind a site; None if something else makes its logits, or uses them."""
     ops, storages = trace.ops, trace.storages
     product = ops[site.made]
-    if base(product.name) not in {"mm", "addmm"} or any(
-        k not in (site.made, *site.forward, *site.backward) for k in known[site.logits].uses
-    ):
+    if any(k not in (site.made, *site.forward, *site.backward) for k in known[site.logits].uses):
         return None
     *more, factor = (i for i in product.reads if len(storages[i].shape) > 1)
     weight, cast = _parameter(trace, known, factor)

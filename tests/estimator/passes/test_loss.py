@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dnnmem.estimator.errors import UnsupportedError
@@ -75,6 +77,17 @@ def test_a_fused_loss_makes_gradients_in_the_forward_pass_that_later_micro_batch
 def test_what_does_not_go_together_is_refused(plan, words):
     with pytest.raises(UnsupportedError, match=words):
         apply(gpt(), plan)
+
+
+def test_logits_that_are_no_product_are_left_alone():
+    # GIVEN logits that something was added to, as BART's are
+    trace = gpt(3)
+    [site] = find_sites(trace, lives(trace.ops))
+    ops = list(trace.ops)
+    ops[site.made] = replace(ops[site.made], name="aten.add.Tensor")
+    # THEN no loss is found, since the model that is not rewritten could not take it by chunks
+    with pytest.raises(UnsupportedError, match="find no cross entropy of logits"):
+        apply(replace(trace, ops=tuple(ops)), Plan(loss=Loss(chunks=4)))
 
 
 def test_a_step_without_logits_is_named():
