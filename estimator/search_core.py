@@ -6,16 +6,20 @@ core    op by op, of few blocks where blocks are alike    ->    runs of ops, who
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from dnnmem.estimator.block_list import main_list
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.coarsen import NAME, Runs, live_peak, rounded
+from dnnmem.estimator.context_ranks import from_context
+from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.local_step import Chunk, LocalStep
 from dnnmem.estimator.passes import offload
 from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S
 from dnnmem.estimator.plan import Pipeline, Plan
-from dnnmem.estimator.planners.chain import Chain
+from dnnmem.estimator.planners.chain import Chain, chain_of
 from dnnmem.estimator.repeat import repeat
 from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.trace import Kind, Lane, Phase, Trace
@@ -63,8 +67,6 @@ class Spread:
     """Seconds of the backward pass from its begin until block 0, 1, ... is done; then 0, before it begins."""
     inside: Mapping[Kind, int]
     """Bytes of blocks that live between steps, by kind."""
-    saved_bytes: int
-    """Which every block keeps from its forward to its backward pass, at least."""
 
     @property
     def seconds(self) -> float:
@@ -80,8 +82,8 @@ class Core:
     """Op by op; of few blocks if `layers`."""
     layers: int | None
     """Blocks that it is to be repeated to; None = it is whole."""
-    runs: Trace
-    """In runs, whole."""
+    runs: Trace | None
+    """In runs, whole, once they were needed."""
     few_runs: Trace
     """In runs, of as many blocks as `trace` has."""
     micro_seconds: float
@@ -96,6 +98,8 @@ class Core:
     """Op by op and whole, once it was needed."""
     chain: Chain | None = None
     """In stages, once it was needed."""
+    saved: tuple[int, int] | None = None
+    """What blocks keep for their backward passes, the least and the most of them, once that was needed."""
     spread: Spread | None = None
     """Where its seconds and states lie, once that was needed."""
     chunks: dict[tuple[int, Pipeline], list[Trace]] = field(default_factory=dict)
@@ -113,22 +117,54 @@ class Core:
 def core_of(
     trace: Trace, layers: int | None, few: Trace, costs: Runs, seconds_of: Callable[[Work], Sequence[float]]
 ) -> Core:
-    """The core of a rewritten step, with its runs, given for as many blocks as it has; `seconds_of` prices ops."""
-    runs = few if layers is None else repeat(few, layers)
+    """The core of a rewritten step, with its runs, given for as many blocks as it has; `seconds_of` prices ops.
+
+    Sums are drawn out from as many blocks as there are, and one more, to all of them.
+    """
+    mine = _sums(few, costs, seconds_of)
+    core = Core(
+        trace=trace, layers=layers, few_runs=few, runs=few if layers is None else None, micro_seconds=mine.micro,
+        update_seconds=mine.update, states=mine.states, others_bytes=mine.others,
+    )  # fmt: skip
+    if layers is None:
+        return core
+    (some, _), (_, longer) = few_in_runs(core)
+    more, left = _sums(longer, costs, seconds_of), layers - some
+    core.micro_seconds += left * (more.micro - mine.micro)
+    core.update_seconds += left * (more.update - mine.update)
+    core.others_bytes += left * (more.others - mine.others)
+    core.states = {kind: nbytes + left * (more.states[kind] - nbytes) for kind, nbytes in mine.states.items()}
+    return core
+
+
+class _Sums(NamedTuple):
+    micro: float
+    update: float
+    states: dict[Kind, int]
+    others: int
+
+
+def _sums(runs: Trace, costs: Runs, seconds_of: Callable[[Work], Sequence[float]]) -> _Sums:
     step = tuple(op for op in runs.ops if op.phase is Phase.STEP)
     passes = tuple(op for op in runs.ops if op.phase is not Phase.STEP)  # what an update makes is split with it
-    return Core(
-        trace=trace, layers=layers, runs=runs, few_runs=few, micro_seconds=sum(run_seconds(runs, costs)),
-        update_seconds=sum(seconds_of(work_of(replace(runs, ops=step)))), states=resting(runs),
-        others_bytes=live_peak(replace(runs, ops=passes), _OTHERS),
+    return _Sums(
+        micro=sum(run_seconds(runs, costs)), update=sum(seconds_of(work_of(replace(runs, ops=step)))),
+        states=resting(runs), others=live_peak(replace(runs, ops=passes), _OTHERS),
     )  # fmt: skip
+
+
+def whole_runs(core: Core) -> Trace:
+    """A core in runs, with all blocks."""
+    if core.runs is None:
+        core.runs = core.few_runs if core.layers is None else repeat(core.few_runs, core.layers)
+    return core.runs
 
 
 def parts_of(plan: Plan) -> dict[Kind, int]:
     """In how many parts ranks hold states, by kind."""
-    strategy = plan.sharding.strategy
+    strategy, merged = plan.sharding.strategy, from_context(plan)
     split = STATES if strategy in ALL_PARTS else OPTIMIZER if strategy == "zero1" else frozenset[Kind]()
-    return {kind: plan.mesh.dp_shard if kind in split else 1 for kind in STATES}
+    return {kind: merged.mesh.dp_shard if kind in split else 1 for kind in STATES}
 
 
 def few_of(core: Core) -> tuple[tuple[int, Trace], tuple[int, Trace]]:
@@ -136,6 +172,16 @@ def few_of(core: Core) -> tuple[tuple[int, Trace], tuple[int, Trace]]:
     if core.few is None:
         core.few = _and_one_more(core.trace)
     return core.few
+
+
+def saved_by_blocks(core: Core, runs: Runs) -> tuple[int, int]:
+    """What blocks keep for their backward passes, the least and the most of them; 0 where that is not known."""
+    if core.saved is None:
+        with suppress(UnsupportedError):
+            stages = chain_of(core.few_runs, run_seconds(core.few_runs, runs)).stages
+            found = [stage.saved_bytes for stage in stages if stage.block is not None]
+            core.saved = min(found, default=0), max(found, default=0)
+    return core.saved or (0, 0)
 
 
 def few_in_runs(core: Core) -> tuple[tuple[int, Trace], tuple[int, Trace]]:
@@ -196,11 +242,11 @@ def _with_costs(chunk: Chunk, runs: Runs, model: TimeModel) -> Chunk:
     measured, host = work.measured.copy(), work.host_ops.copy()
     left = 0.0
     for k, op in enumerate(chunk.trace.ops):
-        host[k] += left
-        left = 0.0
+        before, left = left, 0.0
         if op.name.startswith(NAME):
             cost = runs.costs[op.name]
             measured[k] = cost.seconds
-            host[k] += cost.issue / model.host_seconds - 1
+            host[k] = cost.issue / model.host_seconds
             left = cost.left / model.host_seconds
+        host[k] += before
     return replace(chunk, work=replace(work, measured=measured, host_ops=host))
