@@ -15,6 +15,7 @@ from dnnmem.estimator.passes.context_ring import Sizes, ring_backward, ring_forw
 from dnnmem.estimator.passes.context_sizes import check_heads
 from dnnmem.estimator.passes.context_tape import Piece, Tape, swapped
 from dnnmem.estimator.passes.draft import Draft, Life, made_storage
+from dnnmem.estimator.passes.remat import PRODUCTS
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
@@ -108,16 +109,46 @@ def _ring_backward(draft: Draft, known: Mapping[int, Life], k: int, sizes: Sizes
     query, key, value = _gradients(draft, k)
     both = draft.add(made_storage(2 * sizes.key, Kind.TEMP, "", draft.storages[key]))
     tape, named = ring_backward(sizes, _made(op), (query, key, value))
-    last = max(known[i].freed for i in (key, value))
-    for at in {*known[key].uses, *known[value].uses, known[key].freed, known[value].freed} - {k}:
+    first = _by_position(draft, known, k, query, -1) if sizes.causal else query
+    joined = [i for i in (key, value) if _by_position(draft, known, k, i, both) == i]
+    ends = [next(at for at in known[i].uses if at > k) for i in (key, value) if i not in joined]
+    for at in {at for i in joined for at in (*known[i].uses, known[i].freed)} - {k}:
         one = draft.ops[at]
         draft.ops[at] = op_like(
             one,
-            reads=tuple(dict.fromkeys(both if i in (key, value) else i for i in one.reads)),
-            events=tuple(e for e in one.events if e.storage not in (key, value)),
+            reads=tuple(dict.fromkeys(both if i in joined else i for i in one.reads)),
+            events=tuple(e for e in one.events if e.storage not in joined),
         )
-    _insert(draft, k, tape, {query: named[query], both: named[key]})
-    draft.free(last, both)
+    _insert(draft, k, tape, {first: named[query], both: named[key]})
+    last = max((known[i].freed for i in joined), default=-1)
+    if ends and max(ends) > last:
+        copy = draft.before[max(ends)][-1]
+        draft.before[max(ends)][-1] = op_like(copy, events=(*copy.events, Event(-2 * sizes.key, 0, both)))
+    else:
+        draft.free(last, both)
+
+
+def _by_position(draft: Draft, known: Mapping[int, Life], k: int, i: int, source: int) -> int:
+    """Gradients come head by head. Who needs them by position copies them: what is then copied, `i` if nothing is.
+
+    With a `source` the copy is made of that, which stays; else of a storage of its own, which goes.
+    """
+    reader = next((at for at in known[i].uses if at > k), -1)
+    name = draft.trace.ops[reader].name if reader >= 0 else ""
+    if name not in PRODUCTS and not name.startswith("aten.cat."):
+        return i
+    part = draft.storages[i]
+    first = source if source >= 0 else draft.add(part)
+    made = Event(part.nbytes, 0, i)
+    events = (made,) if source >= 0 else (made, Event(-part.nbytes, 0, first))
+    op = draft.trace.ops[k]
+    draft.before.setdefault(reader, []).append(
+        Op(
+            name="aten.clone.default", module=op.module, phase=op.phase, reads=(first,), writes=(i,), events=events,
+            moved_bytes=2 * part.nbytes,
+        )
+    )  # fmt: skip
+    return first
 
 
 def _gradients(draft: Draft, k: int) -> list[int]:
