@@ -12,6 +12,9 @@
 
 After Rajbhandari et al. 2020 (ZeRO), Li et al. 2020 (DDP) and PyTorch: DistributedDataParallel, ZeroRedundancyOptimizer
 and FSDP2. With `dp_replicate` above 1, sharded strategies also all-reduce their parts over the replicas (HSDP).
+
+What the first of these calls ZeRO-R is said elsewhere: activations in parts are `tensor.sequence_parallel` under
+recomputation, on the host with `offload.activations` too; buffers of one size are `bucket_mib`.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ MODELS = {
 }
 WAYS = [
     ("gpt", 8, "bfloat16", ()),
+    ("gpt", 4, "bfloat16", ("mesh.tp=2",)),
     ("gpt", 64, "topk", ()),
     ("gpt", 8, "dgc", ("optimizer.name=sgd",)),
     ("gpt", 2, "qsgd", ("gradients.bits=4",)),
