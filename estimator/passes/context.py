@@ -14,10 +14,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.context_attention import share_attention
-from dnnmem.estimator.passes.context_sizes import check_length
+from dnnmem.estimator.passes.context_sizes import check_shares
 from dnnmem.estimator.passes.draft import Draft, lives
 from dnnmem.estimator.passes.optimizer import threads_of
 from dnnmem.estimator.passes.remat import PRODUCTS
@@ -46,18 +44,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     cp, method = plan.mesh.cp, plan.context.method
     if cp == 1:
         return trace
-    length = trace.batch.get("seq_len")
-    if not isinstance(length, int):
-        raise UnsupportedError(
-            f"cp is {cp}, but {trace.origin.target or 'this step'} has no sequences to share", hint="--set mesh.cp=1"
-        )
-    if not any(is_attention(op.name) for op in trace.ops):
-        raise UnsupportedError(
-            f"cp is {cp}, but {trace.origin.target or 'this step'} has no fused attention, the only one that ranks can "
-            "share",
-            hint="write attention with scaled_dot_product_attention, or --set mesh.cp=1",
-        )
-    check_length(length, cp, method)
+    length = check_shares(trace, cp, method)
     return _shared(trace, split_storages(trace, length), plan, length)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.context_ring import Sizes, ring_backward, ring_forward
-from dnnmem.estimator.passes.context_sizes import check_heads
+from dnnmem.estimator.passes.context_sizes import key_bytes
 from dnnmem.estimator.passes.context_tape import Piece, Tape, swapped
 from dnnmem.estimator.passes.draft import Draft, Life, made_storage
 from dnnmem.estimator.passes.remat import PRODUCTS
@@ -52,7 +52,7 @@ def _sizes(draft: Draft, op: Op, reads: Sequence[int], out: int, plan: Plan) -> 
     storage = draft.storages[out]
     query, distinct = storage.nbytes, list(dict.fromkeys(reads))
     bytes_of = [draft.storages[i].nbytes for i in distinct]
-    key = (bytes_of[0] - query) // 2 if len(distinct) == 1 else bytes_of[1] // (4 - len(distinct))
+    key = key_bytes(bytes_of, query)
     width = storage.shape[-1] if len(storage.shape) == 4 else 1
     wide = 1 if storage.dtype == "float32" else 2
     return Sizes(
@@ -168,7 +168,6 @@ def _heads_forward(draft: Draft, known: Mapping[int, Life], k: int, plan: Plan) 
     op = draft.ops[k]
     out = op.writes[0]
     sizes = _sizes(draft, op, op.reads[:3], out, plan)
-    _check(draft.trace.storages[out].shape, sizes, plan, op)
     tape = Tape()
     seen = [swapped(tape, nbytes) for nbytes in (sizes.query, sizes.key, sizes.key)]
     tape.piece("attention", takes=seen[-1])
@@ -178,11 +177,6 @@ def _heads_forward(draft: Draft, known: Mapping[int, Life], k: int, plan: Plan) 
     new = _insert(draft, k, tape, {out: result, **kept}, saved=(*seen, made[out]))
     _let_go(draft, known, k, op)
     return tuple(new[x] for x in (*seen, made[out]))
-
-
-def _check(shape: tuple[int, ...], sizes: Sizes, plan: Plan, op: Op) -> None:
-    if len(shape) == 4:
-        check_heads(sorted({shape[1], shape[1] * sizes.key // sizes.query}), plan.mesh.cp, ".".join(op.module))
 
 
 def _let_go(draft: Draft, known: Mapping[int, Life], k: int, op: Op) -> None:

@@ -1,20 +1,55 @@
-"""Which degrees of context parallelism a model takes: sequences and heads must divide.
+"""Which degrees of context parallelism a step takes: sequences and heads must divide.
 
     all_gather, ring   seq_len % (2 cp) = 0                each rank has an early and a late part
-    ulysses            seq_len % cp = 0, heads % cp = 0    of queries, and of keys and values
+    ulysses            seq_len % cp = 0, heads % cp = 0    of queries, and of keys and values, after tp has its part
 
 >>> check_length(1024, 4, "ring")
->>> fits(seq_len=1024, heads=(32, 8), cp=16, tp=1, method="ulysses")
-False
->>> fits(seq_len=1024, heads=(32, 8), cp=8, tp=1, method="ulysses")
-True
+>>> check_heads((32, 8), 16)
+Traceback (most recent call last):
+dnnmem.estimator.errors.UnsupportedError: attention has 8 heads of keys and values on a rank; 8 % cp 16 = 8, but ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.keep_text import is_attention
+from dnnmem.estimator.trace import Op, Phase, Trace
+
+
+def check_shares(trace: Trace, cp: int, method: str, tp: int = 1) -> int:
+    """Length of the sequences of a step that `cp` ranks can share, of which `tp` have split nothing yet.
+
+    Raises `UnsupportedError` for a step without sequences or fused attention, and for sizes that do not divide.
+    """
+    length, what = trace.batch.get("seq_len"), trace.origin.target or "this step"
+    if not isinstance(length, int):
+        raise UnsupportedError(f"cp is {cp}, but {what} has no sequences to share", hint="--set mesh.cp=1")
+    check_length(length, cp, method)
+    found = [op for op in trace.ops if op.phase is Phase.FORWARD and is_attention(op.name) and op.writes]
+    if not found:
+        raise UnsupportedError(
+            f"cp is {cp}, but {what} has no fused attention, the only one that ranks can share",
+            hint="write attention with scaled_dot_product_attention, or --set mesh.cp=1",
+        )
+    if method == "ulysses":
+        for op in found:
+            query, key = heads_of(trace, op)
+            check_heads((query // tp, key // tp), cp, ".".join(op.module))
+    return length
+
+
+def heads_of(trace: Trace, op: Op) -> tuple[int, int]:
+    """Heads of the queries of a fused attention's op, and of its keys and values; 0 where its shape does not tell."""
+    out = trace.storages[op.writes[0]]
+    if len(out.shape) != 4:
+        return 0, 0
+    distinct = [trace.storages[i].nbytes for i in dict.fromkeys(op.reads[:3])]
+    return out.shape[1], out.shape[1] * key_bytes(distinct, out.nbytes) // max(1, out.nbytes)
+
+
+def key_bytes(distinct: list[int], query: int) -> int:
+    """Bytes of k, or of v: of what an attention reads besides a q of `query` bytes, three storages or parts of one."""
+    return (distinct[0] - query) // 2 if len(distinct) == 1 else distinct[1] // (4 - len(distinct))
 
 
 def check_length(length: int, cp: int, method: str) -> None:
@@ -29,23 +64,11 @@ def check_length(length: int, cp: int, method: str) -> None:
         )
 
 
-def check_heads(heads: Iterable[int], cp: int, where: str = "attention") -> None:
-    """Raise `UnsupportedError` unless `cp` divides the numbers of heads that ulysses deals out."""
-    for count in heads:
+def check_heads(heads: tuple[int, int], cp: int, where: str = "attention") -> None:
+    """Raise `UnsupportedError` unless `cp` divides the heads of queries, and those of keys, that ulysses deals out."""
+    for count, what in zip(heads, ("queries", "keys and values"), strict=True):
         if count % cp:
             raise UnsupportedError(
-                f"{where} has {count} heads (of queries, or of keys and values) on a rank; {count} % cp {cp} = "
-                f"{count % cp}, but ulysses needs 0",
+                f"{where} has {count} heads of {what} on a rank; {count} % cp {cp} = {count % cp}, but ulysses needs 0",
                 hint="--set context.method=ring, or a smaller cp",
             )
-
-
-def fits(*, seq_len: int, heads: Iterable[int], cp: int, tp: int, method: str) -> bool:
-    """Whether `cp` ranks can share sequences of `seq_len`, with these `heads` (of all `tp` ranks) in attention."""
-    try:
-        check_length(seq_len, cp, method)
-        if method == "ulysses":
-            check_heads([count // tp for count in heads], cp)
-    except UnsupportedError:
-        return False
-    return True

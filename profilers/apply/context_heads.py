@@ -21,7 +21,7 @@ def heads_attention(
     share: Share, q: Tensor, k: Tensor, v: Tensor, *, dropout: float, causal: bool, scale: float | None, gqa: bool
 ) -> Tensor:
     """(B, H, T / n, D) queries, keys and values of this rank to what they attend to among all."""
-    check_heads(sorted({q.shape[1], k.shape[1]}), share.ranks)
+    check_heads((q.shape[1], k.shape[1]), share.ranks)
     q, k, v = (_Swap.apply(x, share, "heads") for x in (q, k, v))
     more: dict[str, Any] = {"enable_gqa": True} if gqa else {}
     out = functional.scaled_dot_product_attention(
