@@ -5,8 +5,10 @@
     interleaved    ScheduleInterleaved1F1B       dualpipev   ScheduleDualPipeV
 
 A step takes as many micro-batches as `batch.accumulation` says; gradients are divided by that number, so that they are
-those of one batch where the loss is a mean. Gradients of tied embeddings are added up between the first stage and the
-last. The loop's code up to `loss.backward()` runs for each micro-batch; then comes the optimizer, once.
+those of one batch where the loss is a mean. Each stage may be sharded once it is cut (FSDP2), in torchtitan's order:
+its gradients stay whole until the last micro-batch, and are then reduced. Gradients of tied embeddings are added up
+between the first stage and the last. The loop's code up to `loss.backward()` runs for each micro-batch; then comes the
+optimizer, once.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import pipelining
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.pipeline_cuts import chunk_of_blocks
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.schedules import SCHEDULES
+from dnnmem.profilers.apply import sharding
 from dnnmem.profilers.apply.device_mesh import device_mesh, device_type
 from dnnmem.profilers.apply.pipeline_shapes import inputs_of
 from dnnmem.profilers.apply.pipeline_stage import Stage, cut_model
@@ -41,6 +46,8 @@ _SEVERAL: Mapping[str, Any] = {
     "dualpipev": getattr(pipelining, "ScheduleDualPipeV", None),
 }
 """By name: of one stage a rank, and of a list of them."""
+_IN_PARTS = frozenset({"zb_h1", "zbv", "dualpipev"})
+"""Those whose backward passes come in two parts."""
 
 
 class Pipelined:
@@ -52,6 +59,7 @@ class Pipelined:
         `batch` is a micro-batch, for its shapes. Raises `UnsupportedError` for what PyTorch does not do.
         """
         check_pipeline(plan)
+        self._batches: list[Any] = []
         ranks, chunks = plan.mesh.pp, plan.mesh.pp * plan.pipeline.chunks
         self._group = device_mesh(plan)["pp"].get_group()
         rank = distributed.get_rank(self._group)
@@ -63,14 +71,14 @@ class Pipelined:
         firsts = [sum(map(len, self._cut.names[:c])) for c in range(chunks)]
         self._between = None if passed is None else [passed[first] for first in firsts]
         ends = {r for r, row in enumerate(mine) if {0, chunks - 1} & {*row}}
-        self._pair: Any = None
-        if self._cut.tied and len(ends) == 2:
-            world = distributed.get_process_group_ranks(self._group)
-            self._pair = distributed.new_group([world[r] for r in sorted(ends)])
+        self._pair = _pair(plan, sorted(ends)) if self._cut.tied and len(ends) == 2 else None
         self._holds_tied = rank in ends
+        self._stages = [Stage(self._cut, chunk, forward, self._batches) for chunk in mine[rank]]
+        for stage in self._stages:
+            sharding.to_model(stage, plan)
+            stage.listen()
         self.model = model
-        self._plan, self._mine, self._forward = plan, mine[rank], forward
-        self._batches: list[Any] = []
+        self._plan, self._mine = plan, mine[rank]
         self._schedule: Any = None
 
     def step(self, batches: Sequence[Any], optimizer: Optimizer) -> Tensor | None:
@@ -91,7 +99,8 @@ class Pipelined:
                 parameter.grad.div_(m)
         if self._pair is not None and self._holds_tied:
             for module, name in self._cut.tied:
-                distributed.all_reduce(getattr(module, name).grad, group=self._pair)
+                grad = getattr(module, name).grad
+                distributed.all_reduce(grad.to_local() if isinstance(grad, DTensor) else grad, group=self._pair)
         loss = torch.stack([one.detach() for one in losses]).mean() if losses else None
         losses.clear()
         optimizer.step()
@@ -104,11 +113,13 @@ class Pipelined:
         device = torch.device(device_type())
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
-        stages = [self._stage(chunk, device) for chunk in self._mine]
+        stages = [self._stage(stage, chunk, device) for stage, chunk in zip(self._stages, self._mine, strict=True)]
         made, held = (_ONE[name], stages[0]) if name in _ONE else (_SEVERAL[name], stages)
         return made(held, m, loss_fn=_as_it_is, scale_grads=False)  # what two stages share would be scaled twice
 
-    def _stage(self, chunk: int, device: torch.device) -> Any:
+    def _stage(self, stage: Stage, chunk: int, device: torch.device) -> Any:
+        if isinstance(stage, FSDPModule):
+            stage._apply(lambda tensor: tensor)  # its own parameters may have got memory meanwhile
         count = len(self._cut.names)
         static: dict[str, Any] = {}
         if self._between is not None:
@@ -118,8 +129,7 @@ class Pipelined:
             }
             for example in static.values():
                 example.requires_grad_(example.is_floating_point())
-        module = Stage(self._cut, chunk, self._forward, self._batches)
-        return pipelining.PipelineStage(module, chunk, count, device, group=self._group, **static)
+        return pipelining.PipelineStage(stage, chunk, count, device, group=self._group, **static)
 
 
 def check_pipeline(plan: Plan) -> None:
@@ -130,13 +140,29 @@ def check_pipeline(plan: Plan) -> None:
             f"pipeline.schedule {schedule} can be estimated, but PyTorch does not have it",
             hint=f"it has {', '.join((*_ONE, *_SEVERAL))}",
         )
-    if mesh.world_size != mesh.pp:
+    if mesh.world_size != mesh.pp * mesh.data_ranks or (mesh.data_ranks > 1 and not plan.splits_parameters):
         raise UnsupportedError(
-            f"pp {mesh.pp} of {mesh.world_size} ranks can be estimated, but pipelines are applied alone so far",
-            hint="leave the other degrees 1",
+            f"pp {mesh.pp} of {mesh.world_size} ranks with sharding {plan.sharding.strategy} can be estimated, but "
+            "pipelines are applied alone or with FSDP2 so far",
+            hint="sharding.strategy=zero2 or zero3 over mesh.dp_shard, and the other degrees 1",
+        )
+    if mesh.data_ranks > 1 and schedule in _IN_PARTS:
+        raise UnsupportedError(
+            f"{schedule} over FSDP2 can be estimated, but not applied: gradients of weights that PyTorch takes by "
+            "themselves do not reach the shards",
+            hint="pipeline.schedule=1f1b, gpipe or interleaved",
         )
     if plan.offload.activations != "none" or plan.offload.optimizer:
         raise UnsupportedError("offload beside pp can be estimated, but not applied yet", hint="leave offload out")
+
+
+def _pair(plan: Plan, ends: Sequence[int]) -> Any:
+    """The group of this rank's first and last stage; all ranks make all groups."""
+    found: Any = None
+    for column in device_mesh(plan).mesh.reshape(plan.mesh.pp, -1).T.tolist():
+        group = distributed.new_group([column[r] for r in ends])
+        found = group if distributed.get_rank() in column else found
+    return found
 
 
 def _as_it_is(loss: Tensor, target: Tensor) -> Tensor:

@@ -72,17 +72,30 @@ class Stage(nn.Module):
         """Parameters are those of the chunk; `batches` are filled before each step."""
         super().__init__()
         self.parts = nn.ModuleList(cut.blocks[name] for name in cut.names[chunk])
-        self.beside = nn.ModuleList(cut.beside.get(chunk, ()))
-        self.__dict__.update(_cut=cut, _chunk=chunk, _forward=forward, _batches=batches)
+        self.beside = nn.ModuleDict({f"part_{chr(ord('a') + n)}": it for n, it in enumerate(cut.beside.get(chunk, ()))})
+        self.__dict__.update(_cut=cut, _chunk=chunk, _forward=forward, _batches=batches, _number=0)
 
-    def forward(self, received: Tensor, microbatch: Tensor) -> Tensor:
-        """The output of micro-batch number `microbatch`; the first stage receives nothing of use."""
+    def listen(self) -> None:
+        """Let the stage's ends act, once all else hangs on its blocks: FSDP2 must see a block return.
+
+        The number of the micro-batch is read before FSDP2 takes it to the GPU, from where it would have to be fetched.
+        """
+        cut, chunk = self.__dict__["_cut"], self.__dict__["_chunk"]
+        names = cut.names[chunk]
+        if chunk:
+            cut.blocks[names[0]].register_forward_pre_hook(_enter(cut, chunk), with_kwargs=True, prepend=True)
+        if chunk < len(cut.names) - 1:
+            cut.blocks[names[-1]].register_forward_hook(_leave)
+        self.register_forward_pre_hook(_count, with_kwargs=True, prepend=True)
+
+    def forward(self, received: Tensor) -> Tensor:
+        """The output of a micro-batch; the first stage receives nothing of use."""
         cut: Cut = self.__dict__["_cut"]
         chunk: int = self.__dict__["_chunk"]
         cut.received = received if chunk else None
         try:
             with cut.only(chunk), ends_at_backward():
-                self.__dict__["_forward"](cut.model, self.__dict__["_batches"][int(microbatch)])
+                self.__dict__["_forward"](cut.model, self.__dict__["_batches"][self.__dict__["_number"]])
         except Done as done:
             return done.value.clone() if done.value._is_view() else done.value  # PyTorch detaches it in place
         finally:
@@ -118,11 +131,6 @@ def cut_model(model: nn.Module, of_block: Callable[[int], list[int]], mine: Sequ
         if chunk not in mine:
             _replace(model, modules, cut)
     holder._modules = dict(cut.blocks)
-    for chunk in mine:
-        if chunk:
-            cut.blocks[names[chunk][0]].register_forward_pre_hook(_enter(cut, chunk), with_kwargs=True)
-        if chunk < last:
-            cut.blocks[names[chunk][-1]].register_forward_hook(_leave)
     return cut
 
 
@@ -156,6 +164,12 @@ class _StandIn(nn.Module):
         del args, kwargs
         received = self.__dict__["_cut"].received
         return None if received is None else received.detach()
+
+
+def _count(stage: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    number = kwargs.pop("microbatch", None)
+    stage.__dict__["_number"] = 0 if number is None or number.is_meta else int(number)
+    return args, kwargs
 
 
 def _enter(cut: Cut, chunk: int) -> Callable[..., Any]:

@@ -22,9 +22,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dnnmem.estimator.plan import Pipeline, Plan
-from dnnmem.profilers.apply import apply_to_model, apply_to_optimizer
+from dnnmem.profilers.apply import MODEL_APPLIES, apply_to_model, apply_to_optimizer
 from dnnmem.profilers.apply.pipeline import Pipelined, check_pipeline
 from dnnmem.profilers.step import Target
+
+_OF_A_STAGE = ("context", "context_output", "tensor", "experts", "sharding", "gradients")
+"""What is done to stages once the model is cut, or not at all."""
 
 
 def applied_target(target: Target, plan: Plan) -> Target:
@@ -63,7 +66,9 @@ def _pipelined(target: Target, plan: Plan) -> Target:
 
     def make_model() -> nn.Module:
         check_pipeline(plan)
-        model = apply_to_model(target.make_model(), stage)
+        model = target.make_model()
+        for field, done in MODEL_APPLIES.items():
+            model = model if field in _OF_A_STAGE else done(model, stage)
         built[:] = [Pipelined(model, plan, target.train_step, target.make_batch())]
         return model
 

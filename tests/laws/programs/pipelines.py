@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import distributed, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy, gelu
 
-from dnnmem.estimator.plan import Batch, Mesh, Pipeline, Plan, Remat
+from dnnmem.estimator.plan import Batch, Mesh, Pipeline, Plan, Remat, Sharding
 from dnnmem.profilers.apply import apply_to_model
+from dnnmem.profilers.apply.device_mesh import device_mesh
 from dnnmem.profilers.apply.pipeline import Pipelined
 from dnnmem.profilers.step import plain_step
 
@@ -29,6 +31,12 @@ WAYS = {
     "zbv, tied": Pipeline(schedule="zbv", chunks=2),
     "dualpipev": Pipeline(schedule="dualpipev", chunks=2),
 }
+SHARDED = {
+    "1f1b, sharded": Pipeline(),
+    "1f1b, sharded, run again, tied": Pipeline(),
+    "interleaved, sharded": Pipeline(schedule="interleaved", chunks=2),
+}
+"""Four ranks: two stages of two each (FSDP2), which take half of the samples."""
 CUTS = {2: "3", 4: "1,3,6"}
 
 
@@ -98,22 +106,37 @@ def noting(optimizer, model, grads):
 
 def train(way, ranks):
     """Some steps of a rank."""
-    pipeline = replace(WAYS[way], cuts=CUTS[ranks] if way == "1f1b, uneven" else "")
+    pipeline = replace({**WAYS, **SHARDED}[way], cuts=CUTS[ranks] if way == "1f1b, uneven" else "")
     model = build(way)
-    if way == "1f1b, run again":
+    if "run again" in way:
         model = apply_to_model(model, Plan(remat=Remat(policy="full")))
     plan = Plan(mesh=Mesh(pp=ranks), batch=Batch(accumulation=MICRO), pipeline=pipeline)
-    rank = Pipelined(model, plan, plain_step(loss_of), batches()[0][0])
+    steps = batches()
+    if way in SHARDED:
+        plan = replace(plan, mesh=Mesh(pp=ranks // 2, dp_shard=2), sharding=Sharding(strategy="zero3"))
+        mine = device_mesh(plan)["dp_shard"].get_local_rank()
+        steps = [[tuple(tensor[mine : mine + 1] for tensor in batch) for batch in step] for step in steps]
+    rank = Pipelined(model, plan, plain_step(loss_of), steps[0][0])
     grads = {}
     optimizer = noting(torch.optim.AdamW(model.parameters(), lr=1e-2), model, grads)
-    losses = [rank.step(step, optimizer) for step in batches()]
-    return {"losses": losses, "grads": grads, "weights": {name: p.detach() for name, p in model.named_parameters()}}
+    losses = [rank.step(step, optimizer) for step in steps]
+    if way in SHARDED and losses[0] is not None:
+        losses = [loss / 2 for loss in losses]
+        for loss in losses:
+            distributed.all_reduce(loss, group=device_mesh(plan)["dp_shard"].get_group())
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    return {"losses": losses, "grads": whole(grads), "weights": whole(weights)}
+
+
+def whole(tensors):
+    """Tensors that lie on this rank alone."""
+    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
 
 
 def main(rank, ranks, folder):
     """Each schedule by itself."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
-    found = {way: train(way, ranks) for way in WAYS}
+    found = {way: train(way, ranks) for way in (WAYS if ranks < 4 else {**WAYS, **SHARDED})}
     torch.save(found, Path(folder, f"rank{rank}.pt"))
     distributed.barrier()
     distributed.destroy_process_group()
