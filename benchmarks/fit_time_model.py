@@ -48,8 +48,9 @@ SOURCES = (
 )  # fmt: skip
 SHARED = {
     "stream": 0.1, "eager": 0.15, "norm": 0.15, "norm_backward": 0.15, "softmax": 0.15,
-    "reduction": 0.15, "index_seconds": 0.3, "launch_seconds": 0.3, "host_seconds": 0.3,
+    "reduction": 0.15, "index_seconds": 0.1, "launch_seconds": 0.3, "host_seconds": 0.3,
     "nvlink": 0.03, "nvlink_latency_seconds": 0.1, "network": 0.15, "network_latency_seconds": 0.4,
+    "cudnn_attention": 0.15, "contention": 0.5,
 }  # fmt: skip
 """Fitted for all architectures, with the sd of the log prior."""
 BY_ARCH = {"gemm": 0.1, "attention_forward": 0.2, "attention_backward": 0.2}
@@ -68,13 +69,18 @@ NOISE = 0.06
 """Sd of log(measured / predicted) of a good model: what equal published runs differ by."""
 _UNITS = {
     "launch_seconds": ("launch_us", 1e6), "host_seconds": ("host_us", 1e6), "index_seconds": ("index_ns", 1e9),
-    "iteration_seconds": ("iteration_ms", 1e3), "nvlink_latency_seconds": ("nvlink_latency_us", 1e6),
+    "iteration_seconds": ("iteration_ms", 1e3), "cudnn_attention": ("cudnn_attention", 1.0),
+    "contention": ("contention", 1.0), "nvlink_latency_seconds": ("nvlink_latency_us", 1e6),
     "network_latency_seconds": ("network_latency_us", 1e6), "attention": ("attention", 1.0),
 }  # fmt: skip
 """Keys of parameters that are no shares, with the factor to their unit."""
 PRIORS = Path(__file__).with_name("time_model_priors.toml")
 FILE = Path(__file__).parents[1] / "estimator" / "specs" / "time_model.toml"
 ROUNDS = 6
+SLOPES_AT = (0, 3)
+"""Rounds that find the slopes anew: they change little from round to round."""
+LARGE = 0.04
+"""Errors above it weigh by their size, not by its square: what is judged is the mean error, and some rows are odd."""
 TINY = 0.02
 
 
@@ -193,7 +199,7 @@ def model_of(row: Row, values: dict[Name, float]) -> TimeModel:
     scopes = ("", row.arch, f"site:{row.case.source}")
     shared, arch, site = ({n: v for (where, n), v in values.items() if where == scope} for scope in scopes)
     known = priors()["site"].get(row.case.source, {})
-    return at_site(replace(load(row.step.cluster.device), **{**shared, **arch}), {**known, **site})
+    return at_site(replace(load(row.step.cluster.device), **{**shared, **arch}), {**known, **site, **row.case.rates})
 
 
 def log_seconds(row: Row, values: dict[Name, float]) -> float:
@@ -201,8 +207,11 @@ def log_seconds(row: Row, values: dict[Name, float]) -> float:
     return math.log(time_step(row.step, model_of(row, values)).seconds)
 
 
-def fit(rows: Sequence[Row], names: Sequence[Name]) -> dict[Name, float]:
-    """Maximum a posteriori by Gauss-Newton on log parameters; each source has the same weight."""
+def fit(rows: Sequence[Row], names: Sequence[Name], kept: dict[int, Floats] | None = None) -> dict[Name, float]:
+    """Maximum a posteriori by Gauss-Newton on log parameters; each source has the same weight.
+
+    `kept` takes the slopes of each row, by its `id`; where it has those of all rows, none are found anew.
+    """
     counts = {s: sum(row.case.source == s for row in rows) for s in {row.case.source for row in rows}}
     weight = np.array([math.sqrt(len(rows) / (len(counts) * counts[row.case.source])) for row in rows]) / NOISE
     spreads = np.array(
@@ -213,14 +222,16 @@ def fit(rows: Sequence[Row], names: Sequence[Name]) -> dict[Name, float]:
         [math.log(3) if name[1] == "host_seconds" and name[0] else 0.0 for name in names]
     )  # where it binds
     measured = np.log([row.seconds for row in rows])
-    slopes = np.zeros((len(rows), len(names)))
+    kept = {} if kept is None else kept
+    known = all(id(row) in kept for row in rows)
     for turn in range(ROUNDS):
         values = dict(zip(names, np.exp(x).tolist(), strict=True))
         predicted = np.array([log_seconds(row, values) for row in rows])
-        if turn % 2 == 0:  # they change little from round to round
-            slopes = slopes_of(rows, names, values, predicted)
+        if turn in SLOPES_AT and not known:
+            kept.update(zip(map(id, rows), slopes_of(rows, names, values, predicted), strict=True))
+        slopes = np.array([kept[id(row)] for row in rows])
         residual = measured - predicted
-        robust = weight * np.sqrt(huber(residual / 0.15))
+        robust = weight * np.sqrt(huber(residual / LARGE))
         a = np.vstack([slopes * robust[:, None], np.diag(1 / spreads)])
         b = np.concatenate([residual * robust, (prior - x) / spreads])
         x = x + np.clip(np.linalg.lstsq(a, b, rcond=None)[0], -0.5, 0.5)
@@ -240,6 +251,12 @@ def slopes_of(rows: Sequence[Row], names: Sequence[Name], values: dict[Name, flo
             if name[0] in ("", row.arch, f"site:{row.case.source}") and not shadowed(name, row, names):
                 slopes[i, column] = (log_seconds(row, moved) - predicted[i]) / TINY
     return slopes
+
+
+def carried(values: dict[Name, float], unseen: str, seen: str) -> dict[Name, float]:
+    """`values` with an unseen architecture's shares: its benchmarks', less what training leaves of a seen one's."""
+    left = {name: values[seen, name] / start((seen, name)) for name in BY_ARCH}
+    return {**values, **{(unseen, name): start((unseen, name)) * share for name, share in left.items()}}
 
 
 def shadowed(name: Name, row: Row, names: Sequence[Name]) -> bool:

@@ -4,7 +4,8 @@
 
 left out      the fit sees no row of a source; then how its steps fare by the default site, and the others of its steps
               after `dnnmem calibrate` on 1 or 3 of them (on each GPU)
-unseen        the fit sees no row of Hopper, whose shares stay at the books' values; then as above, by source
+unseen        the fit sees no row of Hopper, whose shares are the benchmarks', less what training leaves of Ampere's;
+              then as above, by source
 strategies    steps of one model and global batch on as many GPUs: how much slower the one that is predicted fastest is
               than the fastest, by a fit that saw no row of the source
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from fit_time_model import SOURCES, Name, Row, fit, model_of, parameters, prepare, report, thin
+from fit_time_model import ARCHES, SOURCES, Floats, Name, Row, carried, fit, model_of, parameters, prepare, report, thin
 
 from dnnmem.estimator.calibration import fit as calibrate
 from dnnmem.estimator.estimate import price
@@ -26,7 +27,7 @@ DRAWS = 2
 """Choices of calibration steps."""
 AFTER = 16
 """Most steps of a GPU that are predicted after a calibration, evenly."""
-UNSEEN = "hopper"
+SEEN, UNSEEN = ARCHES
 
 
 def main() -> None:
@@ -43,24 +44,30 @@ def tables(rows: Sequence[Row], most: int) -> None:
     """Print them all."""
     names = parameters(rows)
     train = thin([row for row in rows if not row.is_test], most)
+    slopes: dict[int, Floats] = {}
+    seen = fit(train, names, slopes)
     for source in SOURCES:
-        others = fit([row for row in train if row.case.source != source], names)
+        print(f"seen half   {source}")
+        strategies([row for row in rows if row.case.source == source], seen)
+        others = fit([row for row in train if row.case.source != source], names, slopes)
         left = {name: value for name, value in others.items() if name[0] != f"site:{source}"}
         own = [row for row in rows if row.case.source == source]
         report("left out", own, left)
         for steps in (1, 3):
             calibrated(own, left, steps)
         strategies(own, left)
-    own, left = unseen(rows, train, names)
+    own, left = unseen(rows, train, names, slopes)
     report("unseen", own, left)
     for source in sorted({row.case.source for row in own}):
         for steps in (1, 3):
             calibrated([row for row in own if row.case.source == source], left, steps)
 
 
-def unseen(rows: Sequence[Row], train: Sequence[Row], names: Sequence[Name]) -> tuple[list[Row], dict[Name, float]]:
+def unseen(
+    rows: Sequence[Row], train: Sequence[Row], names: Sequence[Name], slopes: dict[int, Floats]
+) -> tuple[list[Row], dict[Name, float]]:
     """Rows of the architecture that the fit does not see, and the parameters."""
-    values = fit([row for row in train if row.arch != UNSEEN], names)
+    values = carried(fit([row for row in train if row.arch != UNSEEN], names, slopes), UNSEEN, SEEN)
     known = {name: value for name, value in values.items() if not name[0].startswith("site:")}
     return [row for row in rows if row.arch == UNSEEN], known
 

@@ -136,12 +136,13 @@ def estimated(case: Case, trace: Trace, *, memory: bool) -> Estimate:
     from dnnmem.estimator.cluster import find_cluster
     from dnnmem.estimator.estimate import price
     from dnnmem.estimator.local_step import local_step
-    from dnnmem.estimator.time_model import load
+    from dnnmem.estimator.time_model import at_site, load
 
     cluster = find_cluster(case.cluster)
     step = local_step(trace, case.plan, cluster, case.layers)
     settings = parse_settings(case.allocator) if case.allocator else None
-    return price(step, load(cluster.device, site=case.source), memory=memory, settings=settings)
+    model = at_site(load(cluster.device, site=case.source), case.rates)
+    return price(step, model, memory=memory, settings=settings)
 
 
 def _missed(case: Case, reason: str) -> list[Prediction]:

@@ -30,6 +30,7 @@ _KINDS = {
     "nvlink": "communication",
     "pcie": "communication",
     "network": "communication",
+    "contention": "communication",
     "host": "host",
     "iteration": "host",
 }
@@ -41,6 +42,7 @@ _FIXED = (
     "reference_watts",
     "reference_flops_per_s",
     "l2_boost",
+    "cudnn_attention",
     "spread",
     "curves",
 )

@@ -229,5 +229,7 @@ def _attention_seconds(work: Work, rows: Rows, rate: Floats, device: Device, mod
     # float32 goes through tensor cores as three products of tf32 parts
     parts = device.flops_per_s.get("tf32", 0.0) / 3 * _power(device, model)
     rate = np.where(work.dtype[rows] == 0, np.maximum(rate, parts), rate)
-    forward = work.kind[rows] == OpClass.ATTENTION_FORWARD
-    return work.flops[rows] / (np.where(forward, model.attention_forward, model.attention_backward) * rate)
+    share = np.where(
+        work.kind[rows] == OpClass.ATTENTION_FORWARD, model.attention_forward, model.attention_backward
+    ) * np.where(["cudnn" in work.names[i] for i in rows], model.cudnn_attention, 1.0)
+    return work.flops[rows] / (share * rate)

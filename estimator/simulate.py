@@ -9,6 +9,7 @@ have the readers and writers of each storage it overwrites. An op of a side lane
 the program too, as a stream waits for an event recorded where it was issued. Compute waits for side lanes only through
 storages: before it reads or overwrites them, and behind an op that frees what is still on its way to the host, since
 that memory serves again. Collectives over one axis of the mesh follow each other; those over different axes overlap.
+Compute that runs beside a collective is slower by `contention`: NCCL's kernels take multiprocessors and bandwidth.
 
 >>> from dnnmem.estimator.trace import Op
 >>> gather = Op(name="dnnmem.all_gather.dp_shard", lane=Lane.COMM, writes=(1,))
@@ -49,11 +50,12 @@ class Timing:
     seconds: float
     """Until the last op ends and the host is done."""
     busy: Mapping[Lane, float]
-    """Seconds that each lane works; of COMM, the communicator that works longest."""
+    """Seconds that each lane works, contention left out; of COMM, the communicator that works longest."""
     host_seconds: float
     """Seconds that the host works."""
     exposed: Mapping[str, float]
-    """Seconds that the compute lane stands still, by cause (`CAUSES`); with its work they add up to `seconds`."""
+    """Seconds that the compute lane stands still, by cause (`CAUSES`), or is slowed by collectives (`comm`); with its
+    work they add up to `seconds`."""
 
     @property
     def bound(self) -> str:
@@ -62,13 +64,19 @@ class Timing:
         return max(work, key=lambda name: work[name])
 
 
-def simulate(ops: Sequence[Op], seconds: Any, host_seconds: Any) -> Timing:  # noqa: ANN401  (array or list)
+def simulate(
+    ops: Sequence[Op],
+    seconds: Any,  # noqa: ANN401  (array or list)
+    host_seconds: Any,  # noqa: ANN401
+    contention: float = 0.0,
+) -> Timing:
     """Run `ops` in order: `seconds` on their lanes, `host_seconds` to issue each.
 
-    Raises `TraceError` unless there are as many seconds as ops, all of them finite and not negative.
+    `contention`: what a second of compute takes longer beside a collective. Raises `TraceError` unless there are as
+    many seconds as ops, all of them finite and not negative.
     """
     durations, issues = _checked(ops, seconds), _checked(ops, host_seconds)
-    start, end, exposed = _run(ops, durations, issues)
+    start, end, exposed = _run(ops, durations, issues, contention)
     host = math.fsum(issues)
     return Timing(
         start=np.array(start, dtype=np.float64),
@@ -104,8 +112,8 @@ def _checked(ops: Sequence[Op], seconds: Any) -> list[float]:  # noqa: ANN401  (
     return listed
 
 
-def _run(  # noqa: C901  (one loop over all ops, written for speed)
-    ops: Sequence[Op], seconds: list[float], issues: list[float]
+def _run(  # noqa: C901, PLR0912  (one loop over all ops, written for speed)
+    ops: Sequence[Op], seconds: list[float], issues: list[float], contention: float
 ) -> tuple[list[float], list[float], dict[str, float]]:
     """Start and end of each op, and the seconds that the compute lane waits, by cause."""
     compute = Lane.COMPUTE
@@ -115,6 +123,7 @@ def _run(  # noqa: C901  (one loop over all ops, written for speed)
     used: dict[int, float] = {}  # of each storage: latest end of its writer and readers
     side: dict[float, str] = {}  # side lane that ends at this second
     leaving: dict[int, float] = {}  # of each storage that is copied to the host: when it is there
+    sent: list[tuple[float, float]] = []  # start and end of the last collectives
     start, end, exposed = [], [], dict.fromkeys(CAUSES, 0.0)
     issued = 0.0
     for op, duration, issue in zip(ops, seconds, issues, strict=True):
@@ -133,6 +142,10 @@ def _run(  # noqa: C901  (one loop over all ops, written for speed)
             _blame(exposed, computed, begin, issued, side)
         begin = max(begin, issued)
         done = begin + duration
+        if alone and sent:
+            slowed = contention * _meanwhile(sent, begin, done)
+            exposed[Lane.COMM.value] += slowed
+            done += slowed
         for storage in reads:
             if storage not in used or done > used[storage]:
                 used[storage] = done
@@ -143,12 +156,21 @@ def _run(  # noqa: C901  (one loop over all ops, written for speed)
         else:
             free[engine] = done
             side[done] = op.lane.value
+            if contention and op.lane is Lane.COMM:
+                sent.append((begin, done))
             if op.lane is Lane.TO_HOST:
                 leaving.update(dict.fromkeys(reads, done))
         start.append(begin)
         end.append(done)
     _blame(exposed, computed, max((computed, *free.values())), issued, side)
     return start, end, exposed
+
+
+def _meanwhile(sent: list[tuple[float, float]], begin: float, done: float) -> float:
+    """Seconds between `begin` and `done` that collectives take; what has ended before is forgotten."""
+    while sent and sent[0][1] <= begin:
+        sent.pop(0)
+    return sum(max(min(end, done) - max(start, begin), 0.0) for start, end in sent)
 
 
 def _freed(op: Op, done: float, leaving: dict[int, float], exposed: dict[str, float]) -> float:

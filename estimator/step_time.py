@@ -109,7 +109,7 @@ def time_ops(step: LocalStep, model: TimeModel) -> tuple[tuple[Op, ...], Timing]
     chunk = priced.chunk
     index = np.sort(np.concatenate((chunk.forward, chunk.backward, chunk.sync, chunk.step)))
     ops = tuple(chunk.trace.ops[i] for i in index)
-    return ops, simulate(ops, priced.seconds[index], priced.host[index])
+    return ops, simulate(ops, priced.seconds[index], priced.host[index], model.contention)
 
 
 def time_chunks(step: LocalStep, model: TimeModel) -> list[tuple[float, float, float]]:
@@ -142,12 +142,14 @@ class _Priced:
     host: npt.NDArray[np.float64]
     arithmetic: npt.NDArray[np.bool_]
     """Ops that the arithmetic units bound."""
+    contention: float
+    """`TimeModel.contention`."""
 
     def run(self, *parts: Index) -> _Run:
         """These ops in program order."""
         index = np.sort(np.concatenate(parts))
         ops = self.chunk.trace.ops
-        timing = simulate([ops[i] for i in index], self.seconds[index], self.host[index])
+        timing = simulate([ops[i] for i in index], self.seconds[index], self.host[index], self.contention)
         busy = timing.busy[Lane.COMPUTE]
         compute = float(self.seconds[index][self.arithmetic[index]].sum())
         host = timing.exposed.get("host", 0.0)
@@ -174,7 +176,7 @@ def _priced(chunk: Chunk, step: LocalStep, model: TimeModel) -> _Priced:
     for m in chunk.messages:
         seconds[m.index] = collective_seconds(m.kind, m.nbytes, m.group, step.cluster, model)
         if m.axis == "tp" and m.kind in _IN_PARTS and not step.plan.tensor.sequence_first:
-            seconds[m.index] += 2 * m.nbytes / (model.stream * device.memory_bytes_per_s)
+            seconds[m.index] += _pieces_seconds(m.nbytes, chunk.work.item_bytes[m.index], step, model)
     for i, op in enumerate(chunk.trace.ops):
         if op.lane in (Lane.TO_HOST, Lane.TO_DEVICE):
             seconds[i] = op.moved_bytes / copies + link.latency_seconds
@@ -185,7 +187,15 @@ def _priced(chunk: Chunk, step: LocalStep, model: TimeModel) -> _Priced:
         host[m.index] = 0.0
         host[min(m.index + 1, len(host) - 1)] += seconds[m.index]
     arithmetic = work.flops * device.memory_bytes_per_s > work.bytes * peak_rates(work, device)
-    return _Priced(chunk=chunk, seconds=seconds, host=host, arithmetic=arithmetic)
+    return _Priced(chunk=chunk, seconds=seconds, host=host, arithmetic=arithmetic, contention=model.contention)
+
+
+def _pieces_seconds(nbytes: float, item_bytes: float, step: LocalStep, model: TimeModel) -> float:
+    """Seconds of putting parts together, or apart: an eager concatenation divides out each element's place."""
+    device = step.cluster.device
+    moved = 2 * nbytes / (model.stream * device.memory_bytes_per_s)
+    placed = nbytes / item_bytes * model.index_seconds / device.sm_count
+    return moved + placed if step.plan.kernels.fusion == "none" else moved
 
 
 def _alone(step: LocalStep, priced: _Priced) -> StepTime:

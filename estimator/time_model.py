@@ -38,6 +38,8 @@ class TimeModel:
     """Fused attention: share of the dtype's peak over the flops that are not skipped."""
     attention_backward: float
     """The same for its backward, whose flops count the scores again."""
+    cudnn_attention: float = 1.0
+    """How much faster than those shares cuDNN's fused attention is, which torch takes on Hopper and Blackwell."""
     conv: float
     """Dense convolutions: share of the dtype's peak over padded channels."""
     grouped_conv: float
@@ -98,6 +100,8 @@ class TimeModel:
     spread: Mapping[str, float]
     """Standard deviations of log(measured / predicted): a site's by `arithmetic`, `traffic`, `communication` and
     `host`, and a single step's by itself, `step`."""
+    contention: float = 0.0
+    """What a second of kernels takes longer while a collective runs beside them."""
     serial_messages: bool = False
     """Collectives are added to what a rank computes alone: the host waits for each of them, and issues it at no cost.
     True where a table is a sum of parts that were timed one by one."""

@@ -44,6 +44,10 @@ class Key(NamedTuple):
     """Whose kernels are recorded."""
 
 
+FLASH: Mapping[str, float] = {"cudnn_attention": 1.0}
+"""`Case.rates` of runs whose attention was no kernel of cuDNN's, though torch takes one for them today."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One row of a table."""
@@ -84,6 +88,8 @@ class Case:
     """Peak of the caching allocator."""
     measured_allocated_bytes: int | None = None
     """Peak of live bytes."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Parameters of the time model that are known of its software."""
 
     @property
     def key(self) -> Key:

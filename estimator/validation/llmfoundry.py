@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from dnnmem.estimator import plan as p
-from dnnmem.estimator.validation.case import GPT, Case, decoder
+from dnnmem.estimator.validation.case import FLASH, GPT, Case, decoder
 from dnnmem.estimator.validation.cells import is_true, positive, whole
 
 COLUMNS = ("Throughput (T/s/GPU)", "GlobalBatchSize (T)", "MP Mode", "Sharding Strategy", "NumParams")
@@ -52,7 +52,7 @@ def read(row: Mapping[str, str]) -> Case:
     )
     return Case(
         target=GPT, target_args=args, batch=batch, seq=seq, layers=more, plan=plan,
-        cluster=f"{gpu}:{gpus}", gpu=gpu, measured_seconds=_seconds(row),
+        cluster=f"{gpu}:{gpus}", gpu=gpu, measured_seconds=_seconds(row), rates=FLASH,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from dnnmem.estimator import plan as p
-from dnnmem.estimator.validation.case import GPT, Case, decoder
+from dnnmem.estimator.validation.case import FLASH, GPT, Case, decoder
 from dnnmem.estimator.validation.cells import divided, number, positive, whole
 
 COLUMNS = ("local_bs", "dp_shard", "activation_ckpt", "torch_compile", "float8", "tps_per_gpu")
@@ -72,6 +72,7 @@ def _usable(row: Mapping[str, str], measured: Case) -> Case:
         allocator="expandable_segments:True" if _day(row) >= _EXPANDABLE else "", out_of_memory=measured.out_of_memory,
         plan=_plan(row), cluster=f"{measured.gpu}:{whole(row, 'ngpu')}", gpu=measured.gpu,
         measured_seconds=measured.measured_seconds, measured_reserved_bytes=measured.measured_reserved_bytes,
+        rates=FLASH if _day(row) < _UNLISTED[0] else {},
     )  # fmt: skip
 
 

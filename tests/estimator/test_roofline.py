@@ -134,6 +134,20 @@ def test_one_warp_walks_all_labels() -> None:
     assert 0.8e-3 < choice(2**15) < 1.5e-3
 
 
+def test_attention_of_cudnn_is_faster_by_its_factor() -> None:
+    """GIVEN fused attention WHEN cuDNN runs it THEN the time over its launch is that of flash over the factor."""
+    h100 = find_device("h100-sxm-80gb")
+    out = Storage(id=0, nbytes=2**26, kind=Kind.TEMP, shape=(1, 32, 8192, 128), dtype="bfloat16")
+    flash, cudnn = (
+        seconds(
+            Op(name=f"aten._scaled_dot_product_{name}_attention.default", writes=(0,), flops=10**13), out, device=h100
+        )
+        for name in ("flash", "cudnn")
+    )
+    model = load(h100)
+    assert flash - model.launch_seconds == pytest.approx(model.cudnn_attention * (cudnn - model.launch_seconds))
+
+
 def test_a_lower_power_limit_slows_arithmetic_only() -> None:
     """GIVEN the H100 of 500 W beside the one of 700 W WHEN a product is priced THEN it is slower by their power."""
     full, limited = find_device("h100-sxm-80gb"), find_device("h100-sxm-96gb-hbm2e-500w")

@@ -32,6 +32,20 @@ def test_a_prefetch_overlaps_and_what_reads_it_waits():
     assert (timing.seconds, timing.exposed["comm"], timing.exposed[HOST]) == (6, 3, 0)
 
 
+def test_compute_beside_a_collective_is_slower():
+    # GIVEN  comm     | sum |
+    #        compute  |  mm   |  mm  |            WHEN a second beside it takes half a second longer
+    ops = [_op(COMM, writes=(1,)), _op(MM), _op(MM)]
+    timing = simulate(ops, [2.0, 3.0, 1.0], [0.0] * 3, contention=0.5)
+    assert timing.end.tolist() == [2, 4, 5]
+    assert (timing.busy[MM], timing.exposed["comm"]) == (4, 1)
+
+
+def test_what_compute_waits_for_does_not_slow_it():
+    ops = [_op(COMM, writes=(1,)), _op(MM, reads=(1,)), _op(OUT), _op(MM)]
+    assert simulate(ops, [2.0, 1.0, 9.0, 1.0], [0.0] * 4, contention=0.5).end.tolist() == [2, 3, 12, 4]
+
+
 def test_a_side_lane_begins_at_its_place_in_the_program():
     # GIVEN a gather issued behind an op that it has nothing to do with  THEN it does not begin at 0
     timing = _run((_op(MM), 2.0), (_op(COMM, writes=(1,)), 1.0), (_op(MM), 5.0))

@@ -9,7 +9,7 @@ import pytest
 from dnnmem.estimator import plan as p
 from dnnmem.estimator.cluster import find_cluster
 from dnnmem.estimator.errors import UsageError
-from dnnmem.estimator.validation.case import Case, decoder
+from dnnmem.estimator.validation.case import FLASH, Case, decoder
 from dnnmem.estimator.validation.sources import cases
 
 USABLE = {
@@ -149,3 +149,13 @@ def test_a_shallow_model_is_recorded_whole():
 def test_a_strategy_names_what_is_used():
     hybrid = p.Plan(mesh=p.Mesh(dp_replicate=2, dp_shard=4, tp=2), sharding=p.Sharding(strategy="zero3"))
     assert Case(plan=hybrid).strategy == "hsdp zero3 + tp"
+
+
+def test_attention_is_cudnn_s_where_torchtitan_s_day_has_it_so(found):
+    # GIVEN runs of October and of September 2025, and MPT's of 2023
+    lines = (
+        ("torchtitan_llama_moe_curated", 55),
+        ("torchtitan_llama_moe_curated", 77),
+        ("llmfoundry_mpt_throughput", 2),
+    )
+    assert [dict(of(found, *line).rates) for line in lines] == [{}, FLASH, FLASH]
