@@ -177,19 +177,14 @@ def record(asked: Asked, cluster: Cluster, environ: Mapping[str, str]) -> tuple[
     """The step at the micro-batches of a search: recorded, or as saved; and the request behind it."""
     from dnnmem.cli.cache import cache_folder
     from dnnmem.cli.commands.job import SAVED, prepare
+    from dnnmem.estimator.recommend import samples_of_each
     from dnnmem.estimator.techniques.precision import to_record
     from dnnmem.profilers.record_sizes import of_saved, record_sizes
     from dnnmem.profilers.target import with_batch
 
     batch = asked.batch
     if asked.global_batch is not None:
-        each, rest = divmod(asked.global_batch, cluster.gpus)
-        if rest or not each:
-            raise UsageError(
-                f"a global batch of {asked.global_batch} is not shared evenly by {cluster.gpus} GPUs",
-                hint=f"give a multiple: {max(1, round(asked.global_batch / cluster.gpus)) * cluster.gpus}",
-            )
-        batch = each
+        batch = samples_of_each(asked.global_batch, cluster)
     saved = asked.target.endswith(SAVED)
     typed: dict[str, int | float | str | None] = {
         "batch": asked.batch if saved else batch, "seq": asked.seq, "optimizer": asked.optimizer, "seed": asked.seed,

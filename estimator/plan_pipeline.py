@@ -22,6 +22,8 @@ PIPELINES = (
 """Names of `Pipeline.schedule`, each a file of `schedules`."""
 TORCH = frozenset({"1f1b", "dapple", "gpipe", "interleaved", "zb_h1", "zbv", "dualpipev"})
 """Those that PyTorch has."""
+SPLITS = frozenset({"zb_h1", "zbv", "dualpipev"})
+"""Those in which gradients of weights may come later than those of inputs."""
 CHUNKS: Mapping[str, int] = {"zbv": 2, "dualpipev": 2}
 """Chunks a rank holds where that is not one; `interleaved` takes any number from two."""
 

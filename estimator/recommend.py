@@ -28,8 +28,7 @@ from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Priced, Search,
 from dnnmem.estimator.search_ahead import Ahead
 from dnnmem.estimator.search_core import Cost
 from dnnmem.estimator.search_cost import Costs
-from dnnmem.estimator.techniques import Choice, Scope, choices
-from dnnmem.estimator.techniques.tensor import degrees
+from dnnmem.estimator.techniques import Choice, Scope, choices, context, tensor
 from dnnmem.estimator.time_model import TimeModel, load
 
 
@@ -109,6 +108,20 @@ def recommend(
     )
 
 
+def samples_of_each(global_batch: int, cluster: Cluster) -> int:
+    """Of a global batch, what a GPU takes that shares no sample; 1 where there are fewer, which GPUs then share.
+
+    Raises `UsageError` where it is not shared evenly.
+    """
+    whole = min(global_batch, cluster.gpus)
+    if global_batch % whole or cluster.gpus % whole:
+        raise UsageError(
+            f"a global batch of {global_batch} is not shared evenly by {cluster.gpus} GPUs",
+            hint=f"give a multiple: {max(1, round(global_batch / cluster.gpus)) * cluster.gpus}",
+        )
+    return global_batch // whole
+
+
 def budget_of(cluster: Cluster, headroom: float) -> float:
     """Bytes that the allocator may reserve."""
     return cluster.device.usable_bytes * (1 - headroom) - (cluster.device.context_bytes or 0)
@@ -133,7 +146,8 @@ def scope_of(recorded: Recorded, wanted: Wanted) -> Scope:
         only=wanted.only,
         without=wanted.without,
         max_techniques=wanted.max_techniques,
-        tensor=degrees(first, cluster),
+        tensor=tensor.degrees(first, cluster),
+        context=context.degrees(first, cluster),
         logits_share=logits_share(first),
     )
 

@@ -21,7 +21,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from dnnmem.estimator.errors import InfeasibleError, UnsupportedError, UsageError
+from dnnmem.estimator.errors import DnnmemError, InfeasibleError, UnsupportedError, UsageError
 from dnnmem.estimator.estimate import Estimate
 from dnnmem.estimator.plan import Plan, Remat, check
 from dnnmem.estimator.search_ahead import Ahead, Question, answer_of
@@ -200,7 +200,7 @@ class Search:
                 cost = _cost_of(estimate)
         except InfeasibleError:
             return
-        except (UnsupportedError, UsageError) as error:
+        except DnnmemError as error:
             if error.message == _ANOTHER:
                 return
             self.tally.unsupported[error.message] = self.tally.unsupported.get(error.message, 0) + 1

@@ -38,7 +38,9 @@ from dnnmem.estimator.search_core import (
     host_update_seconds,
     parts_of,
     run_seconds,
+    saved_by_blocks,
     sent_bytes,
+    whole_runs,
     with_costs,
 )
 from dnnmem.estimator.search_cores import Maker
@@ -135,17 +137,14 @@ class Costs:
 
     def _most_saved(self, plain: Plan) -> float:
         """Bytes that no block saves more than."""
-        try:
-            stages = self.chain(plain).stages
-        except UnsupportedError:
-            return math.inf
-        return max((stage.saved_bytes for stage in stages if stage.block is not None), default=0) / _CERTAIN or math.inf
+        return saved_by_blocks(self.core(plain), self.runs)[1] / _CERTAIN or math.inf
 
     def chain(self, plan: Plan) -> Chain:
         """The plan's core in stages. Raises `UnsupportedError` for a model that is no chain of blocks."""
         core = self.core(plan)
         if core.chain is None:
-            core.chain = chain_of(core.runs, run_seconds(core.runs, self.runs))
+            runs = whole_runs(core)
+            core.chain = chain_of(runs, run_seconds(runs, self.runs))
         return core.chain
 
     def bound(self, plan: Plan) -> Cost:
@@ -162,12 +161,12 @@ class Costs:
             seconds = max(seconds, DRAWN * copies / copy_bytes_per_s(self.cluster, self.model))
         peak = self.resting_bytes(plan) + others
         if plan.mesh.pp > 1:
-            peak = max(peak, least_bytes(self._spread(core, plan), plan, parts))
+            peak = max(peak, least_bytes(self._spread(core, plan), saved_by_blocks(core, self.runs)[0], plan, parts))
         return Cost(seconds=seconds, peak_bytes=peak)
 
     def passes_seconds(self, core: Core, plan: Plan) -> float:
         """Of forward and backward passes, at least."""
-        if plan.mesh.tp * plan.mesh.pp == 1:
+        if plan.mesh.world_size == plan.mesh.data_ranks:
             return core.micro_seconds * plan.batch.accumulation
         return least_seconds(self._spread(core, plan), plan)
 
@@ -225,11 +224,12 @@ class Costs:
                 seconds=max(bound.seconds, found.seconds * _STAGES_MARGIN),
                 peak_bytes=max(bound.peak_bytes, int(found.peak_bytes * RUNS_MARGIN)),
             )
-        local = rewrite_rank(core.runs, plan, self.cluster)
+        runs = whole_runs(core)
+        local = rewrite_rank(runs, plan, self.cluster)
         margin = RUNS_MARGIN if plan.loss == Loss() else _CHUNKS_MARGIN
         self.lasting[plan] = int(live_peak(local, _LASTING) * margin)
         self.live[plan] = live_peak(local)
-        step = with_costs(step_of([local], core.runs, plan, self.cluster, 0), self.runs, self.model)
+        step = with_costs(step_of([local], runs, plan, self.cluster, 0), self.runs, self.model)
         waits = plan.splits_parameters
         seconds = time_step(step, self.model).seconds * (_GATHERED_MARGIN if waits else 1.0)
         return Cost(seconds=seconds, peak_bytes=int(self.live[plan] * margin))
@@ -258,7 +258,7 @@ class Costs:
 
     def _again(self, plan: Plan, plain: Plan) -> Cost:
         """By runs that are computed again whole: less what early stop may spare of each, seconds and its output."""
-        runs, layers = self.core(plain).runs, self.recorded.layers or 1
+        runs, layers = whole_runs(self.core(plain)), self.recorded.layers or 1
         try:
             local = rewrite_rank(rewrite_model(runs, Plan(remat=plan.remat)), plain, self.cluster)
             stages = self.chain(plain).stages
@@ -331,7 +331,7 @@ class Costs:
         return replace(plan, remat=found)
 
     def _plan_remat(self, plan: Plan, budget_bytes: float) -> Remat | None:
-        runs = self.core(plan).runs
+        runs = whole_runs(self.core(plan))
         if plan not in self.live:
             self.live[plan] = live_peak(rewrite_rank(runs, plan, self.cluster))
         # The chain counts whole states: what sharding takes off them goes on top of the budget.
@@ -356,8 +356,8 @@ class Costs:
     def core(self, plan: Plan) -> Core:
         """That of a plan."""
         key: tuple[object, ...] = (
-            self.micro_batch(plan), plan.mesh.tp, plan.precision, plan.loss, plan.tensor, plan.optimizer, plan.remat,
-            plan.compression,
+            self.micro_batch(plan), plan.mesh.tp, plan.mesh.cp, plan.precision, plan.loss, plan.tensor, plan.context,
+            plan.optimizer, plan.remat, plan.compression,
         )  # fmt: skip
         if plan.precision != Plan().precision:  # whose pass leaves parameters at rest to them
             key = (*key, plan.sharding.strategy in ALL_PARTS)

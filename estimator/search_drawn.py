@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dnnmem.estimator.coarsen import live_peak
+from dnnmem.estimator.context_ranks import from_context
 from dnnmem.estimator.local_step import LocalStep, step_of
 from dnnmem.estimator.passes import rewrite_rank
 from dnnmem.estimator.plan import Plan
@@ -77,5 +78,6 @@ def drawn_by_runs(core: Core, plan: Plan, rates: Rates) -> Drawn:
 
 def _even_seconds(step: LocalStep, rates: Rates) -> float:
     """None where few blocks hardly fill a bucket of gradients."""
-    even = step.plan.mesh.data_ranks == 1 or step.plan.splits_parameters
+    plan = from_context(step.plan)
+    even = plan.mesh.data_ranks == 1 or plan.splits_parameters
     return time_step(step, rates.model).seconds if even else 0.0

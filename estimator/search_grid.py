@@ -72,9 +72,9 @@ class _Passes(NamedTuple):
 def _row(plan: Plan, rows: dict[object, int], plans: list[Plan]) -> int:
     """The row of the table that a plan shares; parts of plans that are one object are equal."""
     key = (
-        plan.mesh.tp, plan.mesh.pp, plan.batch.micro_batch, plan.batch.accumulation, id(plan.precision), id(plan.loss),
-        id(plan.tensor), id(plan.compression), id(plan.pipeline), plan.optimizer.name, plan.optimizer.state,
-        plan.sharding.strategy in ALL_PARTS,
+        plan.mesh.tp, plan.mesh.cp, plan.mesh.pp, plan.batch.micro_batch, plan.batch.accumulation, id(plan.precision),
+        id(plan.loss), id(plan.tensor), id(plan.context), id(plan.compression), id(plan.pipeline), plan.optimizer.name,
+        plan.optimizer.state, plan.sharding.strategy in ALL_PARTS,
     )  # fmt: skip
     known = rows.get(key)
     if known is None:

@@ -9,13 +9,12 @@ rank r of a schedule that flushes:   fill before it + its own work on all micro-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from dnnmem.estimator.block_list import blocks_of_ops, main_list
-from dnnmem.estimator.coarsen import Runs, rounded
+from dnnmem.estimator.block_list import BlockList, blocks_of_ops, main_list
+from dnnmem.estimator.coarsen import rounded
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.local_step import step_of
@@ -23,10 +22,10 @@ from dnnmem.estimator.passes import chunks_of, rewrite_chunks
 from dnnmem.estimator.passes.pipeline_cuts import chunk_of_blocks
 from dnnmem.estimator.pipeline_timing import in_flight
 from dnnmem.estimator.plan import Mesh, Pipeline, Plan
-from dnnmem.estimator.planners.chain import chain_of
 from dnnmem.estimator.schedules import SCHEDULES
 from dnnmem.estimator.schedules.grid import Stages
-from dnnmem.estimator.search_core import STATES, Core, Cost, Rates, Spread, run_seconds, with_costs
+from dnnmem.estimator.search_core import STATES, Core, Cost, Rates, Spread, few_in_runs, with_costs
+from dnnmem.estimator.search_drawn import DRAWN
 from dnnmem.estimator.stage_memory import least_peak, microbatches
 from dnnmem.estimator.step_time import time_chunks, time_ops, time_step
 from dnnmem.estimator.trace import Kind, Phase, Trace
@@ -46,16 +45,35 @@ def spread_of(core: Core, plan: Plan, rates: Rates) -> Spread:
 
 
 def _spread(core: Core, plan: Plan, rates: Rates) -> Spread:
-    blocks = main_list(core.runs)
-    if blocks is None:
+    """Drawn out from as many blocks as the record has, and one more, to all of them."""
+    found = main_list(core.few_runs)
+    if found is None:
         raise UnsupportedError("the model has no list of equal blocks: stages are runs of them", hint="--set mesh.pp=1")
-    alone = Plan(mesh=Mesh(tp=plan.mesh.tp), tensor=plan.tensor)
-    step = step_of([core.runs], core.runs, alone, rates.cluster, 0)
+    if core.layers is None:
+        forward, backward = _marks(core.few_runs, plan, rates)
+        return Spread(forward=tuple(forward), backward=tuple(backward), inside=_inside(core.few_runs, found))
+    (some, few), (_, more) = few_in_runs(core)
+    mine, (forward, backward) = _marks(few, plan, rates), _marks(more, plan, rates)
+    f, b = (forward[-1] - mine[0][-1]) * DRAWN, (backward[0] - mine[1][0]) * DRAWN
+    left, inside = core.layers - some, _inside(more, found)
+    return Spread(
+        forward=(*forward[:-1], *(forward[-2] + n * f for n in range(1, left)), forward[-1] + (left - 1) * f),
+        backward=(backward[0] + (left - 1) * b, *(backward[1] + n * b for n in range(left - 1, 0, -1)), *backward[1:]),
+        inside={kind: nbytes // (some + 1) * core.layers for kind, nbytes in inside.items()},
+    )
+
+
+def _marks(runs: Trace, plan: Plan, rates: Rates) -> tuple[list[float], list[float]]:
+    """`Spread.forward` and `Spread.backward` of as many blocks as `runs` have."""
+    blocks = main_list(runs)
+    count = blocks.count if blocks else 0
+    alone = Plan(mesh=Mesh(tp=plan.mesh.tp, cp=plan.mesh.cp), tensor=plan.tensor, context=plan.context)
+    step = step_of([runs], runs, alone, rates.cluster, 0)
     ops, timing = time_ops(with_costs(step, rates.runs, rates.model), rates.model)
-    count = core.layers or blocks.count
+    owners = blocks_of_ops(ops, blocks) if blocks else [None] * len(ops)
     forward, backward = [0.0] * (count + 1), [0.0] * (count + 1)
     middle = end = 0.0
-    for op, owner, ended in zip(ops, blocks_of_ops(ops, blocks), timing.end.tolist(), strict=True):
+    for op, owner, ended in zip(ops, owners, timing.end.tolist(), strict=True):
         if op.phase is Phase.STEP:
             break
         end = max(end, ended)
@@ -66,21 +84,17 @@ def _spread(core: Core, plan: Plan, rates: Rates) -> Spread:
         elif owner is not None:
             backward[owner] = end - middle
     forward[count], backward[0] = middle, end - middle
+    return forward, backward
+
+
+def _inside(runs: Trace, blocks: BlockList) -> dict[Kind, int]:
+    """Bytes of states of blocks."""
     inside = dict.fromkeys(STATES, 0)
-    for i in core.runs.pinned:
-        s = core.runs.storages[i]
+    for i in runs.pinned:
+        s = runs.storages[i]
         if s.kind in inside and blocks.index(s.module) is not None:
             inside[s.kind] += rounded(s.nbytes)
-    return Spread(forward=tuple(forward), backward=tuple(backward), inside=inside, saved_bytes=_saved(core, rates.runs))
-
-
-def _saved(core: Core, runs: Runs) -> int:
-    """What no block keeps less than."""
-    if core.chain is None:
-        with suppress(UnsupportedError):
-            core.chain = chain_of(core.runs, run_seconds(core.runs, runs))
-    saved = [stage.saved_bytes for stage in core.chain.stages if stage.block is not None] if core.chain else []
-    return int(min(saved, default=0) * _ALIKE)
+    return inside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +162,11 @@ def _firsts(plan: Plan, blocks: int) -> tuple[int, ...]:
     return _first_blocks(plan.pipeline, chunks, blocks)
 
 
-def least_bytes(spread: Spread, plan: Plan, parts: Mapping[Kind, int]) -> int:
-    """What some rank of a pipeline holds: the states of its blocks, in `parts`, and what micro-batches keep."""
+def least_bytes(spread: Spread, saved_bytes: int, plan: Plan, parts: Mapping[Kind, int]) -> int:
+    """What some rank of a pipeline holds: the states of its blocks, in `parts`, and what micro-batches keep.
+
+    `saved_bytes`: what a block keeps of each, at least.
+    """
     blocks = len(spread.forward) - 1
     firsts = [*_firsts(plan, blocks), blocks]
     sizes = [j - i for i, j in pairwise(firsts)]
@@ -159,7 +176,7 @@ def least_bytes(spread: Spread, plan: Plan, parts: Mapping[Kind, int]) -> int:
     stages = _layout(pipeline.schedule, ranks, pipeline.chunks).stages
     return int(
         max(
-            each * sum(sizes[s] for s in row) + spread.saved_bytes * count * min(sizes[s] for s in row)
+            each * sum(sizes[s] for s in row) + saved_bytes * _ALIKE * count * min(sizes[s] for s in row)
             for row, count in zip(stages, held, strict=True)
         )
     )
@@ -180,7 +197,7 @@ def stages_by_runs(core: Core, chunks: Sequence[Trace], plan: Plan, rates: Rates
     So it is where gradients of weights come by themselves.
     """
     parts, model = rewrite_chunks(chunks, plan, rates.cluster), rates.model
-    step = with_costs(step_of(parts, core.runs, plan, rates.cluster, 0), rates.runs, model)
+    step = with_costs(step_of(parts, core.few_runs, plan, rates.cluster, 0), rates.runs, model)
     if not _layout(plan.pipeline.schedule, plan.mesh.pp, plan.pipeline.chunks).splits:
         return Cost(seconds=time_step(step, model).seconds, peak_bytes=least_peak(parts, plan))
     forward, backward, after = zip(*time_chunks(step, model), strict=True)  # a run makes both kinds of gradients

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from dnnmem.cli.api.shown import ShownProfile, ShownReport, shown
 from dnnmem.cli.cache import cache_folder
-from dnnmem.estimator.cluster import Cluster, find_cluster
+from dnnmem.estimator.cluster import find_cluster
 from dnnmem.estimator.errors import UsageError
-from dnnmem.estimator.recommend import Wanted
+from dnnmem.estimator.recommend import Wanted, samples_of_each
 from dnnmem.estimator.recommend import recommend as search
 from dnnmem.estimator.techniques.precision import to_record
 from dnnmem.estimator.time_model import load
@@ -52,8 +52,9 @@ def recommend(
         target = target.trace
     where = find_cluster(cluster)
     if isinstance(target, str):
+        each = batch if global_batch is None else samples_of_each(global_batch, where)
         request = Request(
-            target=target, args=dict(args or {}), batch_size=_of_each(batch, global_batch, where), seq_len=seq,
+            target=target, args=dict(args or {}), batch_size=each, seq_len=seq,
             optimizer=optimizer, device="fake", gpu=None if where.device.vendor == "cpu" else where.device.name,
         )  # fmt: skip
         recorded = record_sizes(with_batch(request), to_record(allow, only, without), cache=cache_folder(os.environ))
@@ -65,13 +66,3 @@ def recommend(
     )  # fmt: skip
     own = min(batch or recorded.own_batch, recorded.own_batch)
     return shown(ShownReport, search(replace(recorded, own_batch=own), wanted, load(where.device)))
-
-
-def _of_each(batch: int | None, global_batch: int | None, cluster: Cluster) -> int | None:
-    """What a GPU takes at most."""
-    if global_batch is None:
-        return batch
-    each, rest = divmod(global_batch, cluster.gpus)
-    if rest or not each:
-        raise UsageError(f"a global batch of {global_batch} is not shared evenly by {cluster.gpus} GPUs")
-    return each

@@ -60,6 +60,8 @@ class Scope:
     """Fields of a plan that passes predict."""
     tensor: tuple[tuple[int, tuple[str, ...]], ...] = ()
     """Degrees of tensor parallelism that divide the model, each with the settings that go with it."""
+    context: tuple[int, ...] = ()
+    """Degrees of context parallelism that divide its sequences."""
     logits_share: float = 0.0
     """Log-probabilities of the loss over the step's peak, in bytes each (`loss_site.logits_share`)."""
     allow: frozenset[str] = frozenset()

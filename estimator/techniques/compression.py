@@ -19,7 +19,7 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     asked = scope.allow | scope.only
     if (
         FILE not in scope.fields
-        or plan.mesh.tp * plan.mesh.pp > 1
+        or plan.mesh.world_size > plan.mesh.data_ranks
         or plan.remat.policy not in ("none", "full", "every", "segments")
     ):
         return rows

@@ -16,7 +16,8 @@ LEAST_SHARE = 0.05
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     """The loss as it is; or without its logits, or where a rank lets go of the head's matrix, without the rest."""
     rows = [Technique(name="")]
-    if scope.logits_share < LEAST_SHARE or plan.mesh.tp * plan.mesh.pp > 1 or plan.precision.compute == "fp16_amp":
+    shared = plan.mesh.world_size > plan.mesh.data_ranks
+    if scope.logits_share < LEAST_SHARE or shared or plan.precision.compute == "fp16_amp":
         return rows
     chunks = f"loss.chunks={CHUNKS}"
     if plan.splits_parameters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan_pipeline import SPLITS
 from dnnmem.estimator.techniques import Scope, Technique
 
 ORDER = 30
@@ -16,10 +17,11 @@ _EVERY = {4: "th", 3: "rd", 2: "nd"}
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     """Nothing; or whole blocks, all or some; or all but products and attention. Stages of a pipeline do it alike.
 
+    Those that make gradients of weights later keep what these need.
     `remat-cheap` is offered where it is asked for: the planners of `remat-planned` find what it finds, and more.
     """
     rows = [Technique(name="")]
-    if scope.blocks < 2:
+    if scope.blocks < 2 or (plan.mesh.pp > 1 and plan.pipeline.schedule in SPLITS):
         return rows
     rows.append(
         Technique(

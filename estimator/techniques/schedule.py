@@ -10,7 +10,7 @@ from dnnmem.estimator.techniques import Scope, Technique
 ORDER = 22
 GROUP = "pp"
 
-_CHUNKS = (2, 4, 8)
+_CHUNKS = (2, 3, 4, 6, 8)
 """Chunks of a rank under the interleaved schedule."""
 _WHY = {
     "interleaved": "gives each stage {chunks} chunks of blocks, so that the first micro-batch passes sooner",

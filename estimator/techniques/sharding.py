@@ -13,7 +13,7 @@ _OVER = "sharding.strategy={}"
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     """One replica alone, or every strategy over each number of them; over nodes, sharding within some of them too."""
-    shared = plan.mesh.tp * plan.mesh.pp
+    shared = plan.mesh.world_size
     found: list[Technique] = []
     for gpus in scope.gpus:
         if gpus % shared:
@@ -23,7 +23,7 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
 
 
 def _over(ranks: int, plan: Plan, scope: Scope) -> list[Technique]:
-    whole, per_node = f"mesh.dp_shard={ranks}", max(scope.cluster.gpus_per_node // plan.mesh.tp, 1)
+    whole, per_node = f"mesh.dp_shard={ranks}", max(scope.cluster.gpus_per_node // (plan.mesh.tp * plan.mesh.cp), 1)
     over = f"{ranks} GPUs" if plan.mesh.world_size == 1 else f"{ranks} ranks"
     rows = [
         Technique(
@@ -46,16 +46,22 @@ def _over(ranks: int, plan: Plan, scope: Scope) -> list[Technique]:
     inside = per_node
     while 1 < inside < ranks:
         if ranks % inside == 0:
-            rows.append(_within(inside, ranks // inside, per_node, scope.cluster.gpus_per_node))
+            where = f"nodes of {scope.cluster.gpus_per_node} GPUs"
+            if inside > per_node:
+                where = f"groups of {inside // per_node} nodes"
+            rows += _within(inside, ranks // inside, where)
         inside *= 2
     return rows
 
 
-def _within(inside: int, replicas: int, per_node: int, gpus_per_node: int) -> Technique:
-    """HSDP over groups of `inside` ranks, of which a node has `per_node`."""
-    where = f"nodes of {gpus_per_node} GPUs" if inside == per_node else f"groups of {inside // per_node} nodes"
-    return Technique(
-        name="hsdp", settings=(f"mesh.dp_shard={inside}", f"mesh.dp_replicate={replicas}", _OVER.format("zero3")),
-        words=f"HSDP, {inside} GPUs x {replicas}",
-        why=f"splits the model within {where} and sends only gradients between them",
-    )  # fmt: skip
+def _within(inside: int, replicas: int, where: str) -> list[Technique]:
+    """HSDP over groups of `inside` ranks, which gathers parameters for each pass, or once."""
+    mesh, words = (f"mesh.dp_shard={inside}", f"mesh.dp_replicate={replicas}"), f"HSDP, {inside} GPUs x {replicas}"
+    why = f"splits the model within {where} and sends only gradients between them"
+    return [
+        Technique(name="hsdp", settings=(*mesh, _OVER.format("zero3")), words=words, why=why),
+        Technique(
+            name="hsdp", settings=(*mesh, _OVER.format("zero2")), words=f"{words}, gathered once",
+            why=f"{why}, and gathers parameters once for both passes",
+        ),
+    ]  # fmt: skip
