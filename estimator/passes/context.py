@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.context_attention import share_attention
 from dnnmem.estimator.passes.context_sizes import check_shares
 from dnnmem.estimator.passes.draft import Draft, lives
@@ -45,11 +46,11 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     if cp == 1:
         return trace
     length = check_shares(trace, cp, method)
-    return _shared(trace, split_storages(trace, length), plan, length)
+    return _shared(trace, split_storages(trace, length, plan.mesh.tp), plan, length)
 
 
-def split_storages(trace: Trace, length: int) -> set[int]:
-    """Storages whose elements are of single positions of sequences of `length`."""
+def split_storages(trace: Trace, length: int, tp: int = 1) -> set[int]:
+    """Storages whose elements are of single positions of sequences of `length`, of which `tp` may have a part each."""
     storages = trace.storages
     split: set[int] = set()
     vectors: dict[tuple[str, ...], set[int]] = {}
@@ -63,10 +64,11 @@ def split_storages(trace: Trace, length: int) -> set[int]:
             continue
         if op.name.startswith("aten.embedding_dense_backward") or _is_matrix_gradient(op, split):
             continue
+        attends = is_attention(op.name)
         for i in op.writes:
             s = storages[i]
             of_vector = op.phase is Phase.BACKWARD and math.prod(s.shape) in vectors.get(op.module, ())
-            if s.kind not in _WHOLE and s.nbytes > _SMALL and _has(s, length) and not of_vector:
+            if s.kind not in _WHOLE and s.nbytes > _SMALL and (_has(s, length // tp) or attends) and not of_vector:
                 split.add(i)
     return split
 
@@ -77,10 +79,10 @@ def _counts(op: Op) -> bool:
 
 
 def _is_sequence(s: Storage, length: int) -> bool:
-    """An input, or a table of positions."""
+    """An input, perhaps with the last token's successor, or a table of positions."""
     if s.kind is Kind.BUFFER:
         return any(size >= length for size in s.shape)
-    return s.kind is Kind.INPUT and length in s.shape[:2]
+    return s.kind is Kind.INPUT and any(size in {length, length + 1} for size in s.shape[:2])
 
 
 def _has(s: Storage, length: int) -> bool:

@@ -134,7 +134,7 @@ def test_rates_and_prices_follow_from_the_step():
     ("settings", "cluster", "error", "words"),
     [
         (("mesh.tp=4", "mesh.pp=4"), H100, UsageError, "= 16 ranks, but h100-sxm-80gb:8 has 8 GPUs"),
-        (("mesh.cp=2",), H100, UnsupportedError, "not predicted yet"),
+        (("mesh.cp=3",), H100, UnsupportedError, "has no sequences to share"),
         (("mesh.pp=8",), H100, UnsupportedError, "the model has 4 equal blocks"),
         (("mesh.tp=3",), H100, UnsupportedError, "64 % tp 3 = 1"),
     ],
