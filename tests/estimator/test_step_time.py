@@ -30,7 +30,7 @@ def test_serial_messages_add_up_where_the_host_bounds() -> None:
     ("fusion", "first", "searches"), [("none", False, True), ("pointwise", False, False), ("none", True, False)]
 )
 def test_eager_parts_of_a_sequence_are_put_together_element_by_element(
-    fusion: str, first: bool, searches: bool
+    fusion: str, *, first: bool, searches: bool
 ) -> None:
     """GIVEN slow index kernels WHEN a sequence that is no first dimension is gathered eagerly THEN it takes longer."""
     cluster = find_cluster("dgx-a100")
