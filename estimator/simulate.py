@@ -177,7 +177,7 @@ def _meanwhile(sent: list[tuple[float, float]], begin: float, done: float) -> fl
     seconds = 0.0
     for start, end in sent:
         if end > begin and start < done:
-            seconds += (end if end < done else done) - (start if start > begin else begin)
+            seconds += min(done, end) - max(begin, start)
     return seconds
 
 
