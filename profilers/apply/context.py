@@ -26,11 +26,12 @@ from dnnmem.profilers.apply.context_ring import ring_of_torch
 from dnnmem.profilers.apply.context_share import Share, refuse
 from dnnmem.profilers.apply.device_mesh import device_mesh
 from dnnmem.profilers.found_blocks import blocks_of
+from dnnmem.profilers.tensors import tensors_in
 
 _SHARE = "_dnnmem_share"
 """Attribute of a model that holds what its ranks share."""
-_WHOLE = ("labels",)
-"""Arguments of a model that stay whole."""
+_WHOLE = ("labels", "label", "targets", "target", "y")
+"""Arguments of a model that stay whole: classes, of which the loss takes the rank's."""
 
 
 def to_model(model: nn.Module, plan: Plan) -> nn.Module:
@@ -47,8 +48,8 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
         rank=mesh.get_local_rank(), ranks=plan.mesh.cp, group=mesh.get_group(), method=plan.context.method
     )  # fmt: skip
     for _, block in blocks_of(model):
-        block.forward = _listening(block.forward, share)  # type: ignore[method-assign]
-    model.forward = _sharing(model, share)  # type: ignore[method-assign]
+        block.forward = _listening(block.forward, share)
+    model.forward = _sharing(model, share)
     model.__dict__[_SHARE] = share
     return model
 
@@ -115,7 +116,7 @@ def _sharing(model: nn.Module, share: Share) -> Callable[..., Any]:
     @functools.wraps(forward)
     def sharing(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
-        share.start(_length(bound.arguments))
+        share.start(*_sizes(bound.arguments))
         before = share.calls
         for name, value in bound.arguments.items():
             bound.arguments[name] = value if name in _WHOLE else _part(name, value, share)
@@ -132,11 +133,12 @@ def _sharing(model: nn.Module, share: Share) -> Callable[..., Any]:
     return sharing
 
 
-def _length(arguments: dict[str, Any]) -> int:
-    """That of the first tensor with two dimensions or more: (batch, sequence, ...)."""
-    for value in arguments.values():
-        if isinstance(value, Tensor) and value.dim() >= 2:
-            return value.shape[1]
+def _sizes(arguments: dict[str, Any]) -> tuple[int, int]:
+    """Sequences, and how long they are, by the first tensor with two dimensions or more: (batch, sequence, ...)."""
+    given = [x for one in arguments.values() for x in (one.values() if isinstance(one, dict) else [one])]
+    for value in tensors_in(given):
+        if value.dim() >= 2:
+            return value.shape[0], value.shape[1]
     raise refuse("the model is called without a tensor (batch, sequence, ...)", "--set mesh.cp=1")
 
 

@@ -56,5 +56,5 @@ class _Swap(torch.autograd.Function):
         return (_to_heads if to == "heads" else _to_sequence)(x, share)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return (_to_sequence if ctx.to == "heads" else _to_heads)(gradient, ctx.share), None, None

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.apply.context_heads import heads_attention
 from dnnmem.profilers.apply.context_ring import ring_attention
 from dnnmem.profilers.apply.context_share import Share, refuse
@@ -34,7 +33,10 @@ class Listening(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See the module."""
         share, named = self.share, kwargs or {}
-        known = {functional.scaled_dot_product_attention: attend, functional.cross_entropy: cross_entropy}
+        known: dict[Any, Any] = {
+            functional.scaled_dot_product_attention: attend,
+            functional.cross_entropy: cross_entropy,
+        }
         if func in known and not share.attends:
             return known[func](share, *args, **named)
         if func is functional.multi_head_attention_forward:  # torch's own, within which no mode listens
@@ -43,7 +45,8 @@ class Listening(TorchFunctionMode):
         if func is Tensor.__getitem__:
             return self._slice(*args)
         if func is torch.arange and list(args) in ([share.local], [0, share.local]):
-            return share.take(func(*args[:-1], share.whole, **named), 0)
+            counted: Any = func
+            return share.take(counted(*args[:-1], share.whole, **named), 0)
         return func(*args, **named)
 
     def _slice(self, tensor: Tensor, index: Any) -> Tensor:
@@ -76,6 +79,12 @@ def attend(  # noqa: PLR0917 - torch's own signature
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+    if not query.shape[-2] == key.shape[-2] == share.local:
+        raise refuse(
+            f"attention of {query.shape[-2]} positions to {key.shape[-2]}, but {share.local} of each sequence of "
+            f"{share.whole} are a rank's",
+            "it goes with self-attention over inputs (batch, sequence, ...); leave mesh.cp 1",
+        )
     share.calls += 1
     share.attends = True
     way = heads_attention if share.method == "ulysses" else ring_attention
@@ -88,24 +97,26 @@ def attend(  # noqa: PLR0917 - torch's own signature
 
 
 def cross_entropy(share: Share, input: Tensor, target: Tensor, *args: Any, **named: Any) -> Tensor:  # noqa: A002
-    """The cross entropy of this rank's rows: `cp` times its part of the mean over the whole sequence.
+    """The cross entropy of this rank's rows, such that its mean over the ranks is that of whole sequences.
 
-    Raises `UnsupportedError` for targets that are neither the rank's nor the sequences'.
+    Raises `UnsupportedError` unless there is a class for each position of the sequences, or a sum over them.
     """
-    if target.is_floating_point() or args or named.get("weight") is not None or target.shape[0] == input.shape[0]:
-        return functional.cross_entropy(input, target, *args, **named)
-    rows = input.shape[0]
-    if target.numel() != rows * share.ranks or target.numel() % share.whole or input.dim() != 2:
-        raise UnsupportedError(
-            f"the loss has {rows} rows of logits and {target.numel()} classes; with cp {share.ranks} a rank has "
-            f"1 / {share.ranks} of each sequence of {share.whole}",
-            hint="shift labels in the batch, over whole sequences, and not logits in the loss",
+    rows, reduction = share.batch * share.local, named.get("reduction", "mean")
+    if args or target.numel() != rows * share.ranks or input.dim() != 2 or len(input) != rows:
+        raise refuse(
+            f"the loss has logits {tuple(input.shape)} for {target.numel()} classes, and not {rows} rows for the "
+            f"{rows * share.ranks} positions of {share.batch} sequences of {share.whole}",
+            "cross_entropy(logits (rows, classes), labels of whole sequences): shift labels there, and not logits",
         )
+    if reduction not in ("mean", "sum") or named.get("weight") is not None:
+        raise refuse(f"a loss with reduction {reduction!r} or weights of classes", "take the mean, or the sum")
     own = share.take(target.reshape(-1, share.whole), 1).flatten()
-    if named.get("reduction", "mean") != "mean":
-        return functional.cross_entropy(input, own, **named)
+    summed: Tensor = functional.cross_entropy(input, own, **{**named, "reduction": "sum"})
+    if reduction == "sum":
+        return summed * share.ranks
     counted = (target != named.get("ignore_index", -100)).sum() / share.ranks
-    return functional.cross_entropy(input, own, **{**named, "reduction": "sum"}) / counted
+    found: Tensor = summed / counted
+    return found
 
 
 class PartOfSequence(Tensor):

@@ -125,7 +125,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, causal: bool, sc
 
 class _Ring(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]  # noqa: PLR0917 - a context, tensors, and what is no tensor
+    def forward(  # noqa: PLR0917 - a context, tensors, and what is no tensor
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, share: Share, kernel: Kernel, options: dict[str, Any]
     ) -> Tensor:
         causal, dropout, scale = options["causal"], options["dropout"], options["scale"]
@@ -144,7 +144,7 @@ class _Ring(torch.autograd.Function):
         return out  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, logsumexp, *kept = ctx.saved_tensors
         added = {**ctx.added, **dict(zip(ctx.names, kept, strict=True))}
         if ctx.kernel is EFFICIENT:

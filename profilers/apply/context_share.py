@@ -33,8 +33,10 @@ class Share:
     """The process group."""
     method: str
     """`Context.method`."""
+    batch: int = 0
+    """Sequences of the last call."""
     whole: int = 0
-    """Length of the sequences of the last call."""
+    """Their length."""
     listens: bool = False
     """True while a mode looks for what depends on positions."""
     attends: bool = False
@@ -47,10 +49,10 @@ class Share:
         """Positions of this rank."""
         return self.whole // self.ranks
 
-    def start(self, length: int) -> None:
-        """A call with sequences of `length`. Raises `UnsupportedError` for one that ranks cannot share."""
+    def start(self, batch: int, length: int) -> None:
+        """A call with `batch` sequences of `length`. Raises `UnsupportedError` for what ranks cannot share."""
         check_length(length, self.ranks, self.method)
-        self.whole = length
+        self.batch, self.whole = batch, length
 
     def parts(self, length: int) -> tuple[tuple[int, int], ...]:
         """First and last + 1 of the positions that it has."""
