@@ -94,6 +94,9 @@ class _Splitter:
         if self.dtensor:
             self._mask()
         self._logits()
+        for k, after in self.draft.after.items():  # a module returns when its sum is taken
+            after[-1] = op_like(after[-1], releases=self.draft.ops[k].releases)
+            self.draft.ops[k] = op_like(self.draft.ops[k], releases=())
         if self.sequence:
             self._replicated_gradients()
         split = self.draft.finish(
@@ -199,6 +202,9 @@ class _Splitter:
             ends = self._part_ends(i, first, readers) if self.keeps else -1
             if self.keeps and self.trace.storages[i].saved:
                 self.draft.storages[whole] = storage_like(self.draft.storages[whole], saved=True)
+                if (at := self.held.get(i, -1)) >= first:  # a module's argument: the whole goes first
+                    releases = tuple(r for j in self.draft.ops[at].releases for r in ((whole, j) if j == i else (j,)))
+                    self.draft.ops[at] = op_like(self.draft.ops[at], releases=releases)
             self._free(max(last, ends), whole, first=ends < 0 and self.trace.ops[first].phase is Phase.BACKWARD)
             # a gather for a matrix's gradient runs beside the product before it
             early = (
