@@ -6,7 +6,9 @@
 
 A region is torch's checkpoint without re-entrance, held open over several calls; torch keeps it as a generator for its
 own composable checkpoint. What runs again are the blocks alone: each call's tensors are those it was called with, or
-outputs of blocks before it in the region. So a block's output has to be the next one's input as it is.
+outputs of blocks before it in the region. So a block's output has to be the next one's input as it is. Under
+torch.compile whole blocks are compiled with their repetition, which the compiler knows. Longer runs, and blocks of
+which some ops are kept, run op by op, so that they save the same both times; a loop that calls them is not compiled.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import _checkpoint_without_reentrant_generator, set_checkpoint_early_stop
+from torch.utils.checkpoint import _checkpoint_without_reentrant_generator, checkpoint, set_checkpoint_early_stop
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.segments import Run
@@ -69,6 +71,17 @@ class _Regions:
 
     def call(self, block: int, *args: Any, **kwargs: Any) -> Any:
         """What the model's code calls in the place of a block's forward."""
+        if torch.compiler.is_compiling() and self.contexts is no_contexts and self._is_alone(block):
+            return checkpoint(self.forwards(block), *args, use_reentrant=False, **kwargs)
+        return self._eager(block, args, kwargs)
+
+    def _is_alone(self, block: int) -> bool:
+        """True for a run of one block, which torch.compile knows how to compute again."""
+        return any(run.first == block == run.last for run in self.runs) and self.early_stop
+
+    @torch.compiler.disable
+    def _eager(self, block: int, args: Any, kwargs: Any) -> Any:
+        """Not compiled, as the repetition is not."""
         return self._call(self.runs, block, args, kwargs)
 
     def _call(self, runs: Sequence[Run], block: int, args: Any, kwargs: Any) -> Any:
