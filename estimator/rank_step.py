@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from dnnmem.estimator.first_step import is_of_first_step
 from dnnmem.estimator.passes.backward_parts import backward_parts, held_apart
-from dnnmem.estimator.passes.pipeline_buffers import SEND, received, staying
+from dnnmem.estimator.passes.pipeline_buffers import RECEIVE, SEND, received, staying
 from dnnmem.estimator.pipeline_timing import in_flight
 from dnnmem.estimator.schedules.grid import Step
 from dnnmem.estimator.send_waits import kernels_of, with_waits
@@ -24,15 +24,18 @@ _OF_A_CHUNK = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER, Kind.COMM})
 _ADD = "aten.add_.Tensor"
 
 
-def rank_step(chunks: Sequence[Trace], steps: Sequence[Step], copies: int = 0, places: int = 1) -> Trace:
+def rank_step(
+    chunks: Sequence[Trace], steps: Sequence[Step], copies: int = 0, places: int = 1, *, folded: bool = False
+) -> Trace:
     """The step of a rank that holds `chunks`: an op for each of the schedule's `steps`, then the update.
 
     Its ops carry events and flops: it is made to be played, not to be timed. `copies` of the weights rest beside them,
-    and each message has `places`, where it has its own.
+    and each message has `places`, where it has its own. `folded`: the second chunk follows the first one in the model,
+    and is handed its outputs as they are.
     """
     apart = {step.chunk for step in steps if step.phase == "I"}
     chunks = [held_apart(chunk) if c in apart else chunk for c, chunk in enumerate(chunks)]
-    writer = _Writer(chunks, copies, places)
+    writer = _Writer(chunks, copies, places, folded=folded)
     ops = [op for step in steps for op in writer.ops(step)]
     late = _held_by_its_send(chunks, steps, places)
     if late is not None:
@@ -86,8 +89,12 @@ def _lingering(ops: list[Op], own: Mapping[int, int], until: int, output: frozen
 class _Writer:
     """Gives the storages of each chunk and micro-batch ids of their own."""
 
-    def __init__(self, chunks: Sequence[Trace], copies: int, places: int) -> None:
+    def __init__(self, chunks: Sequence[Trace], copies: int, places: int, *, folded: bool) -> None:
         self.chunks, self.copies, self.places = chunks, copies, places
+        ways = (Phase.FORWARD, Phase.BACKWARD) if folded else ()
+        self.given = [_messages(chunk, RECEIVE, ways[1 - c : 2 - c]) for c, chunk in enumerate(chunks)]
+        self.handed = [_messages(chunk, SEND, ways[c : c + 1]) for c, chunk in enumerate(chunks)]
+        """What the two chunks give each other, by who takes it and by who makes it."""
         self.storages: dict[int, Storage] = {}
         self.pinned: set[int] = set()
         self.early: list[int] = []
@@ -104,12 +111,12 @@ class _Writer:
         self.holders: dict[tuple[int, int], tuple[int, int]] = {}
         self.by_letter = [_by_letter(chunk) for chunk in chunks]
         self.begun: set[str] = set()
-        self.sends = [_sent(chunk) for chunk in chunks]
+        self.sends = [_messages(chunk, SEND, (Phase.FORWARD, Phase.BACKWARD)) for chunk in chunks]
         self.on_wire: set[int] = set()
         """What has been sent."""
         self.phase = ""
         self.cleared: dict[int, Event] = {}
-        """What the first part of a backward pass has sent, which the next step clears; its frees, once they are due."""
+        """Frees of what a step leaves to the next one: what a backward pass's first part sends, what is handed on."""
         self.dropped: list[Event] = []
         """Frees of what a schedule lets go of once it has the next one."""
         self.kernels: list[int] = []
@@ -119,7 +126,7 @@ class _Writer:
         """For each chunk, ids of what is pinned; what two chunks of a rank share is there once."""
         seen: dict[int, tuple[Storage, int]] = {}
         found = []
-        for chunk, terms in zip(self.chunks, self.terms, strict=True):
+        for chunk, terms, given in zip(self.chunks, self.terms, self.given, strict=True):
             messages = received(chunk)
             new: dict[int, int] = {}
             order = dict.fromkeys(e.storage for e in chunk.setup if e.nbytes > 0 and e.storage in chunk.pinned)
@@ -127,7 +134,7 @@ class _Writer:
             for i in (*order, *sorted(chunk.pinned - order.keys())):
                 if i in made:
                     continue
-                storage = chunk.storages[i]
+                storage = chunk.storages[i] if i not in given else storage_like(chunk.storages[i], nbytes=0)
                 known = seen.get(i)
                 shared = storage.kind not in _OF_A_CHUNK and i not in messages
                 if known is not None and known[0] == storage and shared:
@@ -155,14 +162,20 @@ class _Writer:
     def _made(self, chunk: int, i: int) -> int:
         """An id for a micro-batch's own storage."""
         new = self._enter(self.chunks[chunk].storages[i])
-        if i in self.sends[chunk]:
+        if i in self.sends[chunk] and i not in self.handed[chunk]:
             self.on_wire.add(new)
         return new
+
+    def _ops_of(self, step: Step) -> list[Op]:
+        letters = self.by_letter[step.chunk]
+        if step.phase in "IW" and "I" not in letters:
+            letters["I"], letters["W"] = backward_parts(self.chunks[step.chunk])
+        return letters.get(step.phase, [])
 
     def ops(self, step: Step) -> list[Op]:
         """One forward or backward of a chunk: a single op, but where workspaces may be made on the way."""
         phase = Phase.FORWARD if step.phase == "F" else Phase.BACKWARD
-        ops, self.phase = self.by_letter[step.chunk].get(step.phase, []), step.phase
+        ops, self.phase = self._ops_of(step), step.phase
         each = [tuple(self._renamed(op.events, step.chunk, step.microbatch)) for op in ops]
         if each:
             each[-1], self.dropped = (*each[-1], *self.dropped), []
@@ -240,7 +253,7 @@ class _Writer:
         elif nbytes > 0:
             own[i] = self._made(chunk, i)
             self.sent.setdefault((chunk, i), []).append(own[i])
-            if self.phase == "I":
+            if self.phase == "I" or i in self.handed[chunk]:
                 self.cleared[own[i]] = Event(-nbytes, stream, own[i])
             yield Event(nbytes, stream, own[i])
         else:
@@ -262,9 +275,9 @@ class _Writer:
                 yield free
 
 
-def _sent(chunk: Trace) -> set[int]:
-    """Storages of a micro-batch that are sent."""
-    return {i for op in chunk.ops if op.name == SEND and op.phase is not Phase.STEP for i in op.reads}
+def _messages(chunk: Trace, name: str, phases: Sequence[Phase]) -> set[int]:
+    """Storages of a micro-batch that are sent, or received, in some passes."""
+    return {i for op in chunk.ops if op.name == name and op.phase in phases for i in (*op.reads, *op.writes)}
 
 
 def _freed_late(chunk: Trace) -> set[int]:
@@ -284,11 +297,10 @@ def _gathered(chunk: Trace) -> set[int]:
 
 
 def _by_letter(chunk: Trace) -> dict[str, list[Op]]:
-    """Ops of each kind of step; a forward that is run again is part of its backward, which follows at once."""
+    """Ops of whole passes; a forward that is run again is part of its backward, which follows at once."""
     forward = [op for op in chunk.ops if op.phase is Phase.FORWARD]
     backward = [op for op in chunk.ops if op.phase is Phase.BACKWARD]
-    inputs, weights = backward_parts(chunk)
-    return {"F": forward, "B": backward, "I": inputs, "W": weights}
+    return {"F": forward, "B": backward}
 
 
 def _terms(chunk: Trace) -> dict[int, int]:

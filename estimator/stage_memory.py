@@ -103,4 +103,6 @@ def stage_step(chunks: Sequence[Trace], grid: Grid, rank: int, microbatches: int
     if len(grid.stages[rank]) == 1 and {step.phase for step in row} == {"F", "B"}:
         few = in_flight(row) + max(_BEYOND, microbatches_behind(chunks[grid.stages[rank][0]]))
         row = tuple(step for step in row if step.microbatch < few)
-    return rank_step([chunks[s] for s in grid.stages[rank]], row, grid.extra_copies(rank), microbatches)
+    mine = grid.stages[rank]
+    folded = len(mine) == 2 and mine[1] == mine[0] + 1
+    return rank_step([chunks[s] for s in mine], row, grid.extra_copies(rank), microbatches, folded=folded)
