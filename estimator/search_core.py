@@ -161,9 +161,11 @@ def whole_runs(core: Core) -> Trace:
 
 
 def parts_of(plan: Plan) -> dict[Kind, int]:
-    """In how many parts ranks hold states, by kind."""
+    """In how many parts ranks hold states at the peak, by kind: zero2 has gathered all parameters then."""
     strategy, merged = plan.sharding.strategy, from_context(plan)
     split = STATES if strategy in ALL_PARTS else OPTIMIZER if strategy == "zero1" else frozenset[Kind]()
+    if strategy == "zero2" and plan.precision.param is None:
+        split -= {Kind.PARAM}
     return {kind: merged.mesh.dp_shard if kind in split else 1 for kind in STATES}
 
 

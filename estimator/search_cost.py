@@ -26,6 +26,7 @@ from dnnmem.estimator.planners.remat import plan_remat
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.repeat import repeat, repeated_flops
 from dnnmem.estimator.replay import ReplayResult, free_bytes, replay_trace
+from dnnmem.estimator.search_again import CERTAIN, again_by_runs
 from dnnmem.estimator.search_core import (
     ALL_PARTS,
     EVENLY,
@@ -44,7 +45,15 @@ from dnnmem.estimator.search_core import (
     with_costs,
 )
 from dnnmem.estimator.search_cores import Maker
-from dnnmem.estimator.search_drawn import DRAWN, RUNS_MARGIN, Drawn, drawn_by_ops, drawn_by_runs
+from dnnmem.estimator.search_drawn import (
+    CHUNKS_MARGIN,
+    DRAWN,
+    RUNS_MARGIN,
+    Drawn,
+    drawn_by_ops,
+    drawn_by_runs,
+    waits_margin,
+)
 from dnnmem.estimator.search_stages import chunks_in, least_bytes, least_seconds, spread_of, stages_by_runs
 from dnnmem.estimator.segments import blocks_again
 from dnnmem.estimator.step_time import time_step
@@ -52,16 +61,6 @@ from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.trace import Kind, Trace
 
 _LASTING = STATES | {Kind.COMM}
-_CHUNKS_MARGIN = 0.97
-"""The same where a head runs in chunks, between which parameters are gathered and gradients sent."""
-_GATHERED_MARGIN = 0.995
-"""Runs wait for gathered parameters from their first op on: 0.4 % too much in all that was tried."""
-_STAGES_MARGIN = 0.999
-"""What stages send beside their update waits for runs, not for ops: a tenth of that in all that was tried."""
-_CERTAIN = 0.98
-"""Blocks that are alike differ by less: the first and the last one have other neighbours."""
-_SPARED = 0.996
-"""Early stop spares the host ops too: half of that in all that was tried."""
 WHOLE = ("every", "segments", "ops")
 """Policies that count blocks over the model, which has to be whole then."""
 
@@ -116,7 +115,7 @@ class Costs:
         if self.recorded.layers is None:  # blocks may differ
             return replace(kept, peak_bytes=resting)
         again, stages = blocks_again(plan.remat, self.recorded.layers), plan.mesh.pp
-        each = _CERTAIN * self._seconds_again(plain) / self.recorded.layers * plan.batch.accumulation
+        each = CERTAIN * self._seconds_again(plain) / self.recorded.layers * plan.batch.accumulation
         if stages > 1:  # every stage has as many blocks at least
             return Cost(seconds=kept.seconds + again // stages * each, peak_bytes=resting if again else kept.peak_bytes)
         saved = self._most_saved(plain)
@@ -137,7 +136,7 @@ class Costs:
 
     def _most_saved(self, plain: Plan) -> float:
         """Bytes that no block saves more than."""
-        return saved_by_blocks(self.core(plain), self.runs)[1] / _CERTAIN or math.inf
+        return saved_by_blocks(self.core(plain), self.runs)[1] / CERTAIN or math.inf
 
     def chain(self, plan: Plan) -> Chain:
         """The plan's core in stages. Raises `UnsupportedError` for a model that is no chain of blocks."""
@@ -221,17 +220,16 @@ class Costs:
             bound = self.bound(plan)
             found = stages_by_runs(core, self._coarse(core, plan), plan, self.rates)
             return Cost(
-                seconds=max(bound.seconds, found.seconds * _STAGES_MARGIN),
+                seconds=max(bound.seconds, found.seconds * waits_margin(plan)),
                 peak_bytes=max(bound.peak_bytes, int(found.peak_bytes * RUNS_MARGIN)),
             )
         runs = whole_runs(core)
         local = rewrite_rank(runs, plan, self.cluster)
-        margin = RUNS_MARGIN if plan.loss == Loss() else _CHUNKS_MARGIN
+        margin = RUNS_MARGIN if plan.loss == Loss() else CHUNKS_MARGIN
         self.lasting[plan] = int(live_peak(local, _LASTING) * margin)
         self.live[plan] = live_peak(local)
         step = with_costs(step_of([local], runs, plan, self.cluster, 0), self.runs, self.model)
-        waits = plan.splits_parameters
-        seconds = time_step(step, self.model).seconds * (_GATHERED_MARGIN if waits else 1.0)
+        seconds = time_step(step, self.model).seconds * waits_margin(plan)
         return Cost(seconds=seconds, peak_bytes=int(self.live[plan] * margin))
 
     def _drawn_out(self, plan: Plan) -> Drawn:
@@ -257,20 +255,12 @@ class Costs:
         return Drawn(seconds=cost.seconds, peak_bytes=cost.peak_bytes, lasting_bytes=self.lasting.get(plan, 0))
 
     def _again(self, plan: Plan, plain: Plan) -> Cost:
-        """By runs that are computed again whole: less what early stop may spare of each, seconds and its output."""
-        runs, layers = whole_runs(self.core(plain)), self.recorded.layers or 1
+        """By runs that are computed again whole."""
         try:
-            local = rewrite_rank(rewrite_model(runs, Plan(remat=plan.remat)), plain, self.cluster)
-            stages = self.chain(plain).stages
+            again = self._seconds_again(plain) / (self.recorded.layers or 1)
+            return again_by_runs(whole_runs(self.core(plain)), self.chain(plain), plan, again, self.rates)
         except UnsupportedError:  # op by op it may do
             return Cost(seconds=self.by_runs(plain).seconds, peak_bytes=0)
-        block = max((stage.forward_seconds for stage in stages if stage.block is not None), default=0.0)
-        spared = max(block - _CERTAIN * self._seconds_again(plain) / layers, 0.0) * blocks_again(plan.remat, layers)
-        step = with_costs(step_of([local], runs, plan, self.cluster, 0), self.runs, self.model)
-        return Cost(
-            seconds=time_step(step, self.model).seconds * _SPARED - spared * plan.batch.accumulation,
-            peak_bytes=int(live_peak(local) * RUNS_MARGIN) - max((stage.input_bytes for stage in stages), default=0),
-        )
 
     @collector_paused()
     def exact(self, plan: Plan) -> Estimate:

@@ -120,8 +120,11 @@ def _layout(schedule: str, ranks: int, chunks: int) -> _Layout:
 
 @lru_cache(maxsize=512)
 def _in_flight(schedule: str, ranks: int, microbatches: int, chunks: int) -> tuple[int, ...]:
-    """Chunks' forwards that each rank holds at once."""
-    return tuple(map(in_flight, SCHEDULES[schedule](ranks, microbatches, chunks).ranks))
+    """Chunks' forwards that each rank holds at once, until the gradients of their inputs are made."""
+    rows = SCHEDULES[schedule](ranks, microbatches, chunks).ranks
+    return tuple(
+        in_flight(tuple(s._replace(phase="W") if s.phase == "I" else s for s in r if s.phase != "W")) for r in rows
+    )
 
 
 def least_seconds(spread: Spread, plan: Plan) -> float:
@@ -192,13 +195,11 @@ def chunks_in(core: Core, plan: Plan) -> list[Trace]:
 
 @collector_paused()
 def stages_by_runs(core: Core, chunks: Sequence[Trace], plan: Plan, rates: Rates) -> Cost:
-    """Seconds and bytes of a pipeline's step, its `chunks` in runs; 0 bytes where these do not tell what a rank holds.
-
-    So it is where gradients of weights come by themselves.
-    """
+    """Seconds and bytes of a pipeline's step, its `chunks` in runs."""
     parts, model = rewrite_chunks(chunks, plan, rates.cluster), rates.model
     step = with_costs(step_of(parts, core.few_runs, plan, rates.cluster, 0), rates.runs, model)
+    held = least_peak(parts, plan)
     if not _layout(plan.pipeline.schedule, plan.mesh.pp, plan.pipeline.chunks).splits:
-        return Cost(seconds=time_step(step, model).seconds, peak_bytes=least_peak(parts, plan))
+        return Cost(seconds=time_step(step, model).seconds, peak_bytes=held)
     forward, backward, after = zip(*time_chunks(step, model), strict=True)  # a run makes both kinds of gradients
-    return Cost(seconds=_pipelined(plan, forward, backward) + max(after) + model.iteration_seconds, peak_bytes=0)
+    return Cost(seconds=_pipelined(plan, forward, backward) + max(after) + model.iteration_seconds, peak_bytes=held)

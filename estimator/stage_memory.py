@@ -11,7 +11,7 @@ beyond those that fill the pipeline find the memory that earlier ones have left,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dnnmem.estimator.coarsen import live_peak
 from dnnmem.estimator.collector import collector_paused
@@ -54,7 +54,7 @@ def worst_stage(chunks: Sequence[Trace], plan: Plan, device: Device) -> StageMem
     micro-batches. A rank whose program asks for a tenth less than another's is not played: fragments of ranks that do
     the same are alike. Raises what the schedule raises.
     """
-    steps = _steps(chunks, plan)
+    steps = _steps(chunks, plan, _grid(plan))
     asked = {r: step.peak_bytes() for r, step in steps.items()}
     enough = max(asked.values()) * _CLOSE
     found = [StageMemory(rank=r, held=replay_on(steps[r], device)) for r in steps if asked[r] >= enough]
@@ -62,13 +62,21 @@ def worst_stage(chunks: Sequence[Trace], plan: Plan, device: Device) -> StageMem
 
 
 def least_peak(chunks: Sequence[Trace], plan: Plan) -> int:
-    """What the rank that holds most has alive at its peak, in blocks as the allocator rounds them."""
-    return max(map(live_peak, _steps(chunks, plan).values()))
+    """What the rank that holds most has alive at its peak, in blocks as the allocator rounds them, at least.
+
+    What is kept for gradients of weights that come later counts as if they came with those of inputs.
+    """
+    grid = _grid(plan)
+    rows = (tuple(s._replace(phase="B") if s.phase == "I" else s for s in row if s.phase != "W") for row in grid.ranks)
+    return max(map(live_peak, _steps(chunks, plan, replace(grid, ranks=tuple(rows))).values()))
 
 
-def _steps(chunks: Sequence[Trace], plan: Plan) -> dict[int, Trace]:
+def _grid(plan: Plan) -> Grid:
+    return SCHEDULES[plan.pipeline.schedule](plan.mesh.pp, microbatches(plan), plan.pipeline.chunks)
+
+
+def _steps(chunks: Sequence[Trace], plan: Plan, grid: Grid) -> dict[int, Trace]:
     """The steps of the ranks that may hold most."""
-    grid = SCHEDULES[plan.pipeline.schedule](plan.mesh.pp, microbatches(plan), plan.pipeline.chunks)
     return {r: stage_step(chunks, grid, r, plan.batch.accumulation) for r in _candidates(chunks, grid)}
 
 
