@@ -19,7 +19,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
-from dnnmem.estimator.passes.fsdp_groups import Group, begin_of, find_groups
+from dnnmem.estimator.passes.fsdp_groups import Group, begin_of, find_groups, gathers_at, is_last
 from dnnmem.estimator.passes.fsdp_parts import GATHER_STREAM, SCATTER_STREAM, chunk_table, part_of, span
 from dnnmem.estimator.passes.update import gradients, in_type, scale_update, states
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
@@ -102,8 +102,8 @@ class _Sharder:
 
     def _buffers(self, group: Group) -> tuple[int, list[Event]]:
         """A gather's flat buffer, and how it comes to be: with mixed precision the rank's part is cast first."""
-        part = sum(self.parts[i].nbytes for i in group.params)
-        nbytes = part * self._shared(experts=group.experts)[0]
+        part, ranks = sum(self.parts[i].nbytes for i in group.params), self._shared(experts=group.experts)[0]
+        nbytes = part * ranks
         flat = self.draft.add(made_storage(nbytes, Kind.COMM, "all_gather"))
         made = [Event(nbytes, GATHER_STREAM, flat)]
         if self._casts(group):
@@ -143,10 +143,9 @@ class _Sharder:
         """Copies of what one rank holds alone, before op `use`: nothing is gathered, and each is cast by itself."""
         self._copy_out(use, group, group.params[0], (), -1)
         op, casts = self.draft.before[use][-1], self._casts(group)
-        made = [Event(-self.draft.storages[gone].nbytes, GATHER_STREAM, gone)] if gone >= 0 else []
-        for e in op.events:
-            made += [Event(e.nbytes, 0, -1), e, Event(-e.nbytes, 0, -1)] if casts else [e]
-        self.draft.before[use][-1] = op_like(op, reads=tuple(group.params), events=tuple(made))
+        made = [e for w in op.events for e in ([Event(w.nbytes, 0, -1), w, Event(-w.nbytes, 0, -1)] if casts else [w])]
+        freed = [Event(-self.draft.storages[gone].nbytes, GATHER_STREAM, gone)] if gone >= 0 else []
+        self.draft.before[use][-1] = op_like(op, reads=tuple(group.params), events=(*freed, *made))
 
     def _whole(self, i: int) -> int:
         """A gathered parameter with its padding, in the type that it computes in."""
@@ -214,17 +213,22 @@ class _Sharder:
         sharding = self.plan.sharding
         if sharding.strategy == "zero2":
             return False
-        last = next(g for g in reversed(order) if not g.experts)
-        inside = group is last or (group.experts and group.path[: len(last.path)] == last.path)
-        return sharding.reshard_after_forward and not (sharding.keep_last and inside)
+        return sharding.reshard_after_forward and not (sharding.keep_last and is_last(group, order))
 
     def _backward(self, order: Sequence[Group], forward: Sequence[Group]) -> None:
         """Gather again what was dropped, one group ahead or more."""
-        ahead = max(self.plan.sharding.prefetch, 1)
+        ahead, held = max(self.plan.sharding.prefetch, 1), -1
         for n, group in enumerate(order):
             if group not in forward or self._reshards(group, forward):
-                issue = begin_of(order[n - ahead], order) if n >= ahead else self.first_backward
-                self._gather_ahead(group, issue, begin_of(group, order))
+                issue = gathers_at(order[n - ahead], order) if n >= ahead else self.first_backward
+                flat = self._gather_ahead(group, issue, begin_of(group, order), held if group.again else None)
+                if (
+                    group.again
+                ):  # as in a forward pass, the buffer goes with the end of it, or with the next one's copies
+                    held = flat
+            if held >= 0 and (group.stops or group is order[-1]):  # at the latest with the next step's first copies
+                self._free_after(group.stops or len(self.trace.ops) - 1, [held], GATHER_STREAM)
+                held = -1
             self._use(group, group.backward)
 
     def _scatter_all(self, order: Sequence[Group], roots: Sequence[Group]) -> None:
@@ -247,8 +251,7 @@ class _Sharder:
             return previous
         storages = self.draft.storages
         dtype = self.plan.precision.reduce or self.plan.precision.grad
-        ranks = self._shared(experts=group.experts)[0]
-        nbytes = sum(in_type(self._part(g, p), dtype).nbytes * ranks for g, p in mine)
+        nbytes = sum(in_type(self._part(g, p), dtype).nbytes for g, p in mine) * self._shared(experts=group.experts)[0]
         flat = self.draft.add(made_storage(nbytes, Kind.COMM, "reduce_scatter"))
         whole = [self._whole_gradient(g, k) for g, _ in mine]
         gone = [*dropped, *([previous] if previous >= 0 else [])]
@@ -305,10 +308,8 @@ class _Sharder:
         return merged
 
     def _is_made(self, grad: int) -> bool:
-        return any(
-            self.trace.ops[k].phase is Phase.BACKWARD and grad in self.trace.ops[k].writes
-            for k in self.known[grad].uses
-        )
+        ops = (self.trace.ops[k] for k in self.known[grad].uses)
+        return any(op.phase is Phase.BACKWARD and grad in op.writes for op in ops)
 
     def _whole_gradient(self, grad: int, last: int) -> int:
         """The gradient before it is scattered: what backward ops make up to op `last`."""

@@ -9,7 +9,7 @@ A group's hooks run before its first op and after its last one, of either pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -39,6 +39,19 @@ class Group:
     """Ops of the forward pass that lie in its modules or read its parameters."""
     backward: list[int] = field(default_factory=list)
     """Ops of the backward pass that do, or that write its gradients."""
+    again: int = 0
+    """Of those, the first ones, which compute experts again: FSDP2 takes them for a forward pass."""
+
+    @property
+    def hooks(self) -> int:
+        """Op before which it gathers the next group in the backward pass."""
+        return self.backward[self.again] if self.again < len(self.backward) else self.backward[0]
+
+    @property
+    def stops(self) -> int:
+        """Last op of what is computed again, if its module is computed to its end: 0 = it is not."""
+        last = self.backward[self.again - 1] if self.again else 0
+        return last if self.hooks > last + 1 else 0
 
 
 def find_groups(trace: Trace, *, split_root: bool) -> tuple[Group, ...]:
@@ -50,6 +63,17 @@ def begin_of(group: Group, groups: Iterable[Group]) -> int:
     """The op before which a group's hooks of the backward pass run: those of a block before those of its experts."""
     size = len(group.path)
     return min(g.backward[0] for g in groups if g is group or (g.experts and g.path[:size] == group.path))
+
+
+def gathers_at(group: Group, groups: Iterable[Group]) -> int:
+    """The op before which a group's hooks of the backward pass gather the next one."""
+    return group.hooks if group.experts else begin_of(group, groups)
+
+
+def is_last(group: Group, order: Sequence[Group]) -> bool:
+    """Whether a group is the last of its `order`, or that one's experts."""
+    last = next(g for g in reversed(order) if not g.experts)
+    return group is last or (group.experts and group.path[: len(last.path)] == last.path)
 
 
 @lru_cache(maxsize=4)
@@ -122,3 +146,14 @@ def _place(trace: Trace, of_param: dict[int, Group], of_module: dict[Path, Group
             groups[id(own)] = own
         for group in groups.values():
             (group.forward if op.phase is Phase.FORWARD else group.backward).append(k)
+    for group in {id(group): group for group in of_param.values() if group.experts}.values():
+        group.again = _computed_again(trace, group)
+
+
+def _computed_again(trace: Trace, group: Group) -> int:
+    """How many of a group's first ops of the backward pass are those of its forward pass, in their order."""
+    names = [trace.ops[k].name for k in group.forward]
+    if not group.backward or trace.ops[group.backward[0]].name != names[0]:
+        return 0
+    left = iter(names)
+    return next((n for n, k in enumerate(group.backward) if trace.ops[k].name not in left), len(group.backward))

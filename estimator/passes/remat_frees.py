@@ -15,6 +15,9 @@ from dnnmem.estimator.passes.draft import Draft, Life
 from dnnmem.estimator.trace import Event
 from dnnmem.estimator.trace_copy import op_like
 
+_AFTERWARDS = ("aten.sum.dim_IntList", "aten._to_copy.default")
+"""What autograd does to a node's gradients once they are made: to the shape of a bias, to the type of a weight."""
+
 
 def until(again: Sequence[int], freed: int, stop: int) -> int:
     """Where in `again` the program lets go of what it frees at an op that is not done again: the last one before it.
@@ -33,10 +36,16 @@ def free_with_clone(draft: Draft, i: int, known: dict[int, Life], start: int, at
 
 
 def free_before_sum(draft: Draft, freed: int, storage: int) -> None:
-    """A bias's gradient is summed while what its node saved still lives; what was computed again is gone by then."""
-    if draft.ops[freed].name == "aten.sum.dim_IntList" and storage not in draft.ops[freed].reads:
+    """Gradients are cast and summed to what they belong to while what their node saved still lives.
+
+    What was computed again is gone by then.
+    """
+    at = freed
+    while at > 0 and draft.ops[at].name in _AFTERWARDS and storage not in draft.ops[at].reads:
+        at -= 1
+    if at < freed:
         draft.unfree(freed, storage)
-        draft.free(freed - 1, storage)
+        draft.free(at, storage)
 
 
 def hold_inputs(draft: Draft, forward: Sequence[int]) -> None:

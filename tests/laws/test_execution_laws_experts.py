@@ -1,8 +1,7 @@
 """Prediction = execution for experts on several ranks: the pass against ranks on a virtual GPU, routing balanced.
 
 On a virtual GPU nobody computes what a router chooses: each expert is taken to be chosen equally often, in an order
-that is always the same, and other ranks to send what this one sends. What is allocated is then equal to the byte, but
-where a block is computed again: there FSDP2 is missed with or without experts (`AGAIN`).
+that is always the same, and other ranks to send what this one sends. What is allocated is then equal to a few kB.
 """
 
 from __future__ import annotations
@@ -30,29 +29,24 @@ DEEPSEEK = {
     "model_type": "deepseek_v2", "num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4,
     "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 64, "moe_intermediate_size": 128,
     "n_routed_experts": 16, "num_experts_per_tok": 4, "n_shared_experts": 2, "first_k_dense_replace": 1,
-    "intermediate_size": 512, "vocab_size": 1000, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64,
+    "intermediate_size": 512, "vocab_size": 1024, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64,
     "max_position_embeddings": 2048, "dtype": "bfloat16",
 }  # fmt: skip
 SMALL = {
     "num_hidden_layers": "2", "hidden_size": "256", "num_attention_heads": "8", "num_key_value_heads": "4",
-    "vocab_size": "1000", "num_local_experts": "8",
+    "vocab_size": "1024", "num_local_experts": "8",
 }  # fmt: skip
 MIXTRAL = Request(target="hf:mixtral", batch_size=2, seq_len=256, args={**SMALL, "intermediate_size": "256"})
 GPT_OSS = {**SMALL, "head_dim": "32", "intermediate_size": "128", "dtype": "bfloat16"}
 ZERO3 = ("sharding.strategy=zero3",)
-AGAIN = 0.012
-"""Bound of what is allocated where blocks run again: what a product keeps for its gradient is free a little earlier
-there than in a plain step, 1.05 % too much in these small steps; what is reserved is equal."""
 WAYS = [
-    ("deepseek", 0, 0.0, ("mesh.dp_shard=2", "mesh.ep=2", *ZERO3)),
-    ("deepseek", 0, 0.0, ("mesh.dp_shard=8", "mesh.ep=2", *ZERO3, "sharding.split_root=true")),
-    ("deepseek", 5, 0.0, ("mesh.dp_replicate=2", "mesh.dp_shard=4", "mesh.ep=2", *ZERO3)),
-    ("deepseek", 0, 0.0, ("mesh.dp_shard=2", "mesh.ep=2", *ZERO3, "experts.capacity=1.25")),
-    ("deepseek", 63, AGAIN, ("mesh.dp_shard=64", "mesh.ep=8", *ZERO3, "remat.policy=full")),
-    ("mixtral", 3, 0.0, ("mesh.dp_shard=4", "mesh.ep=2", "sharding.strategy=zero2")),
-    ("gpt_oss", 7, 0.0, ("mesh.dp_shard=8", "mesh.ep=8", *ZERO3)),
+    ("deepseek", 0, ("mesh.dp_shard=2", "mesh.ep=2", *ZERO3, "experts.capacity=1.25")),
+    ("deepseek", 5, ("mesh.dp_replicate=2", "mesh.dp_shard=4", "mesh.ep=2", *ZERO3, "sharding.split_root=true")),
+    ("deepseek", 0, ("mesh.dp_shard=64", "mesh.ep=8", *ZERO3, "remat.policy=full")),
+    ("mixtral", 3, ("mesh.dp_shard=4", "mesh.ep=2", *ZERO3)),
+    ("gpt_oss", 7, ("mesh.dp_shard=8", "mesh.ep=4", *ZERO3)),
 ]
-"""Model, rank that runs, bound of what is allocated, plan."""
+"""Model, rank that runs, plan."""
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +69,8 @@ def plain(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize(("model", "rank", "bound", "settings"), WAYS)
-def test_a_rank_needs_what_its_pass_says(model, rank, bound, settings, plain):
+@pytest.mark.parametrize(("model", "rank", "settings"), WAYS)
+def test_a_rank_needs_what_its_pass_says(model, rank, settings, plain):
     pytest.importorskip("transformers")
     plan = change(Plan(), settings)
     # GIVEN the plain step, rewritten
@@ -88,5 +82,5 @@ def test_a_rank_needs_what_its_pass_says(model, rank, bound, settings, plain):
     ran = verify(request, plan, find_device(GPU), cache=cache_folder(os.environ), rank=rank)
     # THEN the peaks agree
     assert ran.outcome == "ran", ran.message
-    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=bound or 1e-4)
+    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.001)
     assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.005)
