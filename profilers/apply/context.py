@@ -71,8 +71,15 @@ def _check(plan: Plan) -> None:
             "part of a sequence",
             "leave them out",
         )
-    if plan.remat.policy == "attention":
+    remat = plan.remat
+    if remat.policy == "attention":
         raise refuse("remat.policy attention is predicted only", "--set remat.policy=full, or selective")
+    keeps = remat.policy == "selective" and remat.keep_attention
+    if (keeps or "attention" in remat.keep) and plan.context.method != "ulysses":
+        raise refuse(
+            f"remat.policy {remat.policy} that keeps attention is predicted only: of a ring it would keep each round",
+            "--set context.method=ulysses, or remat.policy=full",
+        )
     if plan.tensor.sequence_parallel:
         raise refuse("tensor.sequence_parallel is predicted only", "--set tensor.sequence_parallel=false")
 
