@@ -46,7 +46,10 @@ weights that a rank holds.
 
 `dnnmem estimate` prices all but TeraPipe: the grid is simulated with the seconds of each stage, and each rank's
 allocations are played in the order of its row. PyTorch has those marked so, and dnnmem does them to a model as it is:
-a stage runs the model's own code, with the blocks of other stages left out.
+a stage runs the model's own code, with the blocks of other stages left out. Precision and recomputation go with all of
+them; FSDP2 (`sharding.strategy=zero2` or `zero3` over `mesh.dp_shard`) with 1F1B, GPipe and interleaved: stages are cut
+first, then sharded, and hold whole gradients until the last micro-batch. What a rank sends is not free when the program
+lets go of it: its memory waits until the GPU is past the send, about 1,024 kernels behind the host.
 
 ## Where the model is cut
 
