@@ -72,8 +72,8 @@ def gathers_at(group: Group, groups: Iterable[Group]) -> int:
 
 def is_last(group: Group, order: Sequence[Group]) -> bool:
     """Whether a group is the last of its `order`, or that one's experts."""
-    last = next(g for g in reversed(order) if not g.experts)
-    return group is last or (group.experts and group.path[: len(last.path)] == last.path)
+    last = next((g for g in reversed(order) if not g.experts), None)
+    return last is not None and (group is last or (group.experts and group.path[: len(last.path)] == last.path))
 
 
 @lru_cache(maxsize=4)

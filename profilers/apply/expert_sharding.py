@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Plan
@@ -26,7 +26,7 @@ def shard_experts(block: nn.Module, plan: Plan, policy: MixedPrecisionPolicy, *,
 
     Raises `UnsupportedError` where this torch cannot divide a group's gradients by another number than its size.
     """
-    modules: list[Any] = [module for module in block.modules() if is_sent(module)]
+    modules: list[Any] = [m for m in block.modules() if is_sent(m) and not isinstance(m, FSDPModule)]
     if not modules:
         return
     mesh = expert_mesh(plan)

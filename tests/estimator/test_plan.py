@@ -61,6 +61,10 @@ def test_the_default_plan_is_one_gpu():
         (["mesh.dp_shard=8"], "ranks share nothing: sharding.strategy is none"),
         (["mesh.dp_shard=8", "sharding.strategy=ddp"], "ddp shards nothing, but dp_shard is 8"),
         (["pipeline.chunks=2"], "pipeline.chunks is 2 under 1f1b"),
+        (["mesh.ep=2"], "dp_shard 1 % ep 2 = 1, but it must be 0"),
+        (["mesh.dp_shard=4", "sharding.strategy=zero1", "mesh.ep=2"], "ep 2 splits experts over ranks"),
+        (["experts.imbalance=1.5"], "the busiest of ep 1 ranks has between 1 and 1 times the mean"),
+        (["experts.capacity=0.0"], "experts.capacity is 0.0; it is above 0"),
         (["pipeline.chunks=2", "pipeline.schedule=interleaved"], "interleaved needs pp of 2 or more"),
     ],
 )
