@@ -62,7 +62,7 @@ def _built(request: Request, plan: Plan, kind: str) -> Callable[[], object]:
     random.seed(request.seed)
     torch.manual_seed(request.seed)
     plain = resolve(request)
-    bare = plan.splits_parameters or plan.mesh.pp > 1 or (plan.mesh.tp == plan.mesh.world_size > 1)
+    bare = plan.splits_parameters or plan.mesh.pp > 1 or (plan.mesh.tp > 1 and plan.mesh.cp == 1)
     if bare:
         plain = replace(plain, make_model=partial(built_without_memory, plain.make_model, _say))
     elif plan.offload.parameters or plan.mesh.tp > 1:

@@ -9,12 +9,13 @@ Values are for running, not for training on: what a model's `__init__` did to it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 _STD = 0.02
@@ -48,13 +49,34 @@ def fill(model: nn.Module, device: torch.device, rest: torch.device | None = Non
     def place(t: torch.Tensor) -> torch.device:
         return rest if rest is not None and isinstance(t, nn.Parameter) else device
 
+    known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def fresh(t: torch.Tensor) -> torch.Tensor:
+        if id(t) not in known:  # one for all modules that share it
+            known[id(t)] = t, torch.empty_like(t, device=place(t)) if t.is_meta else t.to(place(t))
+        return known[id(t)][1]
+
+    tied = [places for places in _places(model) if len(places) > 1]
     empty = {id(module) for module in model.modules() if any(p.is_meta for p in module.parameters(recurse=False))}
     with torch.no_grad():
         apply: Any = model._apply
-        apply(lambda t: torch.empty_like(t, device=place(t)) if t.is_meta else t.to(place(t)))
+        apply(fresh)
+        for (first, own), *others in tied:
+            for module, name in others:
+                module.register_parameter(name, getattr(first, own))
         for module in model.modules():
             if id(module) in empty:
                 _initialise(module)
+
+
+def _places(model: nn.Module) -> Iterable[list[tuple[nn.Module, str]]]:
+    """Where modules have each plain parameter; FSDP2 keeps account of its own."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not isinstance(parameter, DTensor):
+                found.setdefault(id(parameter), []).append((module, name))
+    return found.values()
 
 
 @contextmanager

@@ -27,10 +27,11 @@ from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.passes.replicas import DEFAULT_BUCKET_MIB
 from dnnmem.estimator.plan import Plan
 from dnnmem.profilers.apply.beside_blocks import beside_blocks
-from dnnmem.profilers.apply.device_mesh import check_ranks, device_mesh
+from dnnmem.profilers.apply.device_mesh import check_ranks, device_mesh, device_type
 from dnnmem.profilers.apply.expert_sharding import shard_experts
 from dnnmem.profilers.apply.loss_scaling import LossScaling
 from dnnmem.profilers.found_blocks import blocks_of
+from dnnmem.profilers.planned_model import fill
 
 _REPLICA = "_dnnmem_replica"
 """Attribute of a model that holds its DistributedDataParallel."""
@@ -98,6 +99,8 @@ def _check(plan: Plan) -> None:
 
 def _replicate(model: nn.Module, plan: Plan) -> None:
     """Let a DistributedDataParallel do around each call of the model what it does around its own."""
+    if any(p.is_meta for p in model.parameters()):  # rank 0's are sent to the others now
+        fill(model, torch.device(device_type()))
     size = plan.sharding.bucket_mib
     replica: Any = DistributedDataParallel(
         model, bucket_cap_mb=None if size == DEFAULT_BUCKET_MIB else size, process_group=_replicas(plan),
@@ -141,6 +144,7 @@ def _shard(model: nn.Module, plan: Plan) -> None:
         for module in modules:
             shard_experts(module, plan, options["mp_policy"], reshard_after_forward=drops and not kept)
         fully_shard(modules if len(modules) > 1 else modules[0], reshard_after_forward=drops and not kept, **options)
+    shard_experts(model, plan, options["mp_policy"], reshard_after_forward=drops)
     fully_shard(model, reshard_after_forward=False, **options)
     _gather_ahead(model, [modules[0] for modules in groups], sharding.prefetch)
 
