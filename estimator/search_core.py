@@ -106,6 +106,8 @@ class Core:
     """Of a pipeline, op by op, by its stages and how they take turns."""
     coarse: dict[tuple[int, Pipeline], list[Trace]] = field(default_factory=dict)
     """The same in runs."""
+    others: dict[tuple[int, Pipeline, int], int] = field(default_factory=dict)
+    """What the ranks of a pipeline hold besides states, by its micro-batches too."""
     few: tuple[tuple[int, Trace], tuple[int, Trace]] | None = None
     """With as many blocks as `trace` has, and one more, once they were needed."""
     few_in_runs: tuple[tuple[int, Trace], tuple[int, Trace]] | None = None

@@ -21,8 +21,7 @@ from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.local_step import LocalStep, step_of
 from dnnmem.estimator.passes import rewrite_chunks, rewrite_model, rewrite_rank
 from dnnmem.estimator.plan import Loss, Plan, Remat
-from dnnmem.estimator.planners.chain import Chain, chain_of, leaving_parts
-from dnnmem.estimator.planners.remat import plan_remat
+from dnnmem.estimator.planners.chain import Chain, chain_of
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.repeat import repeat, repeated_flops
 from dnnmem.estimator.replay import ReplayResult, free_bytes, replay_trace
@@ -54,7 +53,17 @@ from dnnmem.estimator.search_drawn import (
     drawn_by_runs,
     waits_margin,
 )
-from dnnmem.estimator.search_stages import chunks_in, least_bytes, least_seconds, spread_of, stages_by_runs
+from dnnmem.estimator.search_remat import planned_remat
+from dnnmem.estimator.search_stages import (
+    chunks_in,
+    chunks_in_runs,
+    least_bytes,
+    least_seconds,
+    least_states,
+    others_bytes,
+    spread_of,
+    stages_by_runs,
+)
 from dnnmem.estimator.segments import blocks_again
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import TimeModel
@@ -160,7 +169,8 @@ class Costs:
             seconds = max(seconds, DRAWN * copies / copy_bytes_per_s(self.cluster, self.model))
         peak = self.resting_bytes(plan) + others
         if plan.mesh.pp > 1:
-            peak = max(peak, least_bytes(self._spread(core, plan), saved_by_blocks(core, self.runs)[0], plan, parts))
+            saved = saved_by_blocks(core, self.runs)[0]
+            peak = max(peak, least_bytes(self._spread(core, plan), saved, plan, parts))
         return Cost(seconds=seconds, peak_bytes=peak)
 
     def passes_seconds(self, core: Core, plan: Plan) -> float:
@@ -168,15 +178,6 @@ class Costs:
         if plan.mesh.world_size == plan.mesh.data_ranks:
             return core.micro_seconds * plan.batch.accumulation
         return least_seconds(self._spread(core, plan), plan)
-
-    def _coarse(self, core: Core, plan: Plan) -> list[Trace]:
-        """The chunks of a pipeline in runs."""
-        key = (plan.mesh.pp, plan.pipeline)
-        if key not in core.coarse:
-            chunks = chunks_in(core, plan)
-            made = {id_: self.maker.in_runs(chunk) for id_, chunk in {id(chunk): chunk for chunk in chunks}.items()}
-            core.coarse[key] = [made[id(chunk)] for chunk in chunks]
-        return core.coarse[key]
 
     def _spread(self, core: Core, plan: Plan) -> Spread:
         return spread_of(core, plan, self.rates)
@@ -218,7 +219,7 @@ class Costs:
         core = self.core(plan)
         if plan.mesh.pp > 1:
             bound = self.bound(plan)
-            found = stages_by_runs(core, self._coarse(core, plan), plan, self.rates)
+            found = stages_by_runs(chunks_in_runs(core, plan, self.maker.in_runs), core, plan, self.rates)
             return Cost(
                 seconds=max(bound.seconds, found.seconds * waits_margin(plan)),
                 peak_bytes=max(bound.peak_bytes, int(found.peak_bytes * RUNS_MARGIN)),
@@ -239,13 +240,22 @@ class Costs:
 
     @collector_paused()
     def drawn(self, plan: Plan) -> Drawn:
-        """The same by runs; nothing for a pipeline, and for what is drawn out anyway."""
+        """The same by runs; nothing for what is drawn out anyway, and of a pipeline, bytes."""
         offload = plan.offload
-        if plan.mesh.pp > 1 or offload.activations != "none" or offload.parameters or self._is_apart(plan):
+        if plan.mesh.pp > 1:
+            return Drawn(peak_bytes=self._stages_bytes(plan))
+        if offload.activations != "none" or offload.parameters or self._is_apart(plan):
             return Drawn()
         if plan not in self.by_few:
             self.by_few[plan] = drawn_by_runs(self.core(plan), plan, self.rates)
         return self.by_few[plan]
+
+    def _stages_bytes(self, plan: Plan) -> int:
+        """What some rank of a pipeline holds: the states of its blocks, and all else, which few plans differ in."""
+        alike = replace(plan, optimizer=replace(plan.optimizer, kernel=None))
+        core, chunks = self.core(alike), chunks_in_runs(self.core(alike), alike, self.maker.in_runs)
+        others = others_bytes(chunks, core, alike, self.rates)
+        return int((others + least_states(self._spread(core, alike), alike, parts_of(alike))) * RUNS_MARGIN)
 
     def keeping(self, plan: Plan) -> Drawn:
         """What a plan that keeps everything costs: `drawn`, or where all blocks were recorded, by runs of them."""
@@ -314,30 +324,11 @@ class Costs:
         """
         key = (plan, budget_bytes)
         if key not in self.plans:
-            self.plans[key] = self._plan_remat(plan, budget_bytes)
+            self.plans[key] = planned_remat(self, plan, budget_bytes)
         found = self.plans[key]
         if found is None:
             raise InfeasibleError("no rematerialization fits", needed_bytes=round(budget_bytes))
         return replace(plan, remat=found)
-
-    def _plan_remat(self, plan: Plan, budget_bytes: float) -> Remat | None:
-        runs = whole_runs(self.core(plan))
-        if plan not in self.live:
-            self.live[plan] = live_peak(rewrite_rank(runs, plan, self.cluster))
-        # The chain counts whole states: what sharding takes off them goes on top of the budget.
-        shift = live_peak(runs) - self.live[plan]
-        longest = 1 if plan.sharding.strategy == "zero3" else None
-        if longest == 1 and self.bound(replace(plan, remat=Remat(policy="full"))).peak_bytes > budget_bytes:
-            return None
-        parts = parts_of(plan)[Kind.GRAD]
-        try:
-            return plan_remat(
-                runs, round(budget_bytes) + shift, lambda: leaving_parts(self.chain(plan), parts), longest=longest,
-                peak=lambda trace: live_peak(rewrite_rank(trace, plan, self.cluster)) + shift,
-                kept=self.live[plan] + shift,
-            )  # fmt: skip
-        except InfeasibleError:
-            return None
 
     def micro_batch(self, plan: Plan) -> int:
         """Of a plan; the only one there is, where it says none."""

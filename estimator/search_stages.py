@@ -8,8 +8,8 @@ rank r of a schedule that flushes:   fill before it + its own work on all micro-
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ from dnnmem.estimator.local_step import step_of
 from dnnmem.estimator.passes import chunks_of, rewrite_chunks
 from dnnmem.estimator.passes.pipeline_cuts import chunk_of_blocks
 from dnnmem.estimator.pipeline_timing import in_flight
-from dnnmem.estimator.plan import Mesh, Pipeline, Plan
+from dnnmem.estimator.plan import Gradients, Mesh, Pipeline, Plan, Sharding
 from dnnmem.estimator.schedules import SCHEDULES
 from dnnmem.estimator.schedules.grid import Stages
 from dnnmem.estimator.search_core import STATES, Core, Cost, Rates, Spread, few_in_runs, with_costs
@@ -193,8 +193,39 @@ def chunks_in(core: Core, plan: Plan) -> list[Trace]:
     return core.chunks[key]
 
 
+def chunks_in_runs(core: Core, plan: Plan, in_runs: Callable[[Trace], Trace]) -> list[Trace]:
+    """The same in runs."""
+    key = (plan.mesh.pp, plan.pipeline)
+    if key not in core.coarse:
+        chunks = chunks_in(core, plan)
+        made = {id_: in_runs(chunk) for id_, chunk in {id(chunk): chunk for chunk in chunks}.items()}
+        core.coarse[key] = [made[id(chunk)] for chunk in chunks]
+    return core.coarse[key]
+
+
+def least_states(spread: Spread, plan: Plan, parts: Mapping[Kind, int]) -> int:
+    """Bytes of states of blocks on the rank that has fewest of them."""
+    blocks = len(spread.forward) - 1
+    sizes = [j - i for i, j in pairwise([*_firsts(plan, blocks), blocks])]
+    stages = _layout(plan.pipeline.schedule, plan.mesh.pp, plan.pipeline.chunks).stages
+    each = sum(nbytes / parts[kind] for kind, nbytes in spread.inside.items()) / blocks
+    return int(each * min(sum(sizes[s] for s in row) for row in stages))
+
+
 @collector_paused()
-def stages_by_runs(core: Core, chunks: Sequence[Trace], plan: Plan, rates: Rates) -> Cost:
+def others_bytes(chunks: Sequence[Trace], core: Core, plan: Plan, rates: Rates) -> int:
+    """What the rank that holds most holds besides states, whatever data parallelism adds."""
+    key = (plan.mesh.pp, plan.pipeline, plan.batch.accumulation)
+    if key not in core.others:
+        bare = replace(
+            plan, mesh=replace(plan.mesh, dp_shard=1, dp_replicate=1, cp=1), sharding=Sharding(), gradients=Gradients()
+        )
+        core.others[key] = least_peak(rewrite_chunks(chunks, bare, rates.cluster), plan, frozenset(Kind) - STATES)
+    return core.others[key]
+
+
+@collector_paused()
+def stages_by_runs(chunks: Sequence[Trace], core: Core, plan: Plan, rates: Rates) -> Cost:
     """Seconds and bytes of a pipeline's step, its `chunks` in runs."""
     parts, model = rewrite_chunks(chunks, plan, rates.cluster), rates.model
     step = with_costs(step_of(parts, core.few_runs, plan, rates.cluster, 0), rates.runs, model)

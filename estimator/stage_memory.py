@@ -24,7 +24,7 @@ from dnnmem.estimator.replay import ReplayResult, replay_on
 from dnnmem.estimator.schedules import SCHEDULES
 from dnnmem.estimator.schedules.grid import Grid
 from dnnmem.estimator.send_waits import microbatches_behind
-from dnnmem.estimator.trace import Trace
+from dnnmem.estimator.trace import Kind, Trace
 
 _BEYOND = 2
 """Micro-batches that are played after those that a rank holds at once."""
@@ -61,14 +61,15 @@ def worst_stage(chunks: Sequence[Trace], plan: Plan, device: Device) -> StageMem
     return max(found, key=lambda one: (one.held.peak_reserved_bytes, one.held.peak_allocated_bytes))
 
 
-def least_peak(chunks: Sequence[Trace], plan: Plan) -> int:
-    """What the rank that holds most has alive at its peak, in blocks as the allocator rounds them, at least.
+def least_peak(chunks: Sequence[Trace], plan: Plan, kinds: frozenset[Kind] = frozenset(Kind)) -> int:
+    """What the rank that holds most of `kinds` has alive of them at once, in blocks as the allocator rounds them.
 
     What is kept for gradients of weights that come later counts as if they came with those of inputs.
     """
     grid = _grid(plan)
     rows = (tuple(s._replace(phase="B") if s.phase == "I" else s for s in row if s.phase != "W") for row in grid.ranks)
-    return max(map(live_peak, _steps(chunks, plan, replace(grid, ranks=tuple(rows))).values()))
+    steps = _steps(chunks, plan, replace(grid, ranks=tuple(rows)))
+    return max(live_peak(step, kinds) for step in steps.values())
 
 
 def _grid(plan: Plan) -> Grid:
