@@ -130,8 +130,8 @@ class Sender:
         self._op("aten.where.self", (place, counts), (queue, self.dropped, moved), events)
         self._op("aten.new_zeros.default", (), (source,), (self._made(source),))
         gone = tuple(self._gone(i) for i in (queue, counts, order, place))
-        events = (self._made(self.chosen), *gone)
-        self._op("aten.index_put_.default", (moved, source), (source, self.chosen), events)
+        writes = (source, self.chosen)
+        self._op("aten.index_put_.default", (moved, source), writes, (self._made(self.chosen), *gone))
         self.order, self.place = source, moved
 
     def _spread(self, source: int, like: Storage, *, divided: bool) -> int:

@@ -79,13 +79,13 @@ def _with_room(flat: Tensor, place: Tensor, counts: Tensor, group: distributed.P
 
 def send(tokens: Tensor, way: Route, choices: int = 1) -> Tensor:
     """Rows (R, ...) that arrive for this rank's experts, of (T, ...) where each token has so many `choices`."""
-    sent: Tensor = _Send.apply(tokens, way, choices)  # type: ignore[no-untyped-call]
+    sent: Tensor = _Send.apply(tokens, way, choices)
     return sent
 
 
 def give_back(rows: Tensor, way: Route, choices: int) -> Tensor:
     """What the experts of all ranks made of each token, summed over its `choices`: (T, ...) of rows (R, ...)."""
-    back: Tensor = _GiveBack.apply(rows, way, choices)  # type: ignore[no-untyped-call]
+    back: Tensor = _GiveBack.apply(rows, way, choices)
     return back
 
 
