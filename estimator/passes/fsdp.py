@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.fsdp_groups import Group, begin_of, find_groups, gathers_at, is_last
-from dnnmem.estimator.passes.fsdp_parts import GATHER_STREAM, SCATTER_STREAM, chunk_table, part_of, span
+from dnnmem.estimator.passes.fsdp_parts import GATHER_STREAM, SCATTER_STREAM, chunk_table, free_after, part_of, span
 from dnnmem.estimator.passes.update import gradients, in_type, scale_update, states
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
@@ -182,18 +182,6 @@ class _Sharder:
             if any(i in whole for i in op.reads):
                 self.draft.ops[k] = op_like(op, reads=tuple(whole.get(i, i) for i in op.reads))
 
-    def _free_after(self, k: int, ids: Iterable[int], stream: int = 0) -> None:
-        """Free storages after op `k` and what already follows it."""
-        sizes = ((self.draft.storages[i].nbytes, i) for i in ids)
-        frees = [Event(-nbytes, stream, i) for nbytes, i in sizes if nbytes]
-        after = self.draft.after.get(k)
-        last = after[-1] if after else self.draft.ops[k]
-        last = op_like(last, events=(*last.events, *frees))
-        if after:
-            after[-1] = last
-        else:
-            self.draft.ops[k] = last
-
     def _forward(self, order: Sequence[Group], flat: int) -> None:
         """Gather each group before the compute of the one before it, or further ahead; `flat` is the root's."""
         ahead = self.plan.sharding.prefetch
@@ -205,9 +193,9 @@ class _Sharder:
                 flat = self._gather_forward(group, order[n - 1].forward[0] if n else min(use, 0), use, flat)
             self._use(group, group.forward)
             if self._reshards(group, order):
-                self._free_after(group.forward[-1], [self.whole[i] for i in group.params])
+                free_after(self.draft, group.forward[-1], [self.whole[i] for i in group.params])
         if flat >= 0:  # no group comes after the last
-            self._free_after(max(self.last_forward, order[-1].forward[-1] if order else 0), [flat], GATHER_STREAM)
+            free_after(self.draft, max(self.last_forward, order[-1].forward[-1] if order else 0), [flat], GATHER_STREAM)
 
     def _reshards(self, group: Group, order: Sequence[Group]) -> bool:
         sharding = self.plan.sharding
@@ -227,7 +215,7 @@ class _Sharder:
                 ):  # as in a forward pass, the buffer goes with the end of it, or with the next one's copies
                     held = flat
             if held >= 0 and (group.stops or group is order[-1]):  # at the latest with the next step's first copies
-                self._free_after(group.stops or len(self.trace.ops) - 1, [held], GATHER_STREAM)
+                free_after(self.draft, group.stops or len(self.trace.ops) - 1, [held], GATHER_STREAM)
                 held = -1
             self._use(group, group.backward)
 
@@ -239,15 +227,15 @@ class _Sharder:
         for root in roots:
             previous = self._scatter(root, self.last_backward, previous)
         if previous >= 0:
-            self._free_after(self.last_backward, [previous])
-        self._free_after(self.last_backward, self.sums, SCATTER_STREAM)
+            free_after(self.draft, self.last_backward, [previous])
+        free_after(self.draft, self.last_backward, self.sums, SCATTER_STREAM)
 
     def _scatter(self, group: Group, k: int, previous: int) -> int:
         """Drop the group's parameters, reduce its gradients after op `k`; returns the input, still alive."""
         dropped = [self.whole[i] for i in group.params]
         mine = [(g, p) for p in group.params for g in self.grads.get(p, ()) if g in self.known and self._is_made(g)]
         if not mine:
-            self._free_after(k, dropped)
+            free_after(self.draft, k, dropped)
             return previous
         storages = self.draft.storages
         dtype = self.plan.precision.reduce or self.plan.precision.grad

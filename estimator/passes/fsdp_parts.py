@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from dnnmem.estimator.passes.draft import Draft
 from dnnmem.estimator.passes.fsdp_groups import LOSS
 from dnnmem.estimator.trace import Event, Phase, Storage, Trace
-from dnnmem.estimator.trace_copy import storage_like
+from dnnmem.estimator.trace_copy import op_like, storage_like
 
 GATHER_STREAM = 1
 """Stream of the gathers' buffers: a pool of their own."""
@@ -40,3 +41,16 @@ def span(trace: Trace, phase: Phase) -> tuple[int, int]:
     """First and last op of the model in a phase, the loss left out; all of the trace where there is none."""
     inside = [k for k, op in enumerate(trace.ops) if op.phase is phase and op.module != LOSS]
     return (inside[0], inside[-1]) if inside else (0, len(trace.ops) - 1)
+
+
+def free_after(draft: Draft, k: int, ids: Iterable[int], stream: int = 0) -> None:
+    """Free storages after op `k` and what already follows it."""
+    sizes = ((draft.storages[i].nbytes, i) for i in ids)
+    frees = [Event(-nbytes, stream, i) for nbytes, i in sizes if nbytes]
+    after = draft.after.get(k)
+    last = after[-1] if after else draft.ops[k]
+    last = op_like(last, events=(*last.events, *frees))
+    if after:
+        after[-1] = last
+    else:
+        draft.ops[k] = last
