@@ -63,7 +63,7 @@ def blocks_again(remat: Remat, blocks: int) -> int:
         return blocks
     if remat.policy == "every":
         return blocks // remat.every
-    if remat.policy == "segments":
+    if remat.policy == "segments" and not remat.cell:
         return sum(run.last - run.first + 1 for run in parse_segments(remat.segments, blocks))
     return 0
 

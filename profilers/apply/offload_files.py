@@ -72,7 +72,7 @@ class Files:
 def _write(path: Path, host: Tensor, ready: Callable[[], object], done: Callable[[], object]) -> None:
     try:
         ready()
-        path.write_bytes(memoryview(host.numpy()))
+        path.write_bytes(host.numpy().data)
     except OSError as error:
         raise UnsupportedError(
             f"offload.files could not write {host.numel()} bytes into {path.parent}: {error.strerror or error}",
@@ -85,5 +85,5 @@ def _write(path: Path, host: Tensor, ready: Callable[[], object], done: Callable
 def _read(file: File, host: Tensor, done: Callable[[], None]) -> None:
     file.written.result()
     with file.path.open("rb") as opened:
-        opened.readinto(memoryview(host.numpy()))
+        opened.readinto(host.numpy().data)
     done()

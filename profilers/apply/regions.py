@@ -79,7 +79,7 @@ class _Regions:
         """True for a run of one block, which torch.compile knows how to compute again."""
         return any(run.first == block == run.last for run in self.runs) and self.early_stop
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _eager(self, block: int, args: Any, kwargs: Any) -> Any:
         """Not compiled, as the repetition is not."""
         return self._call(self.runs, block, args, kwargs)
