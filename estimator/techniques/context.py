@@ -13,7 +13,7 @@ from dnnmem.estimator.trace import Trace
 ORDER = 6
 NAMES = ("cp",)
 
-LEAST_TOKENS = 2048
+LEAST_TOKENS = 8192
 """Of a sequence on each rank: shorter parts send more than they compute."""
 _METHODS = {"all_gather": "gathers", "ring": "passes on"}
 
