@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 
-from dnnmem.estimator.allocator import MIN_BLOCK_BYTES
+from dnnmem.estimator.allocator_settings import MIN_BLOCK_BYTES
 from dnnmem.estimator.op_class import OpClass, kind_of
 from dnnmem.estimator.trace import Event, Lane, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like

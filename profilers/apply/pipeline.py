@@ -119,7 +119,8 @@ class Pipelined:
 
     def _stage(self, stage: Stage, chunk: int, device: torch.device) -> Any:
         if isinstance(stage, FSDPModule):
-            stage._apply(lambda tensor: tensor)  # its own parameters may have got memory meanwhile
+            found_again: Any = stage._apply  # its own parameters may have got memory meanwhile
+            found_again(lambda tensor: tensor)
         count = len(self._cut.names)
         static: dict[str, Any] = {}
         if self._between is not None:
