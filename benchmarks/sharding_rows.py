@@ -67,7 +67,7 @@ def main() -> None:
             if (given.gpus is None or gpus in given.gpus) and not (given.missing and key in kept):
                 ranks = {"first": 0, "middle": gpus // 2, "last": gpus - 1}
                 rows = list(_rows(way, gpus, {ranks[name] for name in given.ranks}))
-                kept[key] = rows
+                kept = {**_read(), key: rows} if given.save else {**kept, key: rows}
                 print(_line(rows), " ".join(way.changes(gpus)), flush=True)
                 if given.save:
                     _keep(kept)
@@ -92,6 +92,8 @@ def _rows(way: Way, gpus: int, ranks: set[int]) -> Iterator[Row]:
     }  # fmt: skip
     try:
         plan = change(Plan(), settings)
+        if plan.gradients.compression != "none":  # hooks begin in the third step
+            request = replace(request, steps=6)
         [found] = rewrite(_plain(way.model), plan)
         held = replay_on(found, device)
     except DnnmemError as error:
