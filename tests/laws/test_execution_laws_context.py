@@ -39,11 +39,9 @@ MODELS = {
     "hf:gpt2": Request(target="hf:gpt2", batch_size=4, seq_len=256),
 }
 RING, ULYSSES = ("context.method=ring",), ("context.method=ulysses",)
-FSDP = ("sharding.strategy=zero3", "precision.compute=bfloat16", "precision.param=float32", "precision.reduce=float32")
 WAYS = [
     ("gpt", 0, ("mesh.cp=2", *RING)),
     ("gpt", 1, ("mesh.cp=2", *ULYSSES)),
-    ("llama", 0, ("mesh.cp=8",)),
     ("llama", 4, ("mesh.cp=8", *RING, "remat.policy=full")),
     ("llama", 0, ("mesh.cp=2", *RING, "mesh.dp_shard=4", "sharding.strategy=zero3")),
     ("llama", 63, ("mesh.cp=8", *ULYSSES, "mesh.dp_shard=8", "sharding.strategy=zero3", "remat.policy=full")),
