@@ -149,22 +149,44 @@ def _ops(
         if owner is None:
             yield _widen(op, chain, names, storages)
             continue
-        now = copy if copy is not None else owner if owner <= chain.pattern else owner + chain.copies
-        new = {i: names.name(chain.resolve(i, owner, now)) for i in _touched(op)}
+        now = _now(owner, copy, chain)
+        new = {i: names.name(chain.resolve(i, owner, now)) for i in (*op.reads, *op.writes)}
         yield op_like(
             op,
             module=chain.rename(op.module, copy),
             reads=tuple([new[i] for i in op.reads]),
             writes=tuple([new[i] for i in op.writes]),
             releases=tuple([names.name(chain.resolve(i, owner, now)) for i in op.releases]),
-            events=tuple(
-                [
-                    e if e.storage < 0 else Event(e.nbytes, e.stream, new[e.storage])
-                    for e in op.events
-                    if copy is None or e.storage < 0 or e.storage in chain.place  # what all share comes and goes once
-                ]
-            ),
+            events=tuple(_events(op.events, owner, copy, chain, names)),
         )
+
+
+def _now(owner: int, copy: Place, chain: Chain) -> int:
+    """The number that block `owner` or its copy has in the longer model."""
+    return copy if copy is not None else owner if owner <= chain.pattern else owner + chain.copies
+
+
+def _events(events: Sequence[Event], owner: int, copy: Place, chain: Chain, names: Names) -> Iterator[Event]:
+    """Events of an op of block `owner`, or of its copy."""
+    now = _now(owner, copy, chain)
+    base = [names.base.get(e.storage, e.storage) for e in events]
+    ends = _list_that_ends(events, base, chain) if copy is None and owner > chain.pattern else set()
+    for k, (e, i) in enumerate(zip(events, base, strict=True)):
+        if i in ends:
+            if ends.isdisjoint(base[:k]):
+                yield from _widen_events([e for e, i in zip(events, base, strict=True) if i in ends], chain, names)
+        elif e.storage < 0:
+            yield e
+        elif copy is None or i in chain.place:  # what all share comes and goes once
+            yield Event(e.nbytes, e.stream, names.name(chain.resolve(i, owner, now)))
+
+
+def _list_that_ends(events: Sequence[Event], base: Sequence[int], chain: Chain) -> set[int]:
+    """What blocks had put into a list that the program lets go of here: all hidden states, or all gradients."""
+    freed = {i for e, i in zip(events, base, strict=True) if e.nbytes < 0}
+    found = {i for i in freed if chain.after.get(i) in freed or chain.before.get(i) in freed}
+    first = {i for i in freed if chain.place.get(i, chain.pattern) < chain.pattern and i not in chain.after}
+    return found | first if found else found
 
 
 def _touched(op: Op) -> dict[int, None]:
@@ -259,8 +281,4 @@ def _setup_step(lists: dict[int, list[Event]], owners: Sequence[Place], chain: C
         if owner is None:
             yield from _widen_events(events, chain, names)
             continue
-        now = copy if copy is not None else owner if owner <= chain.pattern else owner + chain.copies
-        for e in events:
-            base = names.base.get(e.storage, e.storage)
-            if copy is None or e.storage < 0 or base in chain.place:
-                yield e if e.storage < 0 else Event(e.nbytes, e.stream, names.name(chain.resolve(base, owner, now)))
+        yield from _events(events, owner, copy, chain, names)

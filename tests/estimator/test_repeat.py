@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import torch
+from torch import nn
 
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.repeat import repeat
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, plain, reserved
+from tests.profilers.recorded import step_of
 
 HOST = "aten._foreach_add_.Tensor"
 """Counts steps on the host, one number a parameter: its few bytes stay as recorded."""
@@ -32,6 +36,46 @@ def test_a_repeated_step_is_the_longer_models(recorded, arguments):
     found.check()
     assert plain(found) == plain(long)
     assert moved(found) == moved(long)
+    assert found.peak_bytes() == long.peak_bytes()
+    assert reserved(found) == reserved(long)
+
+
+class Block(nn.Module):
+    """Its output is not what autograd keeps of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 64, dtype=torch.bfloat16)
+
+    def forward(self, x):
+        return x + self.linear(x.bfloat16()).float()
+
+
+class Keeping(nn.Module):
+    """A model that keeps what its blocks make until all have run, as those do that can return all hidden states."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(count))
+
+    def forward(self, x):
+        states = [x]
+        for block in self.blocks:
+            states.append(block(states[-1]))
+        return states[-1].bfloat16()
+
+
+def test_what_all_blocks_leave_in_a_list_goes_with_the_list():
+    # GIVEN a step whose last block lets go of the outputs of all before, of 3 blocks and of 7
+    def keeping(count):
+        loss, batch = (lambda model, x: model(x).float().pow(2).mean()), (lambda n: torch.randn(n, 64))
+        return step_of(lambda: Keeping(count), loss, batch, partial(torch.optim.SGD, lr=1e-3))
+
+    short, long = keeping(3), keeping(7)
+    # WHEN its blocks are repeated  THEN that is the longer model's step, set-up and all
+    found = repeat(short, 7)
+    found.check()
+    assert plain(found) == plain(long)
     assert found.peak_bytes() == long.peak_bytes()
     assert reserved(found) == reserved(long)
 
