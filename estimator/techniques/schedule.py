@@ -20,7 +20,7 @@ _WHY = {
 }
 FILE = "schedule"
 """What `--allow` calls all that alter training."""
-_NAMED = ("gpipe", "chimera", "dualpipe", "gems", *ALTERS)
+_NAMED = ("zb_h1", "zbv", "dualpipev", "gpipe", "chimera", "dualpipe", "gems", *ALTERS)
 """Those that are searched where they are asked for: they need more memory, PyTorch has none, or they alter training."""
 NAMES = (*_WHY, *_NAMED)
 
@@ -34,16 +34,13 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     asked = scope.allow | scope.only
     if m % pp == 0:
         rows += [_row("interleaved", chunks) for chunks in _CHUNKS if pp * chunks <= scope.blocks]
-    rows.append(_row("zb_h1"))
-    if 2 * pp <= scope.blocks:
-        rows.append(_row("zbv"))
-        if m >= 2 * pp:
-            rows.append(_row("dualpipev"))
     named = [name for name in _NAMED if name in asked or (FILE in asked and name in ALTERS)]
-    return [*rows, *(_row(name) for name in named if _can(name, pp, m))]
+    return [*rows, *(_row(name) for name in named if _can(name, pp, m, scope.blocks))]
 
 
-def _can(name: str, pp: int, m: int) -> bool:
+def _can(name: str, pp: int, m: int, blocks: int) -> bool:
+    if name in ("zbv", "dualpipev"):
+        return 2 * pp <= blocks and (name == "zbv" or m >= 2 * pp)
     if name == "chimera":
         return not pp % 2 and not m % pp
     if name == "dualpipe":
