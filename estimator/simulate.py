@@ -128,8 +128,7 @@ def _run(  # noqa: C901, PLR0912  (one loop over all ops, written for speed)
     side: dict[float, str] = {}  # side lane that ends at this second
     leaving: dict[int, float] = {}  # of each storage that is copied to the host: when it is there
     sent: list[tuple[float, float]] = []  # start and end of the last collectives
-    start, end, exposed = [], [], dict.fromkeys(CAUSES, 0.0)
-    issued = 0.0
+    start, end, exposed, issued = [], [], dict.fromkeys(CAUSES, 0.0), 0.0
     for op, duration, issue in zip(ops, seconds, issues, strict=True):
         reads, writes = op.reads, op.writes
         alone = op.lane is compute
@@ -147,9 +146,8 @@ def _run(  # noqa: C901, PLR0912  (one loop over all ops, written for speed)
         begin = max(begin, issued)
         done = begin + duration
         if alone and sent:
-            slowed = contention * _meanwhile(sent, begin, done)
-            exposed[Lane.COMM.value] += slowed
-            done += slowed
+            done += (slowed := contention * _meanwhile(sent, begin, done))
+            exposed["comm"] += slowed
         for storage in reads:
             if storage not in used or done > used[storage]:
                 used[storage] = done
