@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from dnnmem.estimator.block_list import main_list
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.coarsen import NAME, Runs, live_peak, rounded
@@ -121,7 +123,7 @@ def core_of(
 ) -> Core:
     """The core of a rewritten step, with its runs, given for as many blocks as it has; `seconds_of` prices ops.
 
-    Sums are drawn out from as many blocks as there are, and one more, to all of them.
+    Sums of the passes are drawn out from as many blocks as there are, and one more, to all of them.
     """
     mine = _sums(few, costs, seconds_of)
     core = Core(
@@ -133,7 +135,7 @@ def core_of(
     (some, _), (_, longer) = few_in_runs(core)
     more, left = _sums(longer, costs, seconds_of), layers - some
     core.micro_seconds += left * (more.micro - mine.micro)
-    core.update_seconds += left * (more.update - mine.update)
+    core.update_seconds += left * (more.moving - mine.moving)
     core.others_bytes += left * (more.others - mine.others)
     core.states = {kind: nbytes + left * (more.states[kind] - nbytes) for kind, nbytes in mine.states.items()}
     return core
@@ -142,6 +144,7 @@ def core_of(
 class _Sums(NamedTuple):
     micro: float
     update: float
+    moving: float  # the same without starting kernels, of which each takes so many tensors
     states: dict[Kind, int]
     others: int
 
@@ -149,8 +152,10 @@ class _Sums(NamedTuple):
 def _sums(runs: Trace, costs: Runs, seconds_of: Callable[[Work], Sequence[float]]) -> _Sums:
     step = tuple(op for op in runs.ops if op.phase is Phase.STEP)
     passes = tuple(op for op in runs.ops if op.phase is not Phase.STEP)  # what an update makes is split with it
+    work = work_of(replace(runs, ops=step))
+    moving = seconds_of(replace(work, kernels=np.zeros_like(work.kernels)))
     return _Sums(
-        micro=sum(run_seconds(runs, costs)), update=sum(seconds_of(work_of(replace(runs, ops=step)))),
+        micro=sum(run_seconds(runs, costs)), update=sum(seconds_of(work)), moving=sum(moving),
         states=resting(runs), others=live_peak(replace(runs, ops=passes), _OTHERS),
     )  # fmt: skip
 

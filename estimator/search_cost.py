@@ -209,9 +209,10 @@ class Costs:
             )
         if plan.offload.activations != "none":  # copied as ops make them, within runs; no step is faster for copies
             without = replace(plan, offload=replace(plan.offload, activations="none"))
-            least, drawn = self.keeping(without), self._drawn_out(plan)
+            bound, least, drawn = self.bound(plan), self.keeping(without), self._drawn_out(plan)
             return Cost(
-                seconds=max(least.seconds, drawn.seconds), peak_bytes=max(least.lasting_bytes, drawn.peak_bytes)
+                seconds=max(bound.seconds, least.seconds, drawn.seconds),
+                peak_bytes=max(least.lasting_bytes, drawn.peak_bytes),
             )
         if self._is_apart(plan):
             bound, again = self.bound(plan), self._again(plan, replace(plan, remat=Remat()))

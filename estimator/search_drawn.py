@@ -28,11 +28,9 @@ RUNS_MARGIN = 0.998
 """By runs, what lives and dies within one counts as if it did so just where the passes cut in: up to 0.1 % too much."""
 CHUNKS_MARGIN = 0.97
 """The same where a head runs in chunks, between which parameters are gathered and gradients sent."""
-_GATHERED_MARGIN = 0.985
-"""Runs wait for gathered parameters, and are slowed by what is sent, as a whole: 1 % too much in all that was tried."""
 _STAGES_MARGIN = 0.999
 """What stages send beside their update waits for runs, not for ops: a tenth of that in all that was tried."""
-DRAWN = 0.985
+DRAWN = 0.99
 """Paths through a step repeat after two blocks, or the first ones differ: less than that in all that was tried."""
 
 
@@ -50,8 +48,7 @@ class Drawn:
 
 def waits_margin(plan: Plan) -> float:
     """By how much seconds by runs are lower than they were, so that they are a bound."""
-    plan = from_context(plan)
-    return _GATHERED_MARGIN if plan.splits_parameters else _STAGES_MARGIN if plan.mesh.pp > 1 else 1.0
+    return _STAGES_MARGIN if plan.mesh.pp > 1 else 1.0
 
 
 def drawn_out(few: Few, layers: int, price: Callable[[Trace], Drawn]) -> Drawn:

@@ -22,6 +22,7 @@ Compute that runs beside a collective is slower by `contention`: NCCL's kernels 
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -146,8 +147,8 @@ def _run(  # noqa: C901, PLR0912  (one loop over all ops, written for speed)
         begin = max(begin, issued)
         done = begin + duration
         if alone and sent:
-            done += (slowed := contention * _meanwhile(sent, begin, done))
-            exposed["comm"] += slowed
+            done = _beside(sent, begin, done, contention)
+            exposed["comm"] += done - begin - duration
         for storage in reads:
             if storage not in used or done > used[storage]:
                 used[storage] = done
@@ -159,7 +160,7 @@ def _run(  # noqa: C901, PLR0912  (one loop over all ops, written for speed)
             free[engine] = done
             side[done] = op.lane.value
             if contention and op.lane is Lane.COMM:
-                sent.append((begin, done))
+                insort(sent, (begin, done))
             if op.lane is Lane.TO_HOST:
                 leaving.update(dict.fromkeys(reads, done))
         start.append(begin)
@@ -168,15 +169,22 @@ def _run(  # noqa: C901, PLR0912  (one loop over all ops, written for speed)
     return start, end, exposed
 
 
-def _meanwhile(sent: list[tuple[float, float]], begin: float, done: float) -> float:
-    """Seconds between `begin` and `done` that collectives take; what has ended before is forgotten."""
+def _beside(sent: list[tuple[float, float]], begin: float, done: float, contention: float) -> float:
+    """When compute from `begin` to `done` is done beside collectives; what has ended before is forgotten."""
     while sent and sent[0][1] <= begin:
         sent.pop(0)
-    seconds = 0.0
-    for start, end in sent:
-        if end > begin and start < done:
-            seconds += min(done, end) - max(begin, start)
-    return seconds
+    now, left = begin, done - begin
+    for start, end in sent:  # of several at a time one counts
+        if end <= now or start >= now + left:
+            continue
+        if start > now:
+            left -= start - now
+            now = start
+        if left * (1 + contention) <= end - now:
+            return now + left * (1 + contention)
+        left -= (end - now) / (1 + contention)
+        now = end
+    return now + left
 
 
 def _freed(op: Op, done: float, leaving: dict[int, float], exposed: dict[str, float]) -> float:

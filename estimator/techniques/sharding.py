@@ -9,6 +9,8 @@ ORDER = 10
 NAMES = ("ddp", "zero1", "zero2", "zero3", "hsdp")
 
 _OVER = "sharding.strategy={}"
+_APART = 8
+"""How much larger each group of nodes is than the one before: those between them differ by little."""
 
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
@@ -50,7 +52,7 @@ def _over(ranks: int, plan: Plan, scope: Scope) -> list[Technique]:
             if inside > per_node:
                 where = f"groups of {inside // per_node} nodes"
             rows += _within(inside, ranks // inside, where)
-        inside *= 2
+        inside *= _APART
     return rows
 
 

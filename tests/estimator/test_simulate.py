@@ -33,12 +33,22 @@ def test_a_prefetch_overlaps_and_what_reads_it_waits():
 
 
 def test_compute_beside_a_collective_is_slower():
-    # GIVEN  comm     | sum |
-    #        compute  |  mm   |  mm  |            WHEN a second beside it takes half a second longer
+    # GIVEN  comm     |  sum  |
+    #        compute  |   mm    |  mm  |            WHEN a second of it takes half a second longer beside the sum
     ops = [_op(COMM, writes=(1,)), _op(MM), _op(MM)]
-    timing = simulate(ops, [2.0, 3.0, 1.0], [0.0] * 3, contention=0.5)
-    assert timing.end.tolist() == [2, 4, 5]
+    timing = simulate(ops, [3.0, 3.0, 1.0], [0.0] * 3, contention=0.5)
+    assert timing.end.tolist() == [3, 4, 5]
     assert (timing.busy[MM], timing.exposed["comm"]) == (4, 1)
+
+
+def test_an_op_in_parts_is_slowed_as_the_whole():
+    # GIVEN two collectives on axes of their own, one within the other, beside an op, or the same in hundredths
+    sums = [_op(COMM, writes=(1,)), Op(name="op.tp", lane=COMM, writes=(2,))]
+    whole = simulate([*sums, _op(MM)], [5.0, 2.0, 8.0], [0.0] * 3, contention=0.25)
+    parts = simulate([*sums, *[_op(MM)] * 100], [5.0, 2.0] + [0.08] * 100, [0.0] * 102, contention=0.25)
+    # THEN four seconds of it take five, and four run alone
+    assert whole.seconds == pytest.approx(9)
+    assert parts.seconds == pytest.approx(9)
 
 
 def test_what_compute_waits_for_does_not_slow_it():
