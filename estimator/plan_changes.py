@@ -1,7 +1,7 @@
 """Many plans from few settings: what a search makes of a space, where plans share their parts.
 
->>> changes = Changes()
->>> one, two = (changes.made(Plan(), ("remat.policy=full", f"mesh.dp_shard={n}")) for n in (2, 4))
+>>> changes, plan = Changes(), Plan()
+>>> one, two = (changes.made(plan, ("remat.policy=full", f"mesh.dp_shard={n}")) for n in (2, 4))
 >>> one.mesh.dp_shard, two.mesh.dp_shard, one.remat is two.remat
 (2, 4, True)
 """

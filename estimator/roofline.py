@@ -14,7 +14,7 @@ What lies in the level-2 cache comes faster than memory gives it.
 >>> op = Op(name="aten.mm.default", writes=(0,), flops=2 * 8192**3, moved_bytes=6 * 8192**2)
 >>> device = find_device("a100-sxm-80gb")
 >>> [round(1e3 * float(s)) for s in op_seconds(work_of(Trace(ops=(op,), storages={0: y})), device, load(device))]
-[4]
+[5]
 """
 
 from __future__ import annotations
