@@ -31,6 +31,9 @@ STATES = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER})
 """What lives between steps."""
 _OTHERS = frozenset(Kind) - STATES - {Kind.COMM}
 OPTIMIZER = frozenset({Kind.OPTIMIZER})
+HOST_SHARE = 4
+"""No host is taken to have more memory than so many times its GPUs': a DGX H100 has 3.2 times (2 TiB for 8 x 80 GB), a
+p4d.24xlarge 3.6."""
 ALL_PARTS = ("zero2", "zero3")
 """Strategies that may split all that rests between steps."""
 EVENLY = ("all", "conv")
@@ -218,6 +221,23 @@ def sent_bytes(core: Core, plan: Plan) -> float:
         )
         core.sent_bytes = first + (core.layers - some) * (second - first)
     return core.sent_bytes
+
+
+def check_host(core: Core, plan: Plan, cluster: Cluster) -> None:
+    """Raise `UnsupportedError` for what no usual host can hold of a plan, its files aside."""
+    parts, rests, sent = parts_of(plan), plan.offload, sent_bytes(core, plan)
+    kept = 0.0 if rests.files else sent
+    if rests.optimizer and not rests.disk:
+        kept += core.states[Kind.OPTIMIZER] / (parts[Kind.OPTIMIZER] * plan.mesh.pp)
+    if rests.parameters:
+        kept += core.states[Kind.PARAM] / (parts[Kind.PARAM] * plan.mesh.pp)
+    most = HOST_SHARE * cluster.device.memory_bytes
+    if kept > most:
+        raise UnsupportedError(
+            f"more would rest on hosts than they have: at most {HOST_SHARE} times their GPUs' memory is expected, "
+            f"{most / 2**30:.0f} GiB a GPU",
+            hint="more GPUs, or recomputation instead",
+        )
 
 
 def resting(trace: Trace) -> dict[Kind, int]:

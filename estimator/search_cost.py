@@ -35,6 +35,7 @@ from dnnmem.estimator.search_core import (
     Cost,
     Rates,
     Spread,
+    check_host,
     host_update_seconds,
     parts_of,
     run_seconds,
@@ -160,6 +161,7 @@ class Costs:
         if self._is_apart(plan):
             return self.guess(plan)
         core, parts = self.core(plan), parts_of(plan)
+        check_host(core, plan, self.cluster)
         update = host_update_seconds(core, self.cluster) if plan.offload.optimizer else core.update_seconds
         others = 0 if plan.offload.activations != "none" or plan.mesh.pp > 1 else core.others_bytes
         seconds = self.passes_seconds(core, plan) + self.model.iteration_seconds
@@ -210,10 +212,8 @@ class Costs:
         if plan.offload.activations != "none":  # copied as ops make them, within runs; no step is faster for copies
             without = replace(plan, offload=replace(plan.offload, activations="none"))
             bound, least, drawn = self.bound(plan), self.keeping(without), self._drawn_out(plan)
-            return Cost(
-                seconds=max(bound.seconds, least.seconds, drawn.seconds),
-                peak_bytes=max(least.lasting_bytes, drawn.peak_bytes),
-            )
+            seconds = max(bound.seconds, least.seconds, drawn.seconds)
+            return Cost(seconds=seconds, peak_bytes=max(least.lasting_bytes, drawn.peak_bytes))
         if self._is_apart(plan):
             bound, again = self.bound(plan), self._again(plan, replace(plan, remat=Remat()))
             return Cost(seconds=max(bound.seconds, again.seconds), peak_bytes=max(bound.peak_bytes, again.peak_bytes))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 from dnnmem.estimator.cluster import find_cluster
+from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import change
 from dnnmem.estimator.recorded import Recorded
+from dnnmem.estimator.search_core import sent_bytes
 from dnnmem.estimator.search_cost import WHOLE, Costs
 from dnnmem.estimator.time_model import load
 from tests.estimator.passes.steps import LLAMA, gpt
@@ -99,3 +102,17 @@ def test_what_rests_on_the_host_is_bounded(strategy, settings):
     exact = costs.exact(plan)
     assert found[0].seconds <= found[1].seconds <= exact.step_seconds * (1 + 1e-9)
     assert all(cost.peak_bytes <= exact.peak_allocated_bytes for cost in found)
+
+
+def test_no_more_rests_on_a_host_than_it_has():
+    # GIVEN a step whose activations need more than four times a GPU's memory, were that so small
+    cluster = find_cluster("h100")
+    plan = change(Plan(), ["offload.activations=all", "offload.min_bytes=1"])
+    recorded = Recorded(traces={2: gpt(3, **LLAMA)}, layers=7, own_batch=2)
+    costs = Costs(recorded=recorded, cluster=cluster, model=load(cluster.device))
+    sent = sent_bytes(costs.core(plan), plan)
+    for memory, fits in ((sent / 3.9, True), (sent / 4.1, False)):
+        costs.cluster = replace(cluster, device=replace(cluster.device, memory_bytes=int(memory)))
+        # WHEN it is bounded  THEN it is refused, in words that say what was expected
+        with nullcontext() if fits else pytest.raises(UnsupportedError, match="more would rest on hosts than they"):
+            costs.bound(plan)
