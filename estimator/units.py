@@ -67,7 +67,7 @@ def format_seconds(seconds: float | None) -> str:
     for factor, unit in ((1e6, "us"), (1e3, "ms")):
         if abs(seconds) * factor < _THREE_DIGITS:
             return f"{seconds * factor:.3g} {unit}"
-    return f"{_short(seconds)} s"
+    return f"{format_number(seconds)} s"
 
 
 def format_flops(flops: int | None) -> str:
@@ -79,9 +79,9 @@ def format_flops(flops: int | None) -> str:
         if abs(count) < _THREE_DIGITS:
             return f"{count:.0f}" if not unit else f"{count:.3g} {unit}"
         count /= 1000
-    return f"{_short(count)} P"
+    return f"{format_number(count)} P"
 
 
-def _short(number: float) -> str:
+def format_number(number: float) -> str:
     """Three digits, and no exponent where there are more."""
     return f"{number:.3g}" if abs(number) < _THREE_DIGITS else f"{number:,.0f}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dnnmem.estimator.units import format_bytes, format_seconds
+from dnnmem.estimator.units import format_bytes, format_number, format_seconds
 
 if TYPE_CHECKING:
     from dnnmem.cli.batch_run import Batches
@@ -26,7 +26,7 @@ def batch_text(found: Batches) -> str:
         ]
         lines.append(
             f"batch {p.batch:>7,}  {format_bytes(p.reserved_bytes):>10}  {format_seconds(p.step_seconds):>9} a step  "
-            f"{p.samples_per_second:>9,.4g} samples/s  {', '.join(marks)}".rstrip()
+            f"{format_number(p.samples_per_second):>9} samples/s  {', '.join(marks)}".rstrip()
         )
     if found.confirmed:
         lines.append(f"run on a virtual GPU: {found.confirmed}")

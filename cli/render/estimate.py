@@ -21,7 +21,7 @@ from dnnmem.estimator.estimate import Estimate
 from dnnmem.estimator.plan_text import settings
 from dnnmem.estimator.step_time import LayerTime
 from dnnmem.estimator.trace import Trace
-from dnnmem.estimator.units import format_bytes, format_flops, format_seconds
+from dnnmem.estimator.units import format_bytes, format_flops, format_number, format_seconds
 
 WORDS = {
     "compute": "arithmetic of the GPU",
@@ -83,7 +83,12 @@ def _facts(found: Estimate) -> Table:
     table = _table("", "")
     table.columns[0].justify = "left"
     rate = found.per_second(found.samples)
-    rows = [("samples", f"{found.samples:,} a step, {rate:,.4g} a second" if rate else f"{found.samples:,} a step")]
+    rows = [
+        (
+            "samples",
+            f"{found.samples:,} a step, {format_number(rate)} a second" if rate else f"{found.samples:,} a step",
+        )
+    ]
     rows += _effective_batch(found)
     if found.tokens:
         each = found.tokens / found.step_seconds

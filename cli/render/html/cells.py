@@ -15,7 +15,7 @@ from typing import NamedTuple
 from dnnmem.cli.render.difference import signed
 from dnnmem.cli.render.palette import LOOKS
 from dnnmem.cli.render.stack import percent
-from dnnmem.estimator.units import format_bytes, format_flops, format_seconds
+from dnnmem.estimator.units import format_bytes, format_flops, format_number, format_seconds
 
 
 class Cell(NamedTuple):
@@ -114,9 +114,11 @@ def share(value: float | None) -> Cell:
     return Cell(percent(value), value, bar=min(max(value, 0.0), 1.0))
 
 
-def number(value: float | None, form: str = ",.4g") -> Cell:
-    """A plain number."""
-    return Cell("-", None, "not known") if value is None else Cell(format(value, form), value, f"{value:,.9g}")
+def number(value: float | None, form: str = "") -> Cell:
+    """A plain number, in three digits or whole unless `form` says how."""
+    if value is None:
+        return Cell("-", None, "not known")
+    return Cell(format(value, form) if form else format_number(value), value, f"{value:,.9g}")
 
 
 def word(text: str, title: str = "", kind: str = "") -> Cell:

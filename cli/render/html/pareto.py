@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from dnnmem.cli.render.html.estimate import total_bytes
 from dnnmem.estimator.report import Candidate
-from dnnmem.estimator.units import format_bytes, format_seconds
+from dnnmem.estimator.units import format_bytes, format_number, format_seconds
 
 _RADII = (6.0, 15.0)
 """Pixels of the cheapest and of the dearest."""
@@ -91,7 +91,7 @@ def plot(candidates: Sequence[Candidate], limit_bytes: int) -> Plot | None:
         for c, time, size, cost in zip(known, times, sizes, costs, strict=True)
     ]
     best = sorted((p.x, p.y) for p, c in zip(rows, known, strict=True) if c.pareto)
-    words = format_seconds if one_size else "{:,.4g}".format
+    words = format_seconds if one_size else format_number
     return Plot(
         points=tuple(sorted(rows, key=lambda p: (-p.radius, -p.rank))),
         x_ticks=tuple((round(100 * (t - low) / (high - low), 3), words(t)) for t in nice_ticks(low, high)),
