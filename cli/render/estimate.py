@@ -83,12 +83,8 @@ def _facts(found: Estimate) -> Table:
     table = _table("", "")
     table.columns[0].justify = "left"
     rate = found.per_second(found.samples)
-    rows = [
-        (
-            "samples",
-            f"{found.samples:,} a step, {format_number(rate)} a second" if rate else f"{found.samples:,} a step",
-        )
-    ]
+    each_second = f", {format_number(rate)} a second" if rate else ""
+    rows = [("samples", f"{found.samples:,} a step{each_second}")]
     rows += _effective_batch(found)
     if found.tokens:
         each = found.tokens / found.step_seconds
