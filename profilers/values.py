@@ -15,6 +15,7 @@ error where a shape would depend on them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -26,25 +27,35 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dnnmem.profilers.fake_kernels import REPLACEMENTS
+from dnnmem.profilers.fake_kernels import BY_LENGTHS, REPLACEMENTS
 from dnnmem.profilers.tensors import tensors_in
 
 MOST_ELEMENTS = {False: 1 << 18, True: 1 << 12}
 """Largest tensor whose values are kept: integers and booleans (ids, masks), and floating-point ones."""
 
+_INDEX = torch.ops.aten.index.Tensor
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _DYNAMIC = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _ATTRIBUTE = "_dnnmem_value"
+_ALL = frozenset({"aten::all", "aten::_is_all_true"})
+_EQUAL = {"aten::eq": True, "aten::ne": False}
+"""What isfinite, isnan and isinf are made of, and its answer for a value and itself."""
+_SOUND = "values that nobody knows are taken to be neither infinite nor NaN, and questions about all of them as true"
 
 
 class _Value:
     """The real twin of a FakeTensor; aliases share `fresh`, which turns false when something unknown is written."""
 
-    __slots__ = ("fresh", "tensor")
+    __slots__ = ("assumed", "fresh", "tensor")
 
-    def __init__(self, tensor: Tensor, fresh: list[bool]) -> None:
+    def __init__(self, tensor: Tensor, fresh: list[bool], *, assumed: bool = False) -> None:
         self.tensor = tensor
         self.fresh = fresh
+        self.assumed = assumed
+
+    def __deepcopy__(self, _memo: object) -> _Value:
+        with no_dispatch():
+            return _Value(self.tensor.detach().clone(), list(self.fresh), assumed=self.assumed)
 
 
 class SmallValues(TorchDispatchMode):
@@ -56,6 +67,8 @@ class SmallValues(TorchDispatchMode):
         self.assumptions: Counter[str] = Counter()
         """How often a value that nobody knows was assumed, by sentence."""
         self._fake = fake
+        # A copy of a tensor copies all that the tensor has, its mode too; two of those corrupt torch's memory.
+        setattr(fake, "__deepcopy__", lambda _memo: fake)
         self._traits: dict[Any, tuple[bool, bool]] = {}
 
     @classmethod
@@ -80,11 +93,16 @@ class SmallValues(TorchDispatchMode):
         values = [_value(x) for x in inputs]
         known = all(v is not None for v in values)
         dynamic, mutable = self._traits.get(func) or self._find_traits(func)
+        if func in BY_LENGTHS and (lengths := _numbers(args[BY_LENGTHS[func][0]])) is not None:
+            place, kernel = BY_LENGTHS[func]
+            return kernel(*args[:place], lengths, *args[place + 1 :], **kwargs)
         if dynamic:
             return self._read(func, args, kwargs, inputs, known=known)
         out = REPLACEMENTS.get(func, func)(*args, **kwargs)
         if known and _worth_it(func, inputs, out):
             self._run(func, args, kwargs, out, values)
+        elif not known and (truth := _truth(func, args)) is not None:
+            _assume(out, truth)
         elif mutable:
             _forget(func, args, kwargs)
         return out
@@ -98,6 +116,7 @@ class SmallValues(TorchDispatchMode):
         """An operator whose result is a value or whose shape depends on one."""
         if known:
             real_args, real_kwargs = _real((args, kwargs))
+            self.assumptions.update({_SOUND: 1} if any(_is_assumed(x) for x in inputs) else {})
             with no_dispatch():
                 out = func(*real_args, **real_kwargs)
             return tree_map_only(Tensor, self.adopt, out)
@@ -107,7 +126,22 @@ class SmallValues(TorchDispatchMode):
             name = str(kind).removeprefix("torch.")
             self.assumptions[f"a {name} that the program reads back is taken as {value}"] += 1
             return value
+        if func is _INDEX:
+            return func(args[0], self._places(args[1]))
         return func(*args, **kwargs)
+
+    def _places(self, indices: Iterable[Tensor | None]) -> list[Tensor | None]:
+        """Known masks as the places where they are true, which are the same elements."""
+        found: list[Tensor | None] = []
+        for index in indices:
+            known = _value(index) if index is not None and index.dtype is torch.bool else None
+            if known is None:
+                found.append(index)
+                continue
+            with no_dispatch():
+                places = known.tensor.nonzero().unbind(1)
+            found += [self.adopt(place) for place in places]
+        return found
 
     def _run(self, func: Any, args: Any, kwargs: Any, out: Any, values: list[_Value | None]) -> None:
         real_args, real_kwargs = _real((args, kwargs))
@@ -117,10 +151,12 @@ class SmallValues(TorchDispatchMode):
         except (RuntimeError, NotImplementedError, IndexError):
             _forget(func, args, kwargs)
             return
+        assumed = any(value is not None and value.assumed for value in values)
         shared = values[0].fresh if func.is_view and values and values[0] is not None else None
         for fake, real in zip(tree_leaves(out), tree_leaves(result), strict=True):
             if isinstance(fake, FakeTensor) and _value(fake) is None:
-                setattr(fake, _ATTRIBUTE, _Value(real, shared or [True]))
+                setattr(fake, _ATTRIBUTE, _Value(real, shared or [True], assumed=assumed))
+                fake.constant = None  # torch's own twin, with which a copy of the tensor fails
 
 
 def _value(tensor: Tensor) -> _Value | None:
@@ -130,8 +166,39 @@ def _value(tensor: Tensor) -> _Value | None:
     return value if value is not None and value.fresh[0] else None
 
 
+def _numbers(lengths: Any) -> list[int] | None:
+    if not isinstance(lengths, Tensor):
+        return [*lengths]
+    value = _value(lengths)
+    with no_dispatch():
+        return None if value is None else [int(n) for n in value.tensor.tolist()]
+
+
 def _real(tree: Any) -> Any:
     return tree_map_only(FakeTensor, lambda x: getattr(x, _ATTRIBUTE).tensor, tree)
+
+
+def _truth(func: Any, args: Any) -> bool | None:
+    """The answer to a question about what nobody knows, None if none is assumed: nothing is infinite or missing."""
+    name = func._schema.name
+    if name in _ALL:
+        return True
+    if name not in _EQUAL:
+        return None
+    itself, infinite = args[0] is args[1], isinstance(args[1], float) and math.isinf(args[1])
+    return _EQUAL[name] is itself if itself or infinite else None
+
+
+def _assume(out: Any, truth: bool) -> None:  # noqa: FBT001  # a value, not a flag
+    if isinstance(out, FakeTensor) and out.dtype is torch.bool and _small(out):
+        with no_dispatch():
+            values = torch.full(tuple(out.shape), truth)
+        setattr(out, _ATTRIBUTE, _Value(values, [True], assumed=True))
+
+
+def _is_assumed(tensor: Tensor) -> bool:
+    value = _value(tensor)
+    return value is not None and value.assumed
 
 
 def _small(tensor: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -112,14 +114,68 @@ def test_unknown_values_are_assumed_aloud():
     # GIVEN what is computed from large tensors
     def program():
         loss = torch.randn(64, 64).mean()
-        return loss.item(), bool(torch.isnan(loss)), float(loss)
+        return loss.item(), bool(loss > 0), float(loss)
 
-    (loss, is_nan, again), assumed = run(program)
-    assert (loss, is_nan, again) == (0.0, False, 0.0)
+    (loss, above, again), assumed = run(program)
+    assert (loss, above, again) == (0.0, False, 0.0)
     assert assumed == {
         "a bool that the program reads back is taken as False": 1,
         "a float32 that the program reads back is taken as 0.0": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        (lambda x: torch.isfinite(x.mean()), True),
+        (lambda x: torch.isfinite(x).all(), True),
+        (lambda x: torch._is_all_true(x.eq(x)), True),
+        (lambda x: torch.isnan(x.sum()), False),
+        (lambda x: torch.isinf(x.sum()), False),
+    ],
+    ids=["finite", "all finite", "all true", "nan", "infinite"],
+)
+def test_nothing_is_infinite_or_missing(question, answer):
+    found, assumed = run(lambda: bool(question(torch.randn(1024, 64))))
+    assert found is answer
+    # THEN what the answer stands on is said
+    assert assumed.total() == 1
+
+
+def test_what_a_known_mask_chooses_has_a_known_shape():
+    # GIVEN activations, of which a mask chooses some, in both passes
+    def program():
+        mask = torch.arange(10).reshape(2, 5) % 3 == 0
+        x = torch.randn(2, 5, 64, 64, requires_grad=True)
+        chosen = (2 * x)[mask]
+        chosen[chosen.shape[0] - 1 :] = 0
+        chosen.sum().backward()
+        return chosen.shape, x.grad.shape
+
+    assert run(program) == (((4, 64, 64), (2, 5, 64, 64)), {})
+
+
+def test_ctc_hangs_on_its_lengths_alone():
+    def program():
+        x, targets = torch.randn(50, 4, 30, requires_grad=True), torch.randint(1, 30, (4, 20))
+        lengths = torch.full((4,), 50), torch.tensor([3, 20, 5, 7])
+        loss = nn.functional.ctc_loss(x.log_softmax(-1), targets, *lengths)
+        loss.backward()
+        return loss.shape, x.grad.shape
+
+    assert run(program) == (((), (50, 4, 30)), {})
+
+
+def test_a_copy_of_a_model_has_values_of_its_own():
+    # GIVEN a layer that counts its batches, copied as averages of weights are
+    def program():
+        layer = nn.BatchNorm1d(4)
+        average = copy.deepcopy(layer)
+        average.num_batches_tracked.add_(1)
+        same_mode = average.num_batches_tracked.fake_mode is layer.num_batches_tracked.fake_mode
+        return layer.num_batches_tracked.item(), average.num_batches_tracked.item(), same_mode
+
+    assert run(program) == ((0, 1, True), {})
 
 
 def test_large_known_tensors_are_not_kept():
