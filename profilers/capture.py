@@ -20,9 +20,10 @@ from torch.optim import Optimizer
 
 from dnnmem.estimator.declared import declared_notes
 from dnnmem.estimator.trace import Module, Origin, Trace
+from dnnmem.estimator.unreached import unreached_note
 from dnnmem.profilers.history import use_history
 from dnnmem.profilers.holds import saved_hooks
-from dnnmem.profilers.kinds import name_batch, name_model, name_rest, naming_gradients, parameter_names
+from dnnmem.profilers.kinds import name_batch, name_model, name_rest, naming_gradients, parameter_names, unreached
 from dnnmem.profilers.modules import ModuleTracker, short_path
 from dnnmem.profilers.record import Log, Recorder
 from dnnmem.profilers.rewrite import to_trace
@@ -66,7 +67,7 @@ def capture(
     moved: Callable[[Log, nn.Module], None] = lambda *_: None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> tuple[Trace, int]:
-    """Run `steps` steps and return the trace of the last one, and by how many bytes memory grew over it.
+    """Run `steps` steps; the trace of the last one, and by how many bytes memory grew over it.
 
     `clock` times operators, the median over all steps but the first; `label` and `history` belong to an allocator that
     keeps a list of its events under the labels it is given; `inside` adds to the log what only kernels allocate,
@@ -82,11 +83,10 @@ def capture(
         label=label,
         inside=inside,
     )
-    names = parameter_names(built.model)
     name_model(recorder, built.model)
     moved(recorder.log, built.model)
     name_batch(recorder, built.batch)
-    with tracker, naming_gradients(recorder, names, built.model):
+    with tracker, naming_gradients(recorder, parameter_names(built.model), built.model) as reached:
         for index in range(steps):
             if index == steps - 1:
                 name_rest(recorder)
@@ -98,8 +98,9 @@ def capture(
     if history is not None:
         use_history(recorder.log, history())
     modules = describe_modules(built.model)
-    notes = (*origin.notes, *sorted(recorder.log.notes), *declared_notes(modules))
-    origin = replace(origin, notes=notes)
+    left = unreached_note(unreached(built.model, built.optimizer, reached))
+    notes = (*origin.notes, *sorted(recorder.log.notes), *declared_notes(modules), left)
+    origin = replace(origin, notes=tuple(filter(None, notes)))
     return to_trace(recorder.log, seconds=seconds, modules=modules, batch=target.batch, origin=origin)
 
 

@@ -56,6 +56,8 @@ def run_on(
         own = find_device(f"{request.gpu_file}:{request.gpu}") if request.gpu_file else None
         return profile_fake(target, steps=steps, origin=origin, gpu=own, on_step=on_step)
     except DataDependentError as error:
+        if not request.extrapolate:
+            raise
         operator = error.operator  # and no more: the frames of the fake run hold tensors
     return _refit_from_cpu(target, request, origin, operator, on_step)
 

@@ -108,6 +108,26 @@ def _grouped_mm(
     return a.new_empty(shapes[a.dim(), b.dim()], dtype=out_dtype or a.dtype)
 
 
+def _ctc_loss(
+    log_probs: Tensor, _targets: Tensor, _lengths: object, target_lengths: list[int], *_: object
+) -> tuple[Tensor, Tensor]:
+    steps, batch, _classes = log_probs.shape
+    return log_probs.new_empty(batch), log_probs.new_empty((batch, steps, 2 * max(target_lengths, default=0) + 1))
+
+
+def _ctc_loss_backward(_grad: Tensor, log_probs: Tensor, *_: object) -> Tensor:
+    return log_probs.new_empty(log_probs.shape)
+
+
+BY_LENGTHS: dict[Any, tuple[int, Callable[..., Any]]] = {
+    _aten._ctc_loss.default: (3, _ctc_loss),
+    _aten._ctc_loss.Tensor: (3, _ctc_loss),
+    _aten._ctc_loss_backward.default: (4, _ctc_loss_backward),
+    _aten._ctc_loss_backward.Tensor: (4, _ctc_loss_backward),
+}
+"""Operators without a fake form, whose shapes hang on one list of lengths alone: its place, and the form."""
+
+
 REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     _aten.mse_loss.default: _loss(_aten.mse_loss.default),
     _aten.smooth_l1_loss.default: _loss(_aten.smooth_l1_loss.default),

@@ -24,5 +24,5 @@ def lists_of(model: nn.Module) -> tuple[BlockList, ...]:
     """The lists themselves, in definition order."""
     paths = {tuple(name.split(".")) if name else (): module for name, module in model.named_modules()}
     modules = tuple(Module(path=path, type=type(module).__name__) for path, module in paths.items())
-    leaves = tuple(Op(name="", module=path) for path, module in paths.items() if not any(module.children()))
+    leaves = tuple(Op(name="", module=path) for path, module in paths.items() if next(module.children(), None) is None)
     return block_lists(Trace(ops=leaves, storages={}, modules=modules))

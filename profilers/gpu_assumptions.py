@@ -18,7 +18,7 @@ from torch import Tensor
 
 TRUTHS = {
     "aten::isfinite": True, "aten::all": True, "aten::isnan": False, "aten::isinf": False, "aten::isposinf": False,
-    "aten::isneginf": False,
+    "aten::isneginf": False, "aten::_is_all_true": True, "aten::_is_any_true": False,
 }  # fmt: skip
 """Operators that ask what nobody knows, and the answer: nothing is infinite or missing."""
 _CHOOSE = frozenset({"aten::topk", "aten::multinomial"})

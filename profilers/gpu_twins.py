@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from dnnmem.profilers.tensors import strided_parts
+
 UNKNOWN, ASSUMED, TRUE = 0, 1, 2
 """What a value is worth; of several, the least counts."""
 MOST_BYTES = {True: 1 << 12, False: 1 << 24}
@@ -163,10 +165,10 @@ class Twins:
 
     def forget(self, tensor: Tensor) -> None:
         """Nobody knows the values of `tensor` any more: they read as 0."""
-        if not tensor.numel():
-            return
-        self._drop(tensor.data_ptr(), span(tensor))
-        self.mark(tensor, UNKNOWN)
+        for part in strided_parts(tensor):
+            if part.numel():
+                self._drop(part.data_ptr(), span(part))
+                self.mark(part, UNKNOWN)
 
     def expect(self, counts: Sequence[int] | None) -> None:
         """What the host code of the next operator reads: truths are 1, numbers those of `counts`, then 0.

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from dnnmem.estimator.trace import Kind, Phase
 from dnnmem.profilers.record import Block, Recorder
+from dnnmem.profilers.tensors import strided_parts
 
 Names = dict[int, tuple[tuple[str, ...], str]]
 
@@ -60,13 +60,18 @@ def name_rest(recorder: Recorder) -> None:
 
 
 @contextmanager
-def naming_gradients(recorder: Recorder, names: Names, model: nn.Module) -> Iterator[None]:
-    """Name gradients as autograd finishes them, and optimizer states after each update."""
+def naming_gradients(recorder: Recorder, names: Names, model: nn.Module) -> Iterator[set[int]]:
+    """Name gradients as autograd finishes them, and optimizer states after each update.
+
+    Gives the identities of the parameters that a gradient has reached.
+    """
+    reached: set[int] = set()
 
     def name_gradient(parameter: Tensor) -> None:
+        reached.add(id(parameter))
         gradient = parameter.grad
-        if gradient is not None and gradient.layout is torch.strided:
-            recorder.watch(gradient, Kind.GRAD, *names[id(parameter)])
+        for part in strided_parts(gradient) if gradient is not None else ():
+            recorder.watch(part, Kind.GRAD, *names[id(parameter)])
 
     def name_states(optimizer: Optimizer, *_: object) -> None:
         for group in optimizer.param_groups:
@@ -79,10 +84,19 @@ def naming_gradients(recorder: Recorder, names: Names, model: nn.Module) -> Iter
     ]
     handles.append(register_optimizer_step_post_hook(name_states))
     try:
-        yield
+        yield reached
     finally:
         for handle in handles:
             handle.remove()
+
+
+def unreached(model: nn.Module, optimizer: Optimizer, reached: set[int]) -> list[str]:
+    """Names of trainable parameters that have no gradient, after steps that `reached` some."""
+    return [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and id(p) not in reached and p.grad is None and p not in optimizer.state
+    ]
 
 
 def _name_state(recorder: Recorder, names: Names, parameter: Tensor, state: Any, *, on_device: bool) -> None:

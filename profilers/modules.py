@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from dnnmem.estimator.trace import Phase
-from dnnmem.profilers.unwatched import called_from, no_caller
+from dnnmem.profilers.unwatched import called_from, called_in, no_caller
 
 LOSS = ("<loss>",)
 """Path of code outside all modules."""
@@ -120,7 +120,7 @@ class ModuleTracker:
             place = Place(Phase.FORWARD, self._stack[-1], self._source(), None)
         elif called_from("_make_grads"):
             return Place(Phase.BACKWARD, LOSS, self._source(), None)
-        elif self._after_backward and not torch.is_grad_enabled():
+        elif self._after_backward and (not torch.is_grad_enabled() or called_in("grad_scaler.py")):
             return Place(Phase.STEP, OPTIMIZER, self._source(), None)
         else:
             place = Place(Phase.FORWARD, LOSS, self._source(), None)

@@ -26,7 +26,7 @@ from dnnmem.estimator.trace import Kind, Phase
 from dnnmem.profilers.flops import masked_flops, op_cost
 from dnnmem.profilers.holds import variables
 from dnnmem.profilers.modules import ModuleTracker, Place
-from dnnmem.profilers.tensors import is_channels_last, tensors_in
+from dnnmem.profilers.tensors import is_channels_last, strided_parts, tensors_in
 from dnnmem.profilers.unwatched import FILLS, LONG_WAYS, Fill, call_site, fills_in, is_accumulation, is_formula
 
 _ALIASES = frozenset({"aten::detach", "aten::_unsafe_view", "aten::alias", "aten::lift_fresh", "aten::detach_"})
@@ -264,7 +264,7 @@ class Recorder(TorchDispatchMode):
         entry.writes = new + self._numbers(tensors_in(changed)) if changed else new
         entry.flops, entry.moved_bytes = op_cost(func, args, kwargs, out)
         entry.masked_flops = masked_flops(func, args, kwargs, entry.flops)
-        if func is _ADD and new and len(args) == 2 and isinstance(args[1], Tensor):
+        if func is _ADD and new and len(args) == 2 and all(isinstance(given, Tensor) for given in args):
             old = self._live.get(args[0].untyped_storage()._cdata)
             if old is not None and self._adds_in_place(entry.place, args, old):
                 entry.accumulates = old, new[0]
@@ -305,12 +305,8 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _numbers(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
-        found: dict[int, None] = {}
-        for tensor in tensors:
-            number = self._see(tensor)
-            if number is not None:
-                found[number] = None
-        return tuple(found)
+        numbers = (self._see(part) for tensor in tensors for part in strided_parts(tensor))
+        return tuple(dict.fromkeys(number for number in numbers if number is not None))
 
     def _see(self, tensor: Tensor) -> int | None:
         """The number of the tensor's storage, noting it if it is new; None if it does not count."""

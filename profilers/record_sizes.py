@@ -3,7 +3,8 @@
     recorded   M, M / 2 and 1, three blocks of each           torch is imported once
     refit      the other divisors of M, from M and M / 2      exact, since sizes are lines in the batch
 
-Where three blocks cannot stand for all, or the steps of two sizes differ in more than sizes, more is recorded.
+Where three blocks cannot stand for all, or the steps of two sizes differ in more than sizes, more is recorded. A step
+that a fake run cannot do, since it depends on values or names CUDA itself, is recorded on a virtual GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.errors import DnnmemError, UnsupportedError
+from dnnmem.estimator.own_remat import NOTE as OWN_REMAT
+from dnnmem.estimator.own_remat import computes_again
 from dnnmem.estimator.recorded import BLOCKS, Recorded
 from dnnmem.estimator.repeat import repeat
 from dnnmem.estimator.scale import refit
@@ -23,6 +27,8 @@ from dnnmem.estimator.trace_file import load_trace
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.run_many import run_many
 from dnnmem.profilers.spread import spread
+from dnnmem.profilers.targets.frames import NO_GPU
+from dnnmem.profilers.virtual_gpu.launch import unavailable
 
 FEW = 3
 """Blocks that are recorded of many."""
@@ -32,6 +38,10 @@ _MOST_SIZES = 8
 """Micro-batches, at most."""
 _ONE = 1 << 40
 """Divides every batch to one sample."""
+_NO_VALUES = "depends on values that a fake run does not have"
+_DIED = "died with SIG"
+_TOLD = (_NO_VALUES, "nobody knows", "those of a CPU", "no gradient reaches", "are counted as 0")
+"""What is said of a record in notes that a search must not keep to itself."""
 
 
 def record_sizes(
@@ -132,6 +142,27 @@ def _by_size(answers: Sequence[Trace | DnnmemError]) -> dict[int, Trace]:
 
 
 def _run(requests: Sequence[Request], cache: Path | None, say: Callable[[str], None]) -> list[Trace | DnnmemError]:
+    """The answers in the order of the requests; of a virtual GPU where a fake one lacks values and there may be one."""
+    if not all(map(_may_be_virtual, requests)):
+        return _answers(requests, cache, say)
+    answers = _answers([replace(request, extrapolate=False) for request in requests], cache, say)
+    if any(map(_is_beyond_fake, answers)):
+        return _answers([replace(request, device="virtual") for request in requests], cache, say)
+    return answers
+
+
+def _is_beyond_fake(answer: Trace | DnnmemError) -> bool:
+    """Whether a fake run lacked values, or the GPU that the program names, or died (of torch.compile)."""
+    return isinstance(answer, DnnmemError) and any(mark in answer.message for mark in (_NO_VALUES, *NO_GPU, _DIED))
+
+
+def _may_be_virtual(request: Request) -> bool:
+    if request.device != "fake" or request.gpu is None or request.gpu_file:
+        return False
+    return find_device(request.gpu).vendor == "nvidia" and unavailable() is None
+
+
+def _answers(requests: Sequence[Request], cache: Path | None, say: Callable[[str], None]) -> list[Trace | DnnmemError]:
     """The answers in the order of the requests; where these are many, two children share them."""
     found: dict[int, Trace | DnnmemError] = {}
     children = 2 if len(requests) > _OF_A_CHILD else 1
@@ -161,11 +192,13 @@ def _recorded(found: dict[int, Trace]) -> Recorded:
         n: replace(trace, batch={key: value for key, value in trace.batch.items() if key != BLOCKS})
         for n, trace in sorted(found.items(), reverse=True)
     }
+    notes = tuple(note for note in plain[own].origin.notes if any(words in note for words in _TOLD))
+    notes += (OWN_REMAT,) * computes_again(plain[own])
     if layers is None:
-        return Recorded(traces=plain, layers=None, own_batch=own)
+        return Recorded(traces=plain, layers=None, own_batch=own, notes=notes)
     for trace in plain.values():
         repeat(trace, FEW + 1)  # raises where the blocks are not alike
-    return Recorded(traces=plain, layers=int(layers), own_batch=own)
+    return Recorded(traces=plain, layers=int(layers), own_batch=own, notes=notes)
 
 
 def _size(trace: Trace) -> int:

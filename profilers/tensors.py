@@ -6,8 +6,12 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+_BY_ROWS = frozenset({torch.sparse_csr, torch.sparse_bsr})
+_BY_COLUMNS = frozenset({torch.sparse_csc, torch.sparse_bsc})
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -22,6 +26,24 @@ def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from tensors_in(value)
+
+
+def strided_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors that have the memory of `tensor`: itself, or the indices and values of a sparse one.
+
+    >>> import torch
+    >>> [part.shape for part in strided_parts(torch.eye(2).to_sparse())]
+    [torch.Size([2, 2]), torch.Size([2])]
+    """
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in _BY_ROWS:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in _BY_COLUMNS:
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return ()
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -26,6 +26,9 @@ _aten = torch.ops.aten
 _VALUES = str(Path(__file__).with_name("gpu_values.py"))
 """Its frames stand between a program and each operator on a virtual GPU."""
 
+_NEAR = 8
+"""Frames, torch's and the recorder's own, that stand between an operator and who called it, at most."""
+
 Fill = tuple[Any, tuple[Any, ...], frozenset[str] | None]
 """What is called instead when nobody watches, with which arguments more, and in which nodes (None: in all)."""
 
@@ -87,6 +90,16 @@ def called_from(function: str) -> bool:
     """True if the dispatch comes from the Python function of that name."""
     caller = _caller()
     return caller is not None and caller.f_code.co_name == function
+
+
+def called_in(file: str) -> bool:
+    """True if the dispatch comes from Python code in a file of that name, by way of a few functions of others."""
+    frame = _caller()
+    for _ in range(_NEAR):
+        if frame is None or frame.f_code.co_filename.endswith(file):
+            break
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.endswith(file)
 
 
 def no_caller() -> bool:

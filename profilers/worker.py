@@ -51,9 +51,19 @@ def main(argv: list[str]) -> int:
     return next(filter(None, codes), 0)
 
 
+def _import_torch() -> None:
+    """Load torch with the current folder out of sight: a `cuda.py` there is no package that torch asks for."""
+    paths = [*sys.path]
+    sys.path[:] = [path for path in paths if path not in ("", str(Path.cwd()))]
+    import torch  # noqa: F401
+
+    sys.path[:] = paths
+
+
 def _serve(request_path: Path, folder: Path, progress: TextIO) -> int:
     """Serve one request; returns its exit code."""
     try:
+        _import_torch()
         request = Request.from_json(request_path.read_text())
         trace, measurement = profile(request, lambda done: print(done, file=progress))
         save_trace(trace, measurement, folder / TRACE_FILE)
@@ -119,7 +129,7 @@ def _check_types(trace: Trace, asked: str | None) -> None:
 
 def _user_error(error: Exception, user_files: tuple[str, ...]) -> DnnmemError:
     """What a person should hear of an exception that the step raised."""
-    from dnnmem.profilers.targets.frames import trim_traceback
+    from dnnmem.profilers.targets.frames import device_hint, trim_traceback
 
     text = trim_traceback(error, user_files)
     if isinstance(error, MemoryError) or any(mark in str(error) for mark in _OUT_OF_MEMORY):
@@ -128,21 +138,7 @@ def _user_error(error: Exception, user_files: tuple[str, ...]) -> DnnmemError:
         )
     if isinstance(error, NotImplementedError) and "FakeTensor" in str(error):
         return UnsupportedError(f"an operator of this step cannot run without data\n{text}", hint="use --device cpu")
-    return ModelError(f"the training step failed\n{text}", hint=_device_hint(str(error)))
-
-
-def _device_hint(text: str) -> str:
-    marks = (
-        "Expected all tensors to be on the same device",
-        "Torch not compiled with CUDA",
-        "No CUDA GPUs",
-        "NVIDIA driver",
-    )
-    if any(mark in text for mark in marks):
-        return (
-            "leave devices to dnnmem: make_model and make_batch return what they build without .cuda() or .to(device)"
-        )
-    return ""
+    return ModelError(f"the training step failed\n{text}", hint=device_hint(str(error)))
 
 
 def _seed(seed: int) -> None:

@@ -77,6 +77,6 @@ def _update(p: Tensor, grad: Tensor, state: dict[str, Tensor], group: Group, cou
 
 
 def _renew(projection: Tensor, grad: Tensor, *, wide: bool) -> None:
-    """Singular vectors of the short side; the matrix is decomposed standing, which takes less room."""
-    right: Tensor = torch.linalg.svd(grad.T if wide else grad, full_matrices=False).Vh
+    """Singular vectors of the short side, in float32; the matrix is decomposed standing, which takes less room."""
+    right: Tensor = torch.linalg.svd((grad.T if wide else grad).float(), full_matrices=False).Vh
     projection.copy_(right[: projection.shape[1]].T)

@@ -20,6 +20,7 @@ from dnnmem.estimator.trace import Kind
 from dnnmem.profilers.record import Block, Entry, Log
 from dnnmem.profilers.rules.gpu import Gpu
 from dnnmem.profilers.rules.needs import Find, Needs
+from dnnmem.profilers.rules.recurrent_cells import TEMPORARIES as _CELLS
 from dnnmem.profilers.rules.recurrent_operators import TEMPORARIES as _RECURRENT
 from dnnmem.profilers.rules.temporaries_attention import TEMPORARIES as _ATTENTION
 from dnnmem.profilers.rules.temporaries_convolution import temporaries
@@ -43,6 +44,7 @@ class Inside:
             **_ATTENTION,
             **_KERNELS,
             **_RECURRENT,
+            **_CELLS,
             **temporaries(workspaces),
         }
         self.seen: set[Any] = set()

@@ -6,6 +6,7 @@ Follows torch's aten/src/ATen/native/RNN.cpp (the choice), native/cudnn/RNN.cpp 
     flatten_parameters               ->  the weights move into one block; else each call copies them into a new one
     under autocast                   ->  float16, whatever type was asked for: each call copies the weights
     dropout between layers           ->  states of random numbers, made by the first call and kept
+    lstm_cell, gru_cell              ->  recurrent_cells.py
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dnnmem.profilers.fake_kernels import REPLACEMENTS
 from dnnmem.profilers.rules.autocast import without_autocast
 from dnnmem.profilers.rules.dispatch import Kernels, kernels, operator
 from dnnmem.profilers.rules.gpu import Gpu
+from dnnmem.profilers.rules.recurrent_cells import CELL_REPLACEMENTS, cuda_cells
 from dnnmem.profilers.rules.recurrent_operators import RECURRENT_REPLACEMENTS, network
 from dnnmem.profilers.rules.recurrent_sizes import GRU, LSTM, RELU, TANH, Network, dropout_bytes, elements, places
 
@@ -62,7 +64,8 @@ def cuda_recurrent(gpu: Gpu) -> Iterator[None]:
     """Let fake recurrent layers be cuDNN's until the context ends."""
     with (
         kernels(_kernels(_Cudnn(gpu))),
-        patch.dict(REPLACEMENTS, RECURRENT_REPLACEMENTS),
+        cuda_cells(),
+        patch.dict(REPLACEMENTS, {**RECURRENT_REPLACEMENTS, **CELL_REPLACEMENTS}),
         patch.object(nn.RNNBase, "flatten_parameters", _flatten_parameters),
     ):
         yield

@@ -184,6 +184,16 @@ def _overloads(packet: str, *names: str) -> list[Any]:
     return [getattr(operators, name) for name in names or ("default",) if hasattr(operators, name)]
 
 
+def _ctc_loss(_gpu: Gpu, _args: Any, _kwargs: Any, out: Any) -> Needs:
+    """Both lengths and the places of the targets go to the GPU; the variables of forward are made first."""
+    return Needs(before=(out[0].shape[0] * _LONG,) * 3, order=(1, 0))
+
+
+def _ctc_loss_backward(_gpu: Gpu, args: Any, _kwargs: Any, out: Any) -> Needs:
+    """The same, and the variables of backward, as many as those of forward, argument 6."""
+    return Needs(before=(*(out.shape[1] * _LONG,) * 3, nbytes(args[6])))
+
+
 _FAMILIES: tuple[tuple[Find, list[Any]], ...] = (
     (_reduction(), [*_overloads("sum", "default", "dim_IntList"), *_overloads("mean", "default", "dim")]),
     (_reduction(), [*_overloads("norm", "Scalar"), *_overloads("prod", "default", "dim_int")]),
@@ -218,6 +228,8 @@ _FAMILIES: tuple[tuple[Find, list[Any]], ...] = (
     (_cumulative, [*_overloads("cumsum"), *_overloads("cumprod")]),
     (_dropout, _overloads("native_dropout")),
     (_foreach_norm, _overloads("_foreach_norm", "Scalar")),
+    (_ctc_loss, _overloads("_ctc_loss", "default", "Tensor")),
+    (_ctc_loss_backward, _overloads("_ctc_loss_backward", "default", "Tensor")),
 )
 
 TEMPORARIES = {func: find for find, funcs in _FAMILIES for func in funcs}

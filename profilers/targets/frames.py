@@ -25,6 +25,14 @@ from dnnmem.estimator import errors
 FRAMES_SHOWN = 8
 """Frames nearest to the error that are kept; endless recursion has a thousand."""
 
+NO_GPU = (
+    "Expected all tensors to be on the same device",
+    "Torch not compiled with CUDA",
+    "No CUDA GPUs",
+    "NVIDIA driver",
+)
+"""What torch says where a program names a device that is not there."""
+
 _NOT_THEIRS = (
     Path(sysconfig.get_paths()["stdlib"]).resolve(),
     Path(__file__).resolve().parents[1],
@@ -52,6 +60,16 @@ def trim_traceback(exc: BaseException, user_files: Iterable[str]) -> str:
         lines.append(f"{_shorten(frame.filename)}:{frame.lineno} in {frame.name}")
         lines.append(f"    {frame.line}")
     return "\n".join([*lines, last])
+
+
+def device_hint(text: str) -> str:
+    """The way out of an error that comes of a device which the program itself names; empty for others."""
+    if any(mark in text for mark in NO_GPU):
+        return (
+            "leave devices to dnnmem: make_model and make_batch return what they build without .cuda() or .to(device); "
+            "or give --device virtual"
+        )
+    return ""
 
 
 def is_user_file(filename: str, roots: Iterable[str]) -> bool:

@@ -23,7 +23,7 @@ from typing import ParamSpec, TypeVar
 
 from dnnmem.estimator.errors import DnnmemError, ModelError, UsageError
 from dnnmem.profilers.targets.arguments import near
-from dnnmem.profilers.targets.frames import trim_traceback
+from dnnmem.profilers.targets.frames import device_hint, trim_traceback
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,7 +88,8 @@ def guarded(label: str, function: Callable[P, R], files: tuple[str, ...]) -> Cal
         except (Exception, SystemExit) as error:
             if type(error).__module__ == "torch._subclasses.fake_tensor":
                 raise
-            raise ModelError(f"{label} failed:\n{trim_traceback(error, files)}", hint=hint) from error
+            way_out = device_hint(str(error)) or hint
+            raise ModelError(f"{label} failed:\n{trim_traceback(error, files)}", hint=way_out) from error
 
     return call
 

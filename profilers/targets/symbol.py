@@ -43,7 +43,9 @@ def module_hooks(label: str, module: ModuleType, files: tuple[str, ...]) -> Hook
     """The hooks of a file named without a symbol: its `make_model`, or `UsageError` with what it has instead."""
     make_model: Callable[..., Any] | None = getattr(module, "make_model", None)
     if make_model is None:
-        raise UsageError(f"{label} has no make_model()", hint="\n".join(filter(None, (_offer(label, module), EXAMPLE))))
+        script = f"a script that trains by itself runs unchanged: dnnmem run -- {label}"
+        hint = "\n".join(filter(None, (_offer(label, module), script, EXAMPLE)))
+        raise UsageError(f"{label} has no make_model()", hint=hint)
     if not callable(make_model):
         raise UsageError(f"make_model in {label} is {describe(make_model)}, not a function", hint=EXAMPLE)
     return find_hooks(label, module, files, make_model, "make_model")

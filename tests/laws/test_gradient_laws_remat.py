@@ -130,6 +130,48 @@ def test_what_lies_between_blocks_is_refused():
     assert torch.ones(2, requires_grad=True).sin().sum().backward() is None
 
 
+class Decoder(nn.Module):
+    """A block that reads two states."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = Counted()
+
+    def forward(self, x, memory):
+        return self.block(x) * memory
+
+
+class Translator(nn.Module):
+    """A list of blocks whose last output a second list reads, beside an embedding of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.ModuleList(Counted() for _ in range(2))
+        self.enter = Counted()
+        self.decoder = nn.ModuleList(Decoder() for _ in range(2))
+
+    def forward(self, x):
+        memory = x
+        for block in self.encoder:
+            memory = block(memory)
+        x = self.enter(x)
+        for block in self.decoder:
+            x = block(x, memory)
+        return x
+
+
+def test_a_run_over_two_lists_with_an_embedding_between_is_refused():
+    # GIVEN an encoder and a decoder  WHEN a run goes from one to the other
+    model = to_model(Translator(), Plan(remat=Remat(policy="segments", segments="1-2")))
+    # THEN the decoder's embedding, which lies in between, would be lost
+    with pytest.raises(UnsupportedError, match=r"decoder\.0 is not called with what encoder\.1 returned alone"):
+        model(torch.ones(2, 4))
+    # AND a run of the decoder's own blocks, which all read the encoder's output, is done
+    model = to_model(Translator(), Plan(remat=Remat(policy="segments", segments="0-1,2-3")))
+    model(torch.ones(2, 4)).sum().backward()
+    assert [block.block.runs for block in model.decoder] == [2, 2]
+
+
 def test_without_gradients_nothing_is_kept_or_repeated():
     model = to_model(Chain(), Plan(remat=Remat(policy="full")))
     with torch.no_grad():

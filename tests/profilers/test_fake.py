@@ -71,10 +71,9 @@ def test_what_was_assumed_is_said_and_counted():
         if not torch.isfinite(loss):
             raise ValueError("overflow")
         optimizer.step()
-        return loss.item()
 
-    with pytest.raises(ValueError, match="overflow"):
-        on_fake(target_of(lambda: nn.Linear(8, 8), numbers, step))
+    notes = on_fake(target_of(lambda: nn.Linear(8, 8), lambda n: torch.randn(n * 1000, 8), step)).trace.origin.notes
+    assert any("neither infinite nor NaN" in note for note in notes)
 
     def reads(model, batch, optimizer):
         loss = total(model, batch)
@@ -87,6 +86,22 @@ def test_what_was_assumed_is_said_and_counted():
         target_of(lambda: nn.Linear(8, 8), lambda n: torch.randn(n * 1000, 8), reads), steps=3
     ).trace.origin.notes
     assert "a float32 that the program reads back is taken as 0.0 (3 times)" in notes
+
+
+@pytest.mark.parametrize(("trained", "notes"), [(True, 1), (False, 0)])
+def test_trainable_parameters_without_a_gradient_are_named(trained, notes):
+    # GIVEN a part of a model that its forward pass leaves out
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.left = nn.Linear(8, 8), nn.Linear(8, 8).requires_grad_(trained)
+
+        def forward(self, x):
+            return self.used(x)
+
+    told = [note for note in step_of(Halves, total, numbers).origin.notes if "no gradient" in note]
+    assert len(told) == notes
+    assert all("left.weight, left.bias, which" in note for note in told)
 
 
 @pytest.mark.parametrize(

@@ -191,3 +191,20 @@ def test_an_error_in_a_module_leaves_the_stack_as_it_was():
 
     trace = step_of(Careful, total, numbers)
     assert places(trace, "aten.exp.default") == [()]
+
+
+def scaled_step(model, batch, optimizer):
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(batch).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+
+
+def test_what_a_scaler_does_after_the_backward_pass_is_of_the_update():
+    # GIVEN a loop with a scaler of losses  WHEN it is recorded
+    trace = on_fake(target_of(Net, numbers, scaled_step)).trace
+    # THEN its look at the gradients and its new scale are no part of the next forward pass
+    assert {op.phase for op in ops_named(trace, "aten._amp_update_scale_.default")} == {Phase.STEP}
+    last = max(k for k, op in enumerate(trace.ops) if op.phase is Phase.FORWARD)
+    assert last < min(k for k, op in enumerate(trace.ops) if op.phase is Phase.BACKWARD)

@@ -95,6 +95,17 @@ def test_lists_are_read_and_written():
     assert [(e.reads, e.writes) for e in log.entries[2:]] == [((0, 1), (0, 1)), ((0, 1), (2,))]
 
 
+def test_a_sparse_gradient_is_its_indices_and_values():
+    # GIVEN a table of 100 rows of 4, of which 3 are looked up
+    def program(_recorder):
+        rows = torch.nn.functional.embedding(torch.tensor([1, 5, 1]), torch.ones(100, 4).requires_grad_(), sparse=True)
+        (rows * 2).sum().backward()
+
+    log = record(program)
+    (used,) = [e.reads for e in log.entries if "sparse" in e.name]
+    assert [log.blocks[n].nbytes for n in used] == [3 * 8, 3 * 4 * 4]
+
+
 def test_what_lies_elsewhere_does_not_count():
     def program(recorder):
         meta, sparse = torch.ones(4, device="meta"), torch.ones(2, 2).to_sparse()

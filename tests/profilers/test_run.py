@@ -183,6 +183,16 @@ def test_a_whole_run_keeps_the_users_output_apart(tmp_path, capfd):
     assert measured.step_seconds > 0
 
 
+def test_a_model_may_be_named_as_a_package_that_torch_asks_for(tmp_path, monkeypatch):
+    # GIVEN a folder with a cuda.py, which is the model, WHEN it is run from there  THEN it runs
+    (tmp_path / "cuda.py").write_text(
+        "import torch\n\ntorch.nn.Module  # there only once torch is\n" + MODEL.replace("{act}", "pass")
+    )
+    monkeypatch.chdir(tmp_path)
+    trace, _ = run(Request(target="cuda.py", batch_size=3, device="cpu", steps=2, repeats=1))
+    assert trace.batch["batch_size"] == 3
+
+
 @pytest.mark.parametrize(
     ("act", "said"), [("os._exit(7)", "exit code 7"), ("ctypes.string_at(0)", "died with SIGSEGV")]
 )

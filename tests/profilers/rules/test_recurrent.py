@@ -172,3 +172,38 @@ def test_backward_needs_training_mode():
         out = layers(torch.randn(STEPS, BATCH, WIDTH))[0]
         with pytest.raises(RuntimeError, match="training mode"):
             out.sum().backward()
+
+
+class Unrolled(nn.Module):
+    """A cell that is called for each of four time steps."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.into, self.cell = nn.Linear(WIDTH, WIDTH), kind(WIDTH, WIDTH)
+
+    def forward(self, x):
+        state = torch.zeros(len(x), WIDTH, device=x.device)
+        state = (state, state) if isinstance(self.cell, nn.LSTMCell) else state
+        for t in range(4):
+            state = self.cell(self.into(x[:, t]), state)
+        return state[0] if isinstance(state, tuple) else state
+
+
+@pytest.mark.parametrize("loss", [plain, half_precision])
+@pytest.mark.parametrize(
+    ("kind", "kernel", "kept"), [(nn.LSTMCell, "_thnn_fused_lstm_cell", 4), (nn.GRUCell, "_thnn_fused_gru_cell", 5)]
+)
+def test_a_cell_is_two_products_and_one_kernel_that_keeps_its_gates(loss, kind, kernel, kept):
+    # GIVEN a cell  WHEN its step is recorded for a GPU
+    trace = recorded(lambda: Unrolled(kind), loss)
+    calls, back = ops_named(trace, f"aten.{kernel}.default"), [op for op in trace.ops if f"{kernel}_back" in op.name]
+    # THEN each call is one kernel, and one that goes back, whose gates stay in between; nothing else of the cell does
+    assert (len(calls), len(back)) == (4, 4)
+    size = BATCH * WIDTH * (2 if loss is half_precision else 4)
+    assert sorted(trace.storages[i].nbytes for i in calls[0].writes) == sorted(
+        [size, kept * size, *[size] * (kind is nn.LSTMCell)]
+    )
+    assert {op.name for op in trace.ops if op.module == ("cell",) and "mm" not in op.name} <= {
+        f"aten.{kernel}.default", back[0].name, "aten._to_copy.default", "aten.add.Tensor", "aten.add_.Tensor",
+        "aten.sum.dim_IntList",
+    }  # fmt: skip
