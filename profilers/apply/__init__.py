@@ -91,7 +91,7 @@ def _check_known(plan: Plan) -> None:
     if mesh.pp > 1:
         raise UnsupportedError(
             f"pp {mesh.pp}: a loop's calls cannot be a pipeline's, whose micro-batches go through it beside each other",
-            hint="dnnmem.profilers.apply.pipeline.Pipelined(model, plan, step, batch) makes its steps",
+            hint="dnnmem.pipeline(model, optimizer, plan, step=step, batch=batch) gives what makes its steps",
         )
     if plan.kernels != Kernels():
         raise UnsupportedError(

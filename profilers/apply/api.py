@@ -48,7 +48,7 @@ def apply(
     Raises `UsageError` for a plan that contradicts itself, the process group or an optimizer that has made steps,
     `UnsupportedError` for what is predicted only.
     """
-    wanted = plan if isinstance(plan, Plan) else _read(plan)
+    wanted = plan if isinstance(plan, Plan) else read_plan(plan)
     check(wanted)
     if _APPLIED in model.__dict__:
         raise UsageError("the model has a plan already", hint="build it anew for another plan")
@@ -72,7 +72,8 @@ def apply(
     return model, optimizer
 
 
-def _read(plan: Mapping[str, Any] | str | os.PathLike[str]) -> Plan:
+def read_plan(plan: Mapping[str, Any] | str | os.PathLike[str]) -> Plan:
+    """The plan of an object of its JSON form, or of a file. Raises `UsageError` for one that cannot be read."""
     if isinstance(plan, Mapping):
         return from_json(plan)
     try:

@@ -31,22 +31,22 @@ def heads_attention(
     return found
 
 
-def _to_heads(x: Tensor, share: Share) -> Tensor:
-    n = share.ranks
-    sent = x.unflatten(1, (n, -1)).movedim(1, 0).contiguous()
-    received = torch.empty_like(sent)  # (n, B, H / n, T / n, D): parts of the sequence
+def _exchange(x: Tensor, cut: int, share: Share) -> Tensor:
+    """Send each rank its part of dimension `cut`: (n, ...) parts of what the ranks have."""
+    sent = x.unflatten(cut, (share.ranks, -1)).movedim(cut, 0).contiguous()
+    received = torch.empty_like(sent)
     distributed.all_to_all_single(received, sent, group=share.group)
-    del sent
-    return received.permute(1, 0, 3, 2, 4).flatten(1, 2).transpose(1, 2)
+    return received
+
+
+def _to_heads(x: Tensor, share: Share) -> Tensor:
+    parts = _exchange(x, 1, share)  # (n, B, H / n, T / n, D): parts of the sequence
+    return parts.permute(1, 0, 3, 2, 4).flatten(1, 2).transpose(1, 2)
 
 
 def _to_sequence(x: Tensor, share: Share) -> Tensor:
-    n = share.ranks
-    sent = x.unflatten(2, (n, -1)).movedim(2, 0).contiguous()
-    received = torch.empty_like(sent)  # (n, B, H / n, T / n, D): parts of the heads
-    distributed.all_to_all_single(received, sent, group=share.group)
-    del sent
-    return received.permute(1, 3, 0, 2, 4).flatten(2, 3).transpose(1, 2)
+    parts = _exchange(x, 2, share)  # (n, B, H / n, T / n, D): parts of the heads
+    return parts.permute(1, 3, 0, 2, 4).flatten(2, 3).transpose(1, 2)
 
 
 class _Swap(torch.autograd.Function):

@@ -50,23 +50,24 @@ def is_sent(module: nn.Module) -> bool:
 
 
 def expert_mesh(plan: Plan) -> DeviceMesh:
-    """The ranks as experts see them: `dp_replicate`, `dp_shard_mod_ep`, `ep`; one object for the same degrees."""
+    """The ranks as experts see them: `pp`, `dp_replicate`, `dp_shard_mod_ep`, `ep`; one object for the same degrees."""
     check_ranks(plan)
     mesh = plan.mesh
-    sizes = (mesh.dp_replicate, mesh.dp_shard // mesh.ep, mesh.ep)
+    sizes = (mesh.pp, mesh.dp_replicate, mesh.dp_shard // mesh.ep, mesh.ep)
     group = distributed.group.WORLD
     if sizes not in _known or _known[sizes][0] is not group:
-        names = ("dp_replicate", "dp_shard_mod_ep", "ep")
+        names = ("pp", "dp_replicate", "dp_shard_mod_ep", "ep")
         _known[sizes] = (group, init_device_mesh(device_type(), sizes, mesh_dim_names=names))
     return _known[sizes][1]
 
 
 def _check(plan: Plan) -> None:
     mesh = plan.mesh
-    if mesh.world_size != mesh.data_ranks:
+    if mesh.tp > 1:
         raise UnsupportedError(
-            f"ep {mesh.ep} beside tp {mesh.tp}, cp {mesh.cp} or pp {mesh.pp} is not applied yet",
-            hint="leave tp, cp and pp 1",
+            f"ep {mesh.ep} beside tp {mesh.tp}: all {mesh.tp} ranks of a tp group have the same tokens, and each would "
+            f"send them, so that an expert's gradient would be {mesh.tp} times what it is",
+            hint="--set mesh.tp=1",
         )
     if not plan.experts.grouped:
         raise UnsupportedError(

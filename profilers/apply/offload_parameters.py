@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.streamed_blocks import aligned, check_streaming, streamed_blocks
 from dnnmem.profilers.apply.offload_copies import before_backward
@@ -35,11 +34,6 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     check_streaming(plan)
     if plan.splits_parameters:  # FSDP2's own policy (`sharding`)
         return model
-    if plan.precision.compute == "fp16_amp" or plan.precision.param is not None:
-        raise UnsupportedError(
-            "offload.parameters cannot be applied with fp16's loss scaling, nor with other types at rest",
-            hint="--set precision.compute=bf16_amp, or bfloat16",
-        )
     blocks = [block for _, block in blocks_of(model)]
     chosen = set(streamed_blocks(plan.offload, len(blocks)))
     place = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -5,10 +5,10 @@
     interleaved    ScheduleInterleaved1F1B       dualpipev   ScheduleDualPipeV
 
 A step takes as many micro-batches as `batch.accumulation` says; gradients are divided by that number, so that they are
-those of one batch where the loss is a mean. Each stage may be sharded once it is cut (FSDP2), in torchtitan's order:
-its gradients stay whole until the last micro-batch, and are then reduced. Gradients of tied embeddings are added up
-between the first stage and the last. The loop's code up to `loss.backward()` runs for each micro-batch; then comes the
-optimizer, once.
+those of one batch where the loss is a mean. Each stage may be shared by data ranks once it is cut (FSDP2, DDP, ZeRO-1),
+in torchtitan's order: its gradients stay whole until the last micro-batch, and are then reduced. Gradients of tied
+embeddings are added up between the first stage and the last. The loop's code up to `loss.backward()` runs for each
+micro-batch; then comes the optimizer, once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.pipeline_cuts import chunk_of_blocks
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.schedules import SCHEDULES
-from dnnmem.profilers.apply import sharding
+from dnnmem.profilers.apply import experts, sharding, tensor
 from dnnmem.profilers.apply.device_mesh import device_mesh, device_type
 from dnnmem.profilers.apply.pipeline_shapes import inputs_of
 from dnnmem.profilers.apply.pipeline_stage import Stage, cut_model
@@ -66,7 +66,11 @@ class Pipelined:
         mine = SCHEDULES[plan.pipeline.schedule](ranks, plan.batch.accumulation, plan.pipeline.chunks).stages
         forward = partial(_forward, loop)
         blocks = [block for _, block in blocks_of(model)]
-        passed = inputs_of(blocks, model, forward, batch)
+        passed = inputs_of(blocks, model, forward, batch)  # before matrices are split: what passes is whole
+        if passed is not None and plan.precision.compute == "bfloat16":  # FSDP2 casts as blocks are called
+            passed = [one.bfloat16() if one.is_floating_point() else one for one in passed]
+        tensor.to_model(model, plan)
+        experts.to_model(model, plan)
         self._cut = cut_model(model, partial(chunk_of_blocks, plan, chunks), mine[rank])
         firsts = [sum(map(len, self._cut.names[:c])) for c in range(chunks)]
         self._between = None if passed is None else [passed[first] for first in firsts]
@@ -130,7 +134,8 @@ class Pipelined:
             }
             for example in static.values():
                 example.requires_grad_(example.is_floating_point())
-        return pipelining.PipelineStage(stage, chunk, count, device, group=self._group, **static)
+        run = sharding.replica_of(stage) or stage
+        return pipelining.PipelineStage(run, chunk, count, device, group=self._group, **static)
 
 
 def check_pipeline(plan: Plan) -> None:
@@ -141,17 +146,23 @@ def check_pipeline(plan: Plan) -> None:
             f"pipeline.schedule {schedule} can be estimated, but PyTorch does not have it",
             hint=f"it has {', '.join((*_ONE, *_SEVERAL))}",
         )
-    if mesh.world_size != mesh.pp * mesh.data_ranks or (mesh.data_ranks > 1 and not plan.splits_parameters):
+    if mesh.cp > 1 or (mesh.tp > 1 and plan.tensor.sequence_parallel):
         raise UnsupportedError(
-            f"pp {mesh.pp} of {mesh.world_size} ranks with sharding {plan.sharding.strategy} can be estimated, but "
-            "pipelines are applied alone or with FSDP2 so far",
-            hint="sharding.strategy=zero2 or zero3 over mesh.dp_shard, and the other degrees 1",
+            f"cp {mesh.cp} or parts of sequences beside pp {mesh.pp} can be estimated, but pipelines are applied "
+            "alone, with data and expert parallelism and with plain tensor parallelism so far",
+            hint="--set tensor.sequence_parallel=false, cp 1",
         )
     if mesh.data_ranks > 1 and schedule in _IN_PARTS:
         raise UnsupportedError(
-            f"{schedule} over FSDP2 can be estimated, but not applied: gradients of weights that PyTorch takes by "
-            "themselves do not reach the shards",
+            f"{schedule} over {plan.sharding.strategy} can be estimated, but not applied: gradients of weights that "
+            "PyTorch takes by themselves do not reach what sends them",
             hint="pipeline.schedule=1f1b, gpipe or interleaved",
+        )
+    if schedule in _IN_PARTS and plan.remat.policy != "none":
+        raise UnsupportedError(
+            f"{schedule} with recomputation can be estimated, but not applied: PyTorch computes a block again for each "
+            "part of its backward pass, and keeps what each made",
+            hint="--set remat.policy=none, or pipeline.schedule=1f1b",
         )
     if plan.offload.activations != "none" or plan.offload.optimizer:
         raise UnsupportedError("offload beside pp can be estimated, but not applied yet", hint="leave offload out")

@@ -51,18 +51,25 @@ class Cut:
     """Modules with parameters that run before the blocks and after them, by chunk; those of this rank."""
     tied: list[tuple[nn.Module, str]]
     """Parameters that are before the blocks and after them: where this rank has them, and their names there."""
+    before: list[tuple[nn.Module, str]]
+    """Where modules are that run before the blocks: the first chunk's alone, even where its rank has later ones."""
     received: Tensor | None = None
     """What the stage before has sent, while a chunk runs."""
 
     @contextmanager
     def only(self, chunk: int) -> Iterator[None]:
-        """The model has the blocks of `chunk` alone."""
+        """The model has the blocks of `chunk` alone, and what is before them if it is the first."""
         names = self.names[chunk]
         self.holder._modules = {name: self.blocks[name] for name in names}
+        real = [parent._modules[name] for parent, name in self.before]
+        for parent, name in self.before if chunk else ():
+            parent._modules[name] = _StandIn(self)
         try:
             yield
         finally:
             self.holder._modules = dict(self.blocks)
+            for (parent, name), module in zip(self.before, real, strict=True):
+                parent._modules[name] = module
 
 
 class Stage(nn.Module):
@@ -73,6 +80,7 @@ class Stage(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(cut.blocks[name] for name in cut.names[chunk])
         self.beside = nn.ModuleDict({f"part_{chr(ord('a') + n)}": it for n, it in enumerate(cut.beside.get(chunk, ()))})
+        self.__dict__["sides"] = ([], []) if not self.beside else ([], [*self.beside.values()])[:: 1 if chunk else -1]
         self.__dict__.update(_cut=cut, _chunk=chunk, _forward=forward, _batches=batches, _number=0)
 
     def listen(self) -> None:
@@ -126,10 +134,13 @@ def cut_model(model: nn.Module, of_block: Callable[[int], list[int]], mine: Sequ
     blocks = {name: block for name, block in found.items() if block is not None}
     tied = _tied(sides[0], sides[last], at=0 if 0 in mine else 1)
     beside = {chunk: modules for chunk, modules in sides.items() if chunk in mine}
-    cut = Cut(model=model, holder=holder, names=names, blocks=blocks, beside=beside, tied=tied)
+    cut = Cut(
+        model=model, holder=holder, names=names, blocks=blocks, beside=beside, tied=tied,
+        before=_places(model, sides[0]),
+    )  # fmt: skip
     for chunk, modules in sides.items():
-        if chunk not in mine:
-            _replace(model, modules, cut)
+        for parent, name in _places(model, modules) if chunk not in mine else ():
+            parent._modules[name] = _StandIn(cut)
     holder._modules = dict(cut.blocks)
     return cut
 
@@ -143,13 +154,12 @@ def _tied(before: Sequence[nn.Module], after: Sequence[nn.Module], at: int) -> l
     return [places[at][key] for key in places[1] if key in places[0]]
 
 
-def _replace(model: nn.Module, modules: Sequence[nn.Module], cut: Cut) -> None:
-    """Stand-ins for modules of another stage."""
-    gone = {id(module) for module in modules}
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if id(child) in gone:
-                parent._modules[name] = _StandIn(cut)
+def _places(model: nn.Module, modules: Sequence[nn.Module]) -> list[tuple[nn.Module, str]]:
+    """The parent of each of `modules`, and its name there."""
+    wanted = {id(module) for module in modules}
+    return [
+        (parent, name) for parent in model.modules() for name, child in parent.named_children() if id(child) in wanted
+    ]
 
 
 class _StandIn(nn.Module):

@@ -13,7 +13,7 @@ between `backward` and `step` sees true ones; `step` is left out where one of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from types import MethodType
@@ -30,6 +30,7 @@ from dnnmem.profilers.apply.float8 import to_float8
 from dnnmem.profilers.apply.layout import lay_out
 from dnnmem.profilers.apply.loss_scaling import LossScaling, scaling_of
 from dnnmem.profilers.apply.master_weights import over_masters
+from dnnmem.profilers.apply.sharding import shares_update
 from dnnmem.profilers.rules.autocast import autocast_device
 from dnnmem.profilers.tensors import map_tensors
 
@@ -54,6 +55,8 @@ def _computing(model: nn.Module, plan: Plan) -> nn.Module:
         _check_float32(model, compute)
         scaling = scaling_of(model) if compute == "fp16_amp" else None
         _under(model, lambda: _autocast(model, compute), leave=scaling.enter if scaling is not None else Tensor.float)
+    elif compute == "bfloat16" and all(p.dtype is torch.bfloat16 for p in _floating(model)):
+        return model  # it is what it is to be, its output too
     elif compute == "bfloat16" and _is_sharded_mixed(plan):
         _under(model, nullcontext)  # FSDP2 casts what it gathers, and inputs
     elif compute == "bfloat16":
@@ -68,7 +71,7 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
         LossScaling.find(model).attach(optimizer)
     if not plan.splits_parameters:
         _check_gradients(model, plan)
-    if plan.precision.param is not None and not plan.splits_parameters:
+    if plan.precision.param is not None and not plan.splits_parameters and not shares_update(plan):
         over_masters(optimizer, plan.precision)
     return optimizer
 
@@ -76,7 +79,7 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
 def _check_gradients(model: nn.Module, plan: Plan) -> None:
     """Raise `UnsupportedError` for gradients that neither rest in their parameters' type nor in their masters'."""
     grad = plan.precision.grad
-    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    own = next((p.dtype for p in _floating(model)), None)
     if grad not in {None, plan.precision.param} and own is not getattr(torch, str(grad)):
         raise UnsupportedError(
             f"precision.grad is {grad}, but parameters are in {str(own).removeprefix('torch.')}, and torch keeps "
@@ -85,13 +88,17 @@ def _check_gradients(model: nn.Module, plan: Plan) -> None:
         )
 
 
+def _floating(model: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for p in model.parameters() if p.is_floating_point())
+
+
 def _is_sharded_mixed(plan: Plan) -> bool:
     """`sharding` does it: parts rest in the wider type."""
     return plan.splits_parameters and plan.precision.param not in {None, "bfloat16"}
 
 
 def _check_float32(model: nn.Module, compute: str) -> None:
-    other = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype is not torch.float32), None)
+    other = next((p.dtype for p in _floating(model) if p.dtype is not torch.float32), None)
     if other is not None:
         raise UnsupportedError(
             f"precision.compute is {compute}, but the model has parameters in {str(other).removeprefix('torch.')}; "

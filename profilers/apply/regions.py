@@ -56,6 +56,8 @@ class _Region:
     """Of each block: leaves of its arguments, and how they are put together; the first one's are given anew."""
     made: list[tuple[weakref.ref[Tensor], _Place]] = field(default_factory=list)
     """Outputs so far."""
+    given: set[int] = field(default_factory=set)
+    """Identities of the tensors that the first block was called with."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +69,8 @@ class _Regions:
     runs: Sequence[Run]
     contexts: Contexts
     early_stop: bool
+    are_time_steps: bool = False
+    """Calls take parts of what was there before the first."""
     open: list[_Region] = field(default_factory=list)
 
     def call(self, block: int, *args: Any, **kwargs: Any) -> Any:
@@ -114,8 +118,8 @@ class _Regions:
         return inside
 
     def _open(self, run: Run, leaves: list[Any], spec: Any) -> _Region:
-        region = _Region(run=run, calls=[([], spec)])
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        region = _Region(run=run, calls=[([], spec)], given={id(tensor) for tensor in tensors})
         others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         mine = [isinstance(leaf, Tensor) for leaf in leaves]
         again = partial(self._again, region, others, mine)
@@ -138,11 +142,13 @@ class _Regions:
         found = [_Output(known[id(leaf)]) if id(leaf) in known else leaf for leaf in leaves]
         before = block - 1
         chained = any(isinstance(leaf, _Output) and leaf.place[0] == before for leaf in found)
-        if not chained or len(region.calls) != block - region.run.first:
+        others = (leaf for leaf in found if isinstance(leaf, Tensor) and leaf.grad_fn is not None)
+        alone = self.are_time_steps or all(id(leaf) in region.given for leaf in others)
+        if not chained or not alone or len(region.calls) != block - region.run.first:
             name, earlier = self.names(block), self.names(before)
             raise UnsupportedError(
                 f"remat.segments {region.run.first}-{region.run.last} cannot be computed again as one: {name} is not "
-                f"called with what {earlier} returned; a run's calls follow each other with nothing between",
+                f"called with what {earlier} returned alone; a run's calls follow each other with nothing between",
                 hint="name single blocks: --set remat.policy=full",
             )
         region.calls.append((found, spec))
@@ -225,7 +231,7 @@ def compute_calls_again(model: nn.Module, cell: str, runs: Sequence[Run], *, ear
     forward = module.forward
     regions = _Regions(
         names=lambda call: f"{cell}, call {call}", forwards=lambda _: forward, runs=runs, contexts=no_contexts,
-        early_stop=early_stop,
+        early_stop=early_stop, are_time_steps=True,
     )  # fmt: skip
     counter = _Calls(regions=regions)
     module.forward = counter.call

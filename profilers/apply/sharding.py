@@ -30,6 +30,8 @@ from dnnmem.profilers.apply.beside_blocks import beside_blocks
 from dnnmem.profilers.apply.device_mesh import check_ranks, device_mesh, device_type
 from dnnmem.profilers.apply.expert_sharding import shard_experts
 from dnnmem.profilers.apply.loss_scaling import LossScaling
+from dnnmem.profilers.apply.master_weights import over_masters
+from dnnmem.profilers.apply.pipeline_stage import Stage
 from dnnmem.profilers.found_blocks import blocks_of
 from dnnmem.profilers.planned_model import fill
 
@@ -57,7 +59,7 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
 
     Raises `UsageError` if `optimizer` has made steps already.
     """
-    if plan.sharding.strategy != "zero1" or plan.mesh.data_ranks == 1 or plan.mesh.dp_shard == 1:
+    if not shares_update(plan):
         return optimizer
     if optimizer.state:
         raise UsageError(
@@ -72,7 +74,28 @@ def to_optimizer(optimizer: Optimizer, model: nn.Module, plan: Plan) -> Optimize
     )
     if plan.precision.compute == "fp16_amp":
         LossScaling.find(model).attach(split)
+    if plan.precision.param is not None:
+        _over_own_masters(split, plan)
     return split
+
+
+def shares_update(plan: Plan) -> bool:
+    """Whether each rank updates some of the parameters, and sends them to the others."""
+    return plan.sharding.strategy == "zero1" and plan.mesh.dp_shard > 1
+
+
+def _over_own_masters(split: ZeroRedundancyOptimizer, plan: Plan) -> None:
+    """Masters of the rank's own parameters; what is sent is what the model computes with."""
+    own: Any = split.optim
+    own.param_groups = [{**group, "params": [*group["params"]]} for group in own.param_groups]  # `split` sends by these
+    over_masters(own, plan.precision)
+    zero_grad: Any = split.zero_grad
+
+    def zero_both(set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - the optimizer's own signature
+        zero_grad(set_to_none)
+        own.zero_grad(set_to_none)
+
+    split.zero_grad = zero_both  # type: ignore[method-assign]
 
 
 def replica_of(model: nn.Module) -> Any:
@@ -95,6 +118,13 @@ def _check(plan: Plan) -> None:
                 hint=f"--set sharding.{name}={str(usual).lower()}",
             )
     check_ranks(plan)
+    alone = plan.splits_parameters and plan.offload.parameters and plan.precision.compute == "fp16_amp"
+    if alone and "cpu:" not in (known := distributed.get_backend_config()):
+        raise UnsupportedError(
+            "under fp16_amp ranks tell each other of gradients that are not finite; offload.parameters keeps those on "
+            f"the host, which the process group ({known}) cannot send from",
+            hint="init_process_group('cpu:gloo,cuda:nccl'), or --set precision.compute=bf16_amp",
+        )
 
 
 def _replicate(model: nn.Module, plan: Plan) -> None:
@@ -107,6 +137,8 @@ def _replicate(model: nn.Module, plan: Plan) -> None:
         gradient_as_bucket_view=plan.sharding.bucket_views,
     )  # fmt: skip
     model.__dict__[_REPLICA] = replica  # no submodule: the model is one of it
+    if isinstance(model, Stage):  # PyTorch's pipelines call the replica itself
+        return
     model.register_forward_pre_hook(lambda _, args, named: replica._pre_forward(*args, **named), with_kwargs=True)
     model.register_forward_hook(lambda _, __, output: replica._post_forward(output))
 
@@ -126,9 +158,9 @@ def _replicas(plan: Plan) -> distributed.ProcessGroup | None:
     return mesh[names[0]].get_group()
 
 
-def _shard(model: nn.Module, plan: Plan) -> None:
-    """FSDP2 on each block, then on what is left."""
-    mesh = device_mesh(plan)
+def _shard(model: Any, plan: Plan) -> None:
+    """FSDP2 on each block, then on what is left; a pipeline's stage knows its blocks, of which there may be one."""
+    mesh, stage = device_mesh(plan), isinstance(model, Stage)
     options: dict[str, Any] = {
         "mesh": mesh["dp_replicate", "dp_shard"] if plan.mesh.dp_replicate > 1 else mesh["dp_shard"],
         "mp_policy": _policy(model, plan),
@@ -137,8 +169,9 @@ def _shard(model: nn.Module, plan: Plan) -> None:
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
     sharding = plan.sharding
     drops = sharding.strategy == "zero3" and sharding.reshard_after_forward
-    before, after = beside_blocks(model) if sharding.split_root else ([], [])
-    groups = [*([before] if before else []), *([block] for _, block in blocks_of(model)), *([after] if after else [])]
+    before, after = ([], []) if not sharding.split_root else model.sides if stage else beside_blocks(model)
+    blocks = [*model.parts] if stage else [block for _, block in blocks_of(model)]
+    groups = [*([before] if before else []), *([block] for block in blocks), *([after] if after else [])]
     for number, modules in enumerate(groups, 1):
         kept = sharding.keep_last and number == len(groups)
         for module in modules:

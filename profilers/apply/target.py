@@ -21,13 +21,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from dnnmem.estimator.plan import Pipeline, Plan
-from dnnmem.profilers.apply import MODEL_APPLIES, apply_to_model, apply_to_optimizer
-from dnnmem.profilers.apply.pipeline import Pipelined, check_pipeline
+from dnnmem.estimator.plan import Plan
+from dnnmem.profilers.apply import apply_to_model, apply_to_optimizer
+from dnnmem.profilers.apply.pipeline import Pipelined
+from dnnmem.profilers.apply.pipeline_api import cut_by, optimizer_by
 from dnnmem.profilers.step import Target
-
-_OF_A_STAGE = ("context", "context_output", "tensor", "experts", "sharding", "gradients")
-"""What is done to stages once the model is cut, or not at all."""
 
 
 def applied_target(target: Target, plan: Plan) -> Target:
@@ -59,21 +57,15 @@ def applied_target(target: Target, plan: Plan) -> Target:
 
 def _pipelined(target: Target, plan: Plan) -> Target:
     """`target` as a rank of a pipeline: a step of it passes its batch through as often as the plan accumulates."""
-    stage = replace(
-        plan, mesh=replace(plan.mesh, pp=1), batch=replace(plan.batch, accumulation=1), pipeline=Pipeline()
-    )  # fmt: skip
     built: list[Pipelined] = []
 
     def make_model() -> nn.Module:
-        check_pipeline(plan)
         model = target.make_model()
-        for field, done in MODEL_APPLIES.items():
-            model = model if field in _OF_A_STAGE else done(model, stage)
-        built[:] = [Pipelined(model, plan, target.train_step, target.make_batch())]
+        built[:] = [cut_by(plan, model, target.train_step, target.make_batch())]
         return model
 
     def make_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
-        return apply_to_optimizer(target.make_optimizer(parameters), built[0].model, stage)
+        return optimizer_by(plan, target.make_optimizer(parameters), built[0].model)
 
     def train_step(model: nn.Module, batch: Any, optimizer: Optimizer) -> object:
         del model

@@ -119,7 +119,7 @@ def _split(model: nn.Module, roles: Roles, plan: Plan, mesh: DeviceMesh) -> None
                 params=_placed(module, 0), wanted=Replicate(), given=given, plain_output=kept, local=local
             )
         elif isinstance(module, nn.Linear | nn.Embedding) or _is_norm(module):
-            styles[name] = _whole(name, module, roles, between)
+            styles[name] = _whole(name, model, roles, between)
     for name, columns in _holders(roles).items():
         if len(columns) > 1 and name not in styles:
             styles[name] = Style(params=None, wanted=Replicate(), plain_output=False)
@@ -146,12 +146,14 @@ def _is_norm(module: nn.Module) -> bool:
     return leaf and "norm" in name and "batch" not in name
 
 
-def _whole(name: str, module: nn.Module, roles: Roles, between: dict[str, Any]) -> Style:
+def _whole(name: str, model: nn.Module, roles: Roles, between: dict[str, Any]) -> Style:
     """Parameters that all ranks hold; of norms over each head's features they see a rank's heads."""
-    columns = _holders(roles).get(name.rpartition(".")[0], [])
+    columns, module = _holders(roles).get(name.rpartition(".")[0], []), model.get_submodule(name)
     if not columns or not _is_norm(module):
         return Style(**between)
     size = max(p.numel() for p in module.parameters())
+    if size in {(sizes(model.get_submodule(column)) or (0, 0))[0] for column in columns}:  # of what columns take
+        return Style(**between)
     if any(size in roles.columns[column] for column in columns):
         raise UnsupportedError(
             f"{name} is a norm over {size} features, all that {columns[0]} makes: a rank has a part of them only",

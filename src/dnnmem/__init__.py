@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from dnnmem.estimator.profile import Profile
     from dnnmem.estimator.trace import Trace
     from dnnmem.profilers.apply.api import apply
+    from dnnmem.profilers.apply.pipeline_api import pipeline
 
 __all__ = [
-    "DnnmemError", "Profile", "Trace", "__version__", "apply", "check", "diff", "estimate", "profile", "recommend",
+    "DnnmemError", "Profile", "Trace", "__version__", "apply", "check", "diff", "estimate", "pipeline",
+    "profile", "recommend",
 ]  # fmt: skip
 
 __version__ = "0.1.0"
@@ -37,6 +39,7 @@ _HOMES = {
     "check": "dnnmem.cli.api.check",
     "diff": "dnnmem.cli.api.diff",
     "estimate": "dnnmem.cli.api.estimate",
+    "pipeline": "dnnmem.profilers.apply.pipeline_api",
     "profile": "dnnmem.cli.api.profile",
     "recommend": "dnnmem.cli.api.recommend",
 }

@@ -33,9 +33,14 @@ LLAMA = {
     "layers": "3", "width": "1024", "heads": "8", "kv_heads": "8", "ffn": "4096", "vocab": "8000", "context": "4096",
     "norm": "rms", "mlp": "swiglu", "positions": "rope", "bias": "false", "tied": "false", "dtype": "bfloat16",
 }  # fmt: skip
+QWEN3 = {
+    "num_hidden_layers": "3", "hidden_size": "512", "intermediate_size": "1024", "num_attention_heads": "8",
+    "num_key_value_heads": "4", "vocab_size": "4096", "dtype": "bfloat16",
+}  # fmt: skip
 MODELS = {
     "gpt": Request(target=GPT, batch_size=4, seq_len=512, args={"layers": "3"}),
     "llama": Request(target=GPT, batch_size=2, seq_len=4096, args=LLAMA),
+    "hf:qwen3": Request(target="hf:qwen3", batch_size=2, seq_len=1024, args=QWEN3),
     "hf:gpt2": Request(target="hf:gpt2", batch_size=4, seq_len=256),
 }
 RING, ULYSSES = ("context.method=ring",), ("context.method=ulysses",)
@@ -47,6 +52,7 @@ WAYS = [
     ("llama", 63, ("mesh.cp=8", *ULYSSES, "mesh.dp_shard=8", "sharding.strategy=zero3", "remat.policy=full")),
     ("llama", 13, ("mesh.cp=4", "mesh.tp=2", "mesh.dp_shard=2", "sharding.strategy=zero3")),
     ("hf:gpt2", 0, ("mesh.cp=2", *RING)),
+    ("hf:qwen3", 0, ("mesh.cp=2", *RING, "mesh.dp_shard=2", "sharding.strategy=zero3")),
 ]
 """Model, rank that runs, plan."""
 

@@ -18,6 +18,8 @@ from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import change
 from dnnmem.estimator.replay import replay_on
+from dnnmem.estimator.schedules import SCHEDULES
+from dnnmem.estimator.stage_memory import stage_step
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.run import run
 from dnnmem.profilers.verify import verify
@@ -37,6 +39,10 @@ SMALL = {
     "vocab_size": "1024", "num_local_experts": "8",
 }  # fmt: skip
 MIXTRAL = Request(target="hf:mixtral", batch_size=2, seq_len=256, args={**SMALL, "intermediate_size": "256"})
+WIDER = {
+    **SMALL, "num_hidden_layers": "4", "hidden_size": "512", "intermediate_size": "512", "vocab_size": "4096",
+    "dtype": "bfloat16",
+}  # fmt: skip
 GPT_OSS = {**SMALL, "head_dim": "32", "intermediate_size": "128", "dtype": "bfloat16"}
 ZERO3 = ("sharding.strategy=zero3",)
 WAYS = [
@@ -44,6 +50,8 @@ WAYS = [
     ("deepseek", 5, ("mesh.dp_replicate=2", "mesh.dp_shard=4", "mesh.ep=2", *ZERO3, "sharding.split_root=true")),
     ("deepseek", 0, ("mesh.dp_shard=64", "mesh.ep=8", *ZERO3, "remat.policy=full")),
     ("mixtral", 3, ("mesh.dp_shard=4", "mesh.ep=2", *ZERO3)),
+    ("wider", 0, ("mesh.dp_shard=2", "mesh.ep=2", "mesh.cp=2", *ZERO3)),
+    ("wider", 1, ("mesh.pp=2", "mesh.dp_shard=2", "mesh.ep=2", *ZERO3, "batch.accumulation=4")),
     ("gpt_oss", 7, ("mesh.dp_shard=8", "mesh.ep=4", *ZERO3)),
 ]
 """Model, rank that runs, plan."""
@@ -57,6 +65,7 @@ def plain(tmp_path_factory):
     requests = {
         "deepseek": Request(target=f"hf:{folder}", batch_size=2, seq_len=256),
         "mixtral": MIXTRAL,
+        "wider": replace(MIXTRAL, seq_len=512, args=WIDER),
         "gpt_oss": replace(MIXTRAL, target="hf:gpt_oss", args=GPT_OSS),
     }
     known = {}
@@ -75,7 +84,10 @@ def test_a_rank_needs_what_its_pass_says(model, rank, settings, plain):
     plan = change(Plan(), settings)
     # GIVEN the plain step, rewritten
     request, step = plain(model)
-    [found] = rewrite(step, plan)
+    mesh, m = plan.mesh, plan.batch.accumulation
+    found, *others = rewrite(step, plan)
+    if others:
+        found = stage_step([found, *others], SCHEDULES["1f1b"](mesh.pp, m, 1), rank // mesh.data_ranks, m)
     found.check()
     held = replay_on(found, find_device(GPU))
     # WHEN the same plan is applied, and one rank runs

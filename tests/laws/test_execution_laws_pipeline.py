@@ -38,6 +38,7 @@ MODELS = {
 }
 TWO, FOUR = ("mesh.pp=2", "batch.accumulation=4"), ("mesh.pp=4", "batch.accumulation=8")
 SHARDED = (*TWO, "mesh.dp_shard=2", "sharding.strategy=zero3")
+MIXED = (*SHARDED, "precision.compute=bfloat16", "precision.param=float32", "precision.reduce=float32")
 WAYS = [
     ("gpt2", TWO, 0),
     ("gpt2", TWO, 1),
@@ -47,11 +48,10 @@ WAYS = [
     ("llama", (*FOUR, "pipeline.schedule=zb_h1"), 3),
     ("llama", (*TWO, "pipeline.schedule=gpipe"), 1),
     ("llama", (*TWO, "remat.policy=full", "pipeline.cuts=1"), 1),
-    ("llama", SHARDED, 1),
+    ("llama", SHARDED, 2),
+    ("gpt2", MIXED, 0),
+    ("llama", (*TWO, "mesh.tp=2"), 2),
 ]
-HOLES = {SHARDED: (0.07, 0.09)}
-"""Of what is allocated and reserved: PyTorch keeps whole gradients until a step's last micro-batch and reduces them
-then; the pass reduces those of each micro-batch. Measured: -5.8 % and -7.5 %."""
 
 
 @cache
@@ -66,7 +66,7 @@ def test_a_rank_needs_what_its_chunk_played_does(model, settings, rank):
     # GIVEN the plain step, cut into chunks, those of a rank played in the order of its schedule
     pipeline, m = plan.pipeline, plan.batch.accumulation
     grid = SCHEDULES[pipeline.schedule](plan.mesh.pp, m, pipeline.chunks)
-    stage = rank // plan.mesh.data_ranks
+    stage = rank // (plan.mesh.world_size // plan.mesh.pp)
     step = stage_step(rewrite(plain(model), plan), grid, stage, m)
     step.check()
     held = replay_on(step, find_device(GPU))
@@ -74,6 +74,5 @@ def test_a_rank_needs_what_its_chunk_played_does(model, settings, rank):
     ran = verify(MODELS[model], plan, find_device(GPU), rank=rank, cache=cache_folder(os.environ))
     # THEN the peaks agree
     assert ran.outcome == "ran", ran.message
-    allocated, reserved = HOLES.get(settings, (0.005, 0.02))
-    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=allocated)
-    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=reserved)
+    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.005)
+    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.02)

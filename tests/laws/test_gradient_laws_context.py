@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import cache
 
 import pytest
@@ -13,6 +10,7 @@ from torch import distributed
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.apply.context_ring import ring_of_torch
+from tests.laws.gloo import run_ranks, train_alone
 from tests.laws.programs.context_plans import PLANS, build, loss_of
 
 pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="this torch has no gloo")
@@ -30,24 +28,12 @@ def has_ring():
 
 
 @pytest.fixture(scope="module")
-def shared(root, tmp_path_factory):
+def shared(tmp_path_factory):
     """What as many real processes made of each plan, by their number."""
 
     @cache
     def of(ranks):
-        folder = tmp_path_factory.mktemp("ranks")
-        program = root / "tests" / "laws" / "programs" / "context_work.py"
-        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        started = [
-            subprocess.Popen(
-                [sys.executable, str(program), str(rank), str(ranks), str(folder)], env=environment,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-            for rank in range(ranks)
-        ]  # fmt: skip
-        said = [process.communicate(timeout=180)[0] for process in started]
-        assert not any(process.returncode for process in started), "\n".join(said)[-4000:]
-        return torch.load(folder / "rank0.pt", weights_only=True)
+        return run_ranks("context_work.py", ranks, tmp_path_factory.mktemp("ranks"))[0]
 
     return of
 
@@ -55,16 +41,7 @@ def shared(root, tmp_path_factory):
 @cache
 def alone(kind):
     """The same steps by one rank, with no plan."""
-    model, optimizer, batches = build(kind)
-    losses, grads = [], {}
-    for batch in batches:
-        loss = loss_of(model, batch)
-        loss.backward()
-        grads = grads or {name: p.grad.clone() for name, p in model.named_parameters()}
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-    return {"losses": losses, "grads": grads}
+    return train_alone(*build(kind), loss_of)
 
 
 @pytest.mark.parametrize(("ranks", "way"), WAYS)

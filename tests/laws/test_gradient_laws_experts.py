@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 
+from tests.laws.gloo import train_alone
 from tests.laws.programs.expert_plans import PLANS, build, loss_of
 
 pytestmark = pytest.mark.skipif(
@@ -37,17 +38,7 @@ def shared(root, tmp_path_factory):
 @cache
 def alone(way):
     """The same steps by one rank, with no plan."""
-    model, optimizer, batches = build(way)
-    losses, grads = [], {}
-    for batch in batches:
-        loss = loss_of(model, batch)
-        loss.backward()
-        grads = grads or {name: p.grad.clone() for name, p in model.named_parameters()}
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    return {"losses": losses, "grads": grads, "weights": weights}
+    return train_alone(*build(way), loss_of)
 
 
 @pytest.mark.parametrize(("ranks", "way"), WAYS)

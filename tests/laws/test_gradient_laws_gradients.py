@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import distributed
 
+from tests.laws.gloo import run_ranks
 from tests.laws.programs.gradient_plans import PLANS, STEPS, WARMUP
 from tests.laws.programs.shared_plans import build, loss_of
 
@@ -23,21 +20,9 @@ COMPRESSED = [way for way in PLANS if way not in ROUNDED and not way.startswith(
 
 
 @pytest.fixture(scope="module")
-def ranks(root, tmp_path_factory):
+def ranks(tmp_path_factory):
     """What two real processes saw."""
-    folder = tmp_path_factory.mktemp("ranks")
-    program = root / "tests" / "laws" / "programs" / "gradient_work.py"
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(rank), str(RANKS), str(folder)], env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(RANKS)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120)[0] for process in started]
-    assert not any(process.returncode for process in started), "\n".join(said)[-4000:]
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return run_ranks("gradient_work.py", RANKS, tmp_path_factory.mktemp("ranks"))
 
 
 def buckets(ranks, way, step):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import distributed
 
+from tests.laws.gloo import run_ranks
 from tests.laws.programs.pipelines import MICRO, SHARDED, WAYS, batches, build, loss_of
 
 pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="this torch has no gloo")
@@ -18,21 +15,9 @@ NEAR = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def ranks(request, root, tmp_path_factory):
+def ranks(request, tmp_path_factory):
     """What so many real processes made of each schedule."""
-    folder = tmp_path_factory.mktemp("ranks")
-    program = root / "tests" / "laws" / "programs" / "pipelines.py"
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(rank), str(request.param), str(folder)], env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(request.param)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=240)[0] for process in started]
-    assert not any(process.returncode for process in started), "\n".join(said)[-4000:]
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(request.param)]
+    return run_ranks("pipelines.py", request.param, tmp_path_factory.mktemp("ranks"), seconds=240)
 
 
 def alone(way):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import distributed
 
+from tests.laws.gloo import run_ranks, train_alone
 from tests.laws.programs.shared_plans import PLANS, STEPS, build, loss_of
 
 pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="this torch has no gloo")
@@ -19,36 +16,17 @@ NEAR = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def shared(root, tmp_path_factory):
+def shared(tmp_path_factory):
     """What two real processes made of each plan."""
-    folder = tmp_path_factory.mktemp("ranks")
-    program = root / "tests" / "laws" / "programs" / "shared_work.py"
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(rank), str(RANKS), str(folder)], env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(RANKS)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120)[0] for process in started]
-    assert not any(process.returncode for process in started), "\n".join(said)[-4000:]
-    return torch.load(folder / "rank0.pt", weights_only=True)
+    return run_ranks("shared_work.py", RANKS, tmp_path_factory.mktemp("ranks"))[0]
 
 
 @pytest.fixture(scope="module")
 def alone():
     """The same steps by one rank, with no plan."""
     model, optimizer, batches = build()
-    losses, grads = [], {}
-    for batch in batches[:STEPS]:
-        loss = loss_of(model, batch)
-        loss.backward()
-        grads = grads or {name: p.grad.clone() for name, p in model.named_parameters()}
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-    return {"losses": losses, "grads": grads, "weights": {name: t.clone() for name, t in model.state_dict().items()}}
+    told = train_alone(model, optimizer, batches[:STEPS], loss_of)
+    return {**told, "weights": {name: t.clone() for name, t in model.state_dict().items()}}
 
 
 @pytest.mark.parametrize("way", [way for way in PLANS if "float16" not in way])
@@ -74,3 +52,9 @@ def test_nothing_changes_where_owners_update_on_the_host(shared):
     torch.testing.assert_close(
         shared["zero1, float16, updated on the host"], shared["zero1, float16"], rtol=0.0, atol=0.0
     )
+
+
+def test_owners_update_masters_of_what_is_theirs(shared):
+    # GIVEN masters on each rank, and masters on the ranks that own what they are of  THEN weights end up the same
+    owned, everywhere = shared["zero1, bfloat16 with masters"], shared["ddp, bfloat16 with masters"]
+    torch.testing.assert_close(owned, everywhere, rtol=0.0, atol=0.0)

@@ -4,8 +4,6 @@ context_work.py RANK WORLD_SIZE FOLDER        FOLDER/rank0.pt: plan -> losses, g
 """
 
 import sys
-import traceback
-from pathlib import Path
 
 import torch
 from torch import distributed
@@ -15,6 +13,7 @@ import dnnmem
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import change
 from tests.laws.programs.context_plans import PLANS, build, loss_of
+from tests.laws.programs.each_plan import each_plan
 from tests.laws.programs.tensor_plans import in_order
 
 
@@ -43,17 +42,7 @@ def train(way, settings, rank):
 
 def main(rank, ranks, folder):
     """Each plan by itself."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
-    found = {}
-    for way, settings in PLANS[ranks].items():
-        try:
-            found[way] = train(way, settings, rank)
-        except Exception:  # noqa: BLE001, PERF203 - the next plan runs all the same
-            found[way] = traceback.format_exc()
-    if rank == 0:
-        torch.save(found, Path(folder, "rank0.pt"))
-    distributed.barrier()
-    distributed.destroy_process_group()
+    each_plan(PLANS[ranks], train, rank, ranks, f"{folder}/meeting", f"{folder}/rank0.pt")
 
 
 main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -22,6 +22,7 @@ PLANS = {
     4: {
         "mixtral, ep 4": ("mesh.dp_shard=4", "mesh.ep=4", *ZERO3),
         "qwen3_moe, ep 2 of 4": ("mesh.dp_shard=4", "mesh.ep=2", *ZERO3),
+        "mixtral, ep 2, cp 2": ("mesh.dp_shard=2", "mesh.ep=2", "mesh.cp=2", *ZERO3),
         "qwen3_moe, ep 2, two replicas": ("mesh.dp_replicate=2", "mesh.dp_shard=2", "mesh.ep=2", *ZERO3),
     },
 }  # fmt: skip

@@ -7,15 +7,13 @@ Ranks are forks: transformers, which takes seconds, is imported once.
 
 import os
 import sys
-import traceback
-from pathlib import Path
 
-import torch
 from torch import distributed
 
 import dnnmem
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import change
+from tests.laws.programs.each_plan import each_plan
 from tests.laws.programs.expert_plans import PLANS, build, loss_of
 
 
@@ -26,7 +24,7 @@ def train(way, settings, rank):
     model, optimizer = dnnmem.apply(model, optimizer, plan)
     losses, grads = [], {}
     for batch in batches:
-        loss = loss_of(model, batch.chunk(plan.mesh.data_ranks)[rank])
+        loss = loss_of(model, batch.chunk(plan.mesh.data_ranks)[rank // plan.mesh.cp])
         loss.backward()
         grads = grads or {name: p.grad.full_tensor().clone() for name, p in model.named_parameters()}
         optimizer.step()
@@ -38,22 +36,6 @@ def train(way, settings, rank):
     return {"losses": losses, "grads": grads, "weights": weights}
 
 
-def work(rank, ranks, folder):
-    """Each plan by itself."""
-    meeting = f"file://{folder}/meeting{ranks}"
-    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
-    found = {}
-    for way, settings in PLANS[ranks].items():
-        try:
-            found[way] = train(way, settings, rank)
-        except Exception:  # noqa: BLE001, PERF203 - the next plan runs all the same
-            found[way] = traceback.format_exc()
-    if rank == 0:
-        torch.save(found, Path(folder, f"{ranks}.pt"))
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
 def main(folder):
     """All numbers of ranks, one after the other."""
     import transformers.models.auto.modeling_auto  # noqa: F401
@@ -63,7 +45,7 @@ def main(folder):
         for rank in range(ranks):
             child = os.fork()
             if not child:
-                work(rank, ranks, folder)
+                each_plan(PLANS[ranks], train, rank, ranks, f"{folder}/meeting{ranks}", f"{folder}/{ranks}.pt")
                 os._exit(0)
             children.append(child)
         if any(os.waitpid(child, 0)[1] for child in children):

@@ -13,9 +13,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy, gelu
 
 from dnnmem.estimator.plan import Batch, Mesh, Pipeline, Plan, Remat, Sharding
-from dnnmem.profilers.apply import apply_to_model
+from dnnmem.profilers.apply import apply_to_model, sharding
 from dnnmem.profilers.apply.device_mesh import device_mesh
 from dnnmem.profilers.apply.pipeline import Pipelined
+from dnnmem.profilers.apply.pipeline_api import pipeline as applied
 from dnnmem.profilers.step import plain_step
 
 MICRO, STEPS, WIDTH, WORDS, BLOCKS = 8, 2, 16, 40, 8
@@ -25,6 +26,7 @@ WAYS = {
     "1f1b, tied": Pipeline(schedule="dapple"),
     "1f1b, run again": Pipeline(),
     "gpipe": Pipeline(schedule="gpipe"),
+    "gpipe, run again, tied, one call": Pipeline(schedule="gpipe"),
     "interleaved": Pipeline(schedule="interleaved", chunks=2),
     "zb_h1": Pipeline(schedule="zb_h1"),
     "zbv": Pipeline(schedule="zbv", chunks=2),
@@ -32,11 +34,15 @@ WAYS = {
     "dualpipev": Pipeline(schedule="dualpipev", chunks=2),
 }
 SHARDED = {
-    "1f1b, sharded": Pipeline(),
     "1f1b, sharded, run again, tied": Pipeline(),
     "interleaved, sharded": Pipeline(schedule="interleaved", chunks=2),
+    "1f1b, ddp, tied": Pipeline(),
+    "interleaved, ddp": Pipeline(schedule="interleaved", chunks=2),
+    "gpipe, zero1": Pipeline(schedule="gpipe"),
+    "1f1b, tp, tied": Pipeline(),
+    "zbv, tp": Pipeline(schedule="zbv", chunks=2),
 }
-"""Four ranks: two stages of two each (FSDP2), which take half of the samples."""
+"""Four ranks: two stages of two each. They take half of the samples (FSDP2, DDP, ZeRO-1), or have half of matrices."""
 CUTS = {2: "3", 4: "1,3,6"}
 
 
@@ -112,18 +118,31 @@ def train(way, ranks):
         model = apply_to_model(model, Plan(remat=Remat(policy="full")))
     plan = Plan(mesh=Mesh(pp=ranks), batch=Batch(accumulation=MICRO), pipeline=pipeline)
     steps = batches()
-    if way in SHARDED:
-        plan = replace(plan, mesh=Mesh(pp=ranks // 2, dp_shard=2), sharding=Sharding(strategy="zero3"))
-        mine = device_mesh(plan)["dp_shard"].get_local_rank()
+    split = way in SHARDED and "tp" not in way
+    if way in SHARDED and not split:
+        plan = replace(plan, mesh=Mesh(pp=ranks // 2, tp=2))
+    if split:
+        strategy = next((name for name in ("ddp", "zero1") if name in way), "zero3")
+        axis = "dp_replicate" if strategy == "ddp" else "dp_shard"
+        plan = replace(plan, mesh=Mesh(pp=ranks // 2, **{axis: 2}), sharding=Sharding(strategy=strategy))
+        mine = device_mesh(plan)[axis].get_local_rank()
         steps = [[tuple(tensor[mine : mine + 1] for tensor in batch) for batch in step] for step in steps]
-    rank = Pipelined(model, plan, plain_step(loss_of), steps[0][0])
     grads = {}
-    optimizer = noting(torch.optim.AdamW(model.parameters(), lr=1e-2), model, grads)
+    if "one call" in way:
+        again, model = replace(plan, remat=Remat(policy="full")), build(way)
+        adamw = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        rank = applied(model, adamw, again, step=plain_step(loss_of), batch=steps[0][0])
+        noting(rank.optimizer, model, grads)
+        losses = [rank.step(step) for step in steps]
+        return {"losses": losses, "grads": grads, "weights": {name: p.detach() for name, p in model.named_parameters()}}
+    rank = Pipelined(model, plan, plain_step(loss_of), steps[0][0])
+    made = sharding.to_optimizer(torch.optim.AdamW(model.parameters(), lr=1e-2), model, plan)
+    optimizer = noting(made, model, grads)
     losses = [rank.step(step, optimizer) for step in steps]
-    if way in SHARDED and losses[0] is not None:
+    if split and losses[0] is not None:
         losses = [loss / 2 for loss in losses]
         for loss in losses:
-            distributed.all_reduce(loss, group=device_mesh(plan)["dp_shard"].get_group())
+            distributed.all_reduce(loss, group=device_mesh(plan)[axis].get_group())
     weights = {name: p.detach() for name, p in model.named_parameters()}
     return {"losses": losses, "grads": whole(grads), "weights": whole(weights)}
 

@@ -7,6 +7,7 @@ from sample_models import gpt
 SIZES = {"vocab": 96, "context": 16, "width": 32, "layers": 3, "heads": 4}
 STEPS = 3
 SHARD = ("mesh.dp_shard=2",)
+MASTERS = ("precision.compute=bfloat16", "precision.param=float32")
 OPS = ("remat.policy=ops", "remat.keep=0:addmm.0.2,gelu/2:input")
 PLANS = {
     "ddp": ("mesh.dp_replicate=2", "sharding.strategy=ddp"),
@@ -42,6 +43,8 @@ PLANS = {
         "precision.compute=fp16_amp",
         "offload.optimizer=true",
     ),
+    "ddp, bfloat16 with masters": ("mesh.dp_replicate=2", "sharding.strategy=ddp", *MASTERS),
+    "zero1, bfloat16 with masters": (*SHARD, "sharding.strategy=zero1", *MASTERS),
     "hsdp of one": ("mesh.dp_replicate=2", "sharding.strategy=zero3"),
 }
 """Ways to train on two ranks, each by its `--set`."""

@@ -4,10 +4,7 @@ tensor_work.py RANK WORLD_SIZE FOLDER        FOLDER/rank0.pt: plan -> losses, gr
 """
 
 import sys
-import traceback
-from pathlib import Path
 
-import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -15,6 +12,7 @@ import dnnmem
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import change
 from dnnmem.profilers.apply.device_mesh import device_mesh
+from tests.laws.programs.each_plan import each_plan
 from tests.laws.programs.tensor_plans import PLANS, build, in_order, loss_of
 
 
@@ -58,17 +56,7 @@ def train(way, settings, rank):
 
 def main(rank, ranks, folder):
     """Each plan by itself."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
-    found = {}
-    for way, settings in PLANS[ranks].items():
-        try:
-            found[way] = train(way, settings, rank)
-        except Exception:  # noqa: BLE001, PERF203 - the next plan runs all the same
-            found[way] = traceback.format_exc()
-    if rank == 0:
-        torch.save(found, Path(folder, "rank0.pt"))
-    distributed.barrier()
-    distributed.destroy_process_group()
+    each_plan(PLANS[ranks], train, rank, ranks, f"{folder}/meeting", f"{folder}/rank0.pt")
 
 
 main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
