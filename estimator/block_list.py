@@ -114,10 +114,9 @@ def _are_blocks(inside: Sequence[Module], used: set[Path]) -> bool:
         return False
     depth = len(inside[0].path)
     running = {path[:depth] for path in used}
-    # a run of equal leaves (three Linears, five ReLUs) is no list of blocks: each is one op
-    return any(m.path in running for m in inside) and any(
-        len(path) > depth and path[:depth] == inside[0].path for path in used
-    )
+    # a run of equal leaves (three Linears, five ReLUs) is no list of blocks: each is one op; a stage runs some of them
+    paths = {m.path for m in inside}
+    return bool(paths & running) and any(len(path) > depth and path[:depth] in paths for path in used)
 
 
 def _prefix(inside: Sequence[Module]) -> str:

@@ -90,6 +90,11 @@ def find_cluster(name: str) -> Cluster:
     Raises `UsageError` for an unknown name (with the nearest ones), GPUs that do not fill whole nodes, nodes without a
     network between them, and a faulty file.
     """
+    if "+" in name and ".toml" not in name:
+        raise UsageError(
+            f"--cluster {name} names unlike GPUs; dnnmem estimate tells what a plan costs on them, here they are equal",
+            hint=f"--cluster {name.partition('+')[0]}",
+        )
     wanted, count = _count(name)
     node = find_node(wanted)
     return _nodes(node, node_device(node), count, name) if node else _gpus(_device(wanted, name), count, name)

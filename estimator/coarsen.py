@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dnnmem.estimator.block_list import Path, block_lists
+from dnnmem.estimator.passes.expert_layers import SENT, owner_of
 from dnnmem.estimator.passes.fsdp_groups import LOSS
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like
@@ -129,7 +130,11 @@ def _spans(trace: Trace) -> Iterator[tuple[int, int]]:
     """Where runs begin and end."""
     lists = block_lists(trace)
     owner: dict[Path, object] = {}
+    sent = {op.module for op in trace.ops if op.name == SENT}
     for path in {op.module for op in trace.ops}:
+        if (experts := owner_of(path, sent)) is not None:
+            owner[path] = experts
+            continue
         number = next(((some.root, n) for some in lists if (n := some.index(path)) is not None), None)
         owner[path] = number if number is not None else path if path != LOSS else LOSS
     grads = {i for i, s in trace.storages.items() if s.kind is Kind.GRAD}
@@ -144,6 +149,8 @@ def _spans(trace: Trace) -> Iterator[tuple[int, int]]:
             first = k
         key = mine
         alone = op.lane is not Lane.COMPUTE or op.phase is Phase.STEP
+        if op.lane is Lane.COMM:  # what does not read it need not wait
+            unread.update(op.writes)
         used = (*op.reads, *op.writes, *(event[2] for event in op.events))
         touched = op.phase is Phase.BACKWARD and not grads.isdisjoint(used)
         if alone or touched:

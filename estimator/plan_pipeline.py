@@ -24,6 +24,8 @@ TORCH = frozenset({"1f1b", "dapple", "gpipe", "interleaved", "zb_h1", "zbv", "du
 """Those that PyTorch has."""
 SPLITS = frozenset({"zb_h1", "zbv", "dualpipev"})
 """Those in which gradients of weights may come later than those of inputs."""
+FOLDED = frozenset({"zbv", "dualpipev"})
+"""Those whose first rank has the first stage and the last."""
 CHUNKS: Mapping[str, int] = {"zbv": 2, "dualpipev": 2}
 """Chunks a rank holds where that is not one; `interleaved` takes any number from two."""
 
@@ -44,6 +46,11 @@ def cuts(text: str, chunks: int) -> tuple[int, ...]:
 def has_buffers(plan: Plan) -> bool:
     """True if stages hold messages as PyTorch's do."""
     return plan.mesh.pp > 1 and plan.pipeline.buffers and plan.pipeline.schedule in TORCH
+
+
+def reduces_at_end(plan: Plan) -> bool:
+    """True if stages are sharded by FSDP2: they keep whole gradients, and reduce them after a step's last backward."""
+    return plan.mesh.pp > 1 and plan.splits_parameters
 
 
 def check_pipeline(plan: Plan) -> None:

@@ -7,21 +7,30 @@ A gradient is made by a step's first backward pass, added to by the others, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from dnnmem.estimator.first_step import is_of_first_step
 from dnnmem.estimator.passes.backward_parts import backward_parts, held_apart
+from dnnmem.estimator.passes.fsdp_stages import (
+    Owner,
+    fetches,
+    gathered_by,
+    gathers,
+    is_reduction,
+    sums_apart,
+    whole_parameters,
+)
 from dnnmem.estimator.passes.pipeline_buffers import RECEIVE, SEND, received, staying
 from dnnmem.estimator.pipeline_timing import in_flight
+from dnnmem.estimator.rank_chunk import by_letter, freed_late_of, messages_of, terms_of
 from dnnmem.estimator.schedules.grid import Step
-from dnnmem.estimator.send_waits import kernels_of, with_waits
-from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
+from dnnmem.estimator.send_waits import held_by_its_send, kernels_of, lingering, with_waits
+from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
 _OF_A_CHUNK = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER, Kind.COMM})
 """Kinds that each chunk has for itself, even where chunks of a rank are one trace."""
-_ADD = "aten.add_.Tensor"
 
 
 def rank_step(
@@ -34,12 +43,19 @@ def rank_step(
     and is handed its outputs as they are.
     """
     apart = {step.chunk for step in steps if step.phase == "I"}
-    chunks = [held_apart(chunk) if c in apart else chunk for c, chunk in enumerate(chunks)]
+    held = {id(chunk): held_apart(chunk) for c, chunk in enumerate(chunks) if c in apart}
+    chunks = [held.get(id(chunk), chunk) for chunk in chunks]
     writer = _Writer(chunks, copies, places, folded=folded)
-    ops = [op for step in steps for op in writer.ops(step)]
-    late = _held_by_its_send(chunks, steps, places)
+    ends = {step.chunk: n for n, step in enumerate(steps)}
+    ahead = writer.ahead(steps, apart)
+    ops = [
+        op
+        for n, step in enumerate(steps)
+        for op in (*writer.fetched(*ahead[n], step.chunk), *writer.ops(step), *writer.reductions(n, ends))
+    ]
+    late = held_by_its_send(chunks, steps, places)
     if late is not None:
-        ops = _lingering(ops, writer.own.get((0, late[0]), {}), *late[1:])
+        ops = lingering(ops, writer.own.get((0, late[0]), {}), *late[1:])
     update = [*writer.update()]
     kernels = [*writer.kernels, *map(kernels_of, update)]
     sent = writer.on_wire if any(map(received, chunks)) else set()
@@ -59,59 +75,39 @@ def rank_step(
     )
 
 
-def _held_by_its_send(
-    chunks: Sequence[Trace], steps: Sequence[Step], microbatches: int
-) -> tuple[int, int, frozenset[int]] | None:
-    """The micro-batch whose output the last send of 1F1B's first phase holds, until which backward, and the output.
-
-    PyTorch's schedule keeps that send's handle until its last phase begins, and the handle keeps what was sent. Where
-    so few of the `microbatches` are played that it would not show, the first one's output stands for it.
-    """
-    first = next((n for n, step in enumerate(steps) if step.phase != "F"), 0)
-    last = max((n for n, step in enumerate(steps) if step.phase == "F"), default=0)
-    sends = [op for op in chunks[0].ops if op.name == SEND and op.phase is Phase.FORWARD]
-    if len(chunks) > 1 or first < 2 or last < first or not sends or not received(chunks[0]):
-        return None
-    shows = sum(step.phase == "F" for step in steps) >= 2 * first or microbatches < 2 * first
-    return steps[first - 2 if shows else 0].microbatch, steps[last + 1].microbatch, frozenset(sends[0].reads)
-
-
-def _lingering(ops: list[Op], own: Mapping[int, int], until: int, output: frozenset[int]) -> list[Op]:
-    """`ops` with the frees of a micro-batch's output moved to the end of the backward pass of another one."""
-    ids = {own[i] for i in output if i in own}
-    freed = [event for op in ops for event in op.events if event.storage in ids and event.nbytes < 0]
-    end = max(n for n, op in enumerate(ops) if op.name == f"dnnmem.backward.{until}")
-    found = [op_like(op, events=tuple(event for event in op.events if event not in freed)) for op in ops]
-    found[end] = op_like(found[end], events=(*found[end].events, *freed))
-    return found
-
-
 class _Writer:
     """Gives the storages of each chunk and micro-batch ids of their own."""
 
     def __init__(self, chunks: Sequence[Trace], copies: int, places: int, *, folded: bool) -> None:
         self.chunks, self.copies, self.places = chunks, copies, places
         ways = (Phase.FORWARD, Phase.BACKWARD) if folded else ()
-        self.given = [_messages(chunk, RECEIVE, ways[1 - c : 2 - c]) for c, chunk in enumerate(chunks)]
-        self.handed = [_messages(chunk, SEND, ways[c : c + 1]) for c, chunk in enumerate(chunks)]
+        self.given = [messages_of(chunk, RECEIVE, ways[1 - c : 2 - c]) for c, chunk in enumerate(chunks)]
+        self.handed = [messages_of(chunk, SEND, ways[c : c + 1]) for c, chunk in enumerate(chunks)]
         """What the two chunks give each other, by who takes it and by who makes it."""
         self.storages: dict[int, Storage] = {}
         self.pinned: set[int] = set()
         self.early: list[int] = []
         self.alive: set[int] = set()
-        self.terms = [_terms(chunk) for chunk in chunks]
+        self.terms = [terms_of(chunk) for chunk in chunks]
         self.grads: dict[tuple[int, int], int] = {}
         self.kept = self._kept()
         self.own: dict[tuple[int, int], dict[int, int]] = {}
         self.stays = [staying(chunk) for chunk in chunks]
         self.sent: dict[tuple[int, int], list[int]] = {}
-        self.late = [_freed_late(chunk) for chunk in chunks]
+        self.late = [freed_late_of(chunk) for chunk in chunks]
         self.latest: dict[tuple[int, int], int] = {}
-        self.gathered = [_gathered(chunk) for chunk in chunks]
-        self.holders: dict[tuple[int, int], tuple[int, int]] = {}
-        self.by_letter = [_by_letter(chunk) for chunk in chunks]
+        self.whole = [whole_parameters(chunk) for chunk in chunks]
+        self.lives: dict[tuple[int, Owner], int] = {}
+        """Parameters that are whole now, by chunk."""
+        self.apart, self.sums = [sums_apart(chunk) for chunk in chunks], dict[tuple[int, int], int]()
+        """Gradients in another type than a micro-batch's, and those that are there."""
+        self.fetches: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+        """Of chunks that are gathered whole: buffers, and the parameters that are copied out of each."""
+        self.waiting: list[Event] = []
+        """Frees of gathers' buffers that wait for the next gather."""
+        self.by_letter = [by_letter(chunk) for chunk in chunks]
         self.begun: set[str] = set()
-        self.sends = [_messages(chunk, SEND, (Phase.FORWARD, Phase.BACKWARD)) for chunk in chunks]
+        self.sends = [messages_of(chunk, SEND, (Phase.FORWARD, Phase.BACKWARD)) for chunk in chunks]
         self.on_wire: set[int] = set()
         """What has been sent."""
         self.phase = ""
@@ -124,7 +120,7 @@ class _Writer:
 
     def _kept(self) -> list[dict[int, int]]:
         """For each chunk, ids of what is pinned; what two chunks of a rank share is there once."""
-        seen: dict[int, tuple[Storage, int]] = {}
+        seen: dict[int, tuple[Storage, int, int]] = {}
         found = []
         for chunk, terms, given in zip(self.chunks, self.terms, self.given, strict=True):
             messages = received(chunk)
@@ -137,11 +133,12 @@ class _Writer:
                 storage = chunk.storages[i] if i not in given else storage_like(chunk.storages[i], nbytes=0)
                 known = seen.get(i)
                 shared = storage.kind not in _OF_A_CHUNK and i not in messages
-                if known is not None and known[0] == storage and shared:
+                tied = storage.kind is Kind.PARAM and known is not None and known[2] != id(chunk)
+                if known is not None and known[0] == storage and (shared or tied):
                     new[i] = known[1]
                     continue
                 new[i] = self._enter(storage)
-                seen[i] = storage, new[i]
+                seen[i] = storage, new[i], id(chunk)
                 self.pinned.add(new[i])
                 if i in order and not is_of_first_step(storage):
                     self.early.append(new[i])
@@ -176,9 +173,9 @@ class _Writer:
         """One forward or backward of a chunk: a single op, but where workspaces may be made on the way."""
         phase = Phase.FORWARD if step.phase == "F" else Phase.BACKWARD
         ops, self.phase = self._ops_of(step), step.phase
-        each = [tuple(self._renamed(op.events, step.chunk, step.microbatch)) for op in ops]
+        each = [self._events(op, step.chunk, step.microbatch) for op in ops]
         if each:
-            each[-1], self.dropped = (*each[-1], *self.dropped), []
+            each[-1], self.dropped, self.waiting = (*each[-1], *self.waiting, *self.dropped), [], []
         counts = [*map(kernels_of, ops)]
         if step.phase not in self.begun:
             self.begun.add(step.phase)
@@ -188,9 +185,38 @@ class _Writer:
         name, events = f"dnnmem.{phase.value}.{step.microbatch}", tuple(event for own in each for event in own)
         return [Op(name=name, phase=phase, events=events, flops=sum(op.flops for op in ops))]
 
+    def ahead(self, steps: Sequence[Step], apart: Collection[int]) -> list[tuple[list[int], list[int]]]:
+        """Before each step, what `fetches` has, where the schedule gathers chunks and there is something to gather."""
+        there = any(self.whole) and any(map(received, self.chunks)) and (apart or self.chunks[1:])
+        return fetches(steps) if there else [([], []) for _ in steps]
+
+    def fetched(self, gone: Sequence[int], new: Sequence[int], now: int) -> Iterator[Op]:
+        """Drop chunks and gather others, all at once; what is gathered is copied out when there is work for it."""
+        dropped = [self.lives.pop(key) for key in [*self.lives] if key[0] in gone]
+        frees = [Event(-self.storages[i].nbytes, 0, i) for i in dropped]
+        for c in new:
+            self.fetches[c] = [(self._enter(flat), op.writes) for flat, op in gathers(self.chunks[c])]
+        flats = [self.storages[flat] for c in new for flat, _ in self.fetches[c]]
+        out: list[Event] = []
+        for flat, whole in self.fetches.pop(now, ()):
+            made = (Event(self.chunks[now].storages[i].nbytes, 0, i) for i in whole)
+            out += (e for event in made if event.nbytes for e in self._held(event, now))
+            out.append(Event(-self.storages[flat].nbytes, 0, flat))
+        events = (*frees, *(Event(flat.nbytes, 0, flat.id) for flat in flats), *out)
+        if events:
+            self.kernels.append(len(out))
+            yield Op(name="dnnmem.all_gather.chunk", phase=Phase.FORWARD, events=events)
+
+    def reductions(self, n: int, ends: Mapping[int, int]) -> Iterator[Op]:
+        """What reduces the gradients of the chunks whose last step is the `n`-th: each stage's as soon as it can be."""
+        for c in (c for c, end in ends.items() if end == n):
+            for op in filter(is_reduction, self.chunks[c].ops):
+                self.kernels.append(kernels_of(op))
+                yield op_like(op, reads=(), writes=(), events=tuple(self._renamed(op.events, c, -1)))
+
     def update(self) -> Iterator[Op]:
         """The optimizer's step: one over the parameters of all chunks, where their ops are alike."""
-        lists = [[op for op in chunk.ops if op.phase is Phase.STEP] for chunk in self.chunks]
+        lists = [[op for op in chunk.ops if op.phase is Phase.STEP and not is_reduction(op)] for chunk in self.chunks]
         if any([op.name for op in ops] != [op.name for op in lists[0]] for ops in lists):
             turns = [(c, op) for c, ops in enumerate(lists) for op in ops]
         else:
@@ -211,39 +237,88 @@ class _Writer:
 
     def _renamed(self, events: Sequence[Event], chunk: int, microbatch: int) -> Iterator[Event]:
         """Events with the ids of a micro-batch; one that would free or allocate a pinned storage twice is left out."""
-        kept, late, storages = self.kept[chunk], self.late[chunk], self.chunks[chunk].storages
-        gathered, terms = self.gathered[chunk], self.terms[chunk]
-        own = self.own.setdefault((chunk, microbatch), {})
+        kept, late, whole, terms = self.kept[chunk], self.late[chunk], self.whole[chunk], self.terms[chunk]
+        own, grads = self.own.setdefault((chunk, microbatch), {}), {*terms.values()}
         for event in events:
-            nbytes, stream, i = event
+            i = event.storage
             if i < 0:
                 yield event
+            elif i in whole:
+                yield from self._held(event, chunk)
+            elif i in self.apart[chunk]:
+                yield from self._added_apart(event, chunk)
+            elif i in grads or i in terms:
+                yield from self._summed(event, chunk, own)
             elif i in late:
                 yield from self._outliving(event, chunk, own)
-            elif i in gathered:
-                yield from self._held(event, chunk)
-            elif i in terms and ((chunk, terms[i]) not in self.grads or own.get(i) == self.grads[chunk, terms[i]]):
-                if nbytes > 0:  # the first term is the gradient
-                    own[i] = self.grads[chunk, terms[i]] = self._enter(storages[terms[i]])
-                    yield Event(nbytes, stream, own[i])
-            elif (new := kept.get(i)) is None:
-                if (new := own.get(i)) is None:
-                    new = own[i] = self._made(chunk, i)
-                yield Event(nbytes, stream, new)
-            elif (new in self.alive) != (nbytes > 0):
-                (self.alive.add if nbytes > 0 else self.alive.discard)(new)
-                yield Event(nbytes, stream, new)
+            elif i in kept:
+                yield from self._toggled(event, kept[i])
+            else:
+                yield from self._of_microbatch(event, chunk, own)
+
+    def _summed(self, event: Event, chunk: int, own: dict[int, int]) -> Iterator[Event]:
+        """What micro-batches add to gradients: the first term is the gradient, which what reduces it may free."""
+        nbytes, stream, i = event
+        grad = self.terms[chunk].get(i, -1)
+        known = self.grads.get((chunk, grad))
+        if grad < 0:
+            if nbytes < 0:
+                yield Event(nbytes, stream, self.grads.pop((chunk, i)))
+        elif known is not None and own.get(i) != known:
+            yield from self._of_microbatch(event, chunk, own)
+        elif nbytes > 0:
+            own[i] = self.grads[chunk, grad] = self._enter(self.chunks[chunk].storages[grad])
+            yield Event(nbytes, stream, own[i])
+
+    def _added_apart(self, event: Event, chunk: int) -> Iterator[Event]:
+        nbytes, stream, i = event
+        if nbytes < 0:
+            yield Event(nbytes, stream, self.sums.pop((chunk, i)))
+        elif (chunk, i) not in self.sums:
+            self.sums[chunk, i] = self._enter(self.chunks[chunk].storages[i])
+            yield Event(nbytes, stream, self.sums[chunk, i])
+
+    def _toggled(self, event: Event, new: int) -> Iterator[Event]:
+        if (new in self.alive) != (event.nbytes > 0):
+            (self.alive.add if event.nbytes > 0 else self.alive.discard)(new)
+            yield event._replace(storage=new)
+
+    def _of_microbatch(self, event: Event, chunk: int, own: dict[int, int]) -> Iterator[Event]:
+        """A storage of the micro-batch's own; the buffer of a gather that was not needed has never been."""
+        i = event.storage
+        if i not in own and event.nbytes < 0:
+            return
+        if i not in own:
+            own[i] = self._made(chunk, i)
+        yield event._replace(storage=own[i])
+
+    def _events(self, op: Op, chunk: int, microbatch: int) -> tuple[Event, ...]:
+        """Events of an op of a micro-batch; what is whole already is not gathered."""
+        owners = gathered_by(op, self.chunks[chunk])
+        if not owners:
+            return tuple(self._renamed(op.events, chunk, microbatch))
+        if all((chunk, owner) in self.lives for owner in owners):
+            own, mine = self.own.setdefault((chunk, microbatch), {}), self.whole[chunk]
+            late = tuple(e for e in op.events if e.nbytes < 0 and e.storage not in mine and e.storage in own)
+            self.waiting += self._renamed(late, chunk, microbatch)
+            return ()
+        found = tuple(self._renamed(op.events, chunk, microbatch))
+        if op.lane is not Lane.COMM:
+            found, self.waiting = (*found, *self.waiting), []
+        return found
 
     def _held(self, event: Event, chunk: int) -> Iterator[Event]:
-        """A gathered parameter is there once while any micro-batch in flight holds it."""
+        """A parameter is whole once, from the first gather to what drops it."""
         nbytes, stream, i = event
-        new, holders = self.holders.get((chunk, i), (-1, 0))
-        if nbytes > 0 and not holders:
-            new = self._enter(self.chunks[chunk].storages[i])
-        now = holders + (1 if nbytes > 0 else -1)
-        self.holders[chunk, i] = new, now
-        if not holders or not now:
-            yield Event(nbytes, stream, new)
+        key = chunk, self.whole[chunk][i]
+        if (key in self.lives) == (nbytes > 0):
+            return
+        if nbytes > 0:
+            self.lives[key] = self._enter(self.chunks[chunk].storages[i])
+        new = self.lives[key]
+        if nbytes < 0:
+            del self.lives[key]
+        yield Event(nbytes, stream, new)
 
     def _outliving(self, event: Event, chunk: int, own: dict[int, int]) -> Iterator[Event]:
         """What outlives its micro-batch; what is sent is freed at once for all of them."""
@@ -273,38 +348,3 @@ class _Writer:
                 self.dropped.append(free)  # once the pass that makes the next one is over
             else:
                 yield free
-
-
-def _messages(chunk: Trace, name: str, phases: Sequence[Phase]) -> set[int]:
-    """Storages of a micro-batch that are sent, or received, in some passes."""
-    return {i for op in chunk.ops if op.name == name and op.phase in phases for i in (*op.reads, *op.writes)}
-
-
-def _freed_late(chunk: Trace) -> set[int]:
-    """Storages of a micro-batch that are freed in the update."""
-    made = {e.storage for op in chunk.ops if op.phase is not Phase.STEP for e in op.events if e.nbytes > 0}
-    freed = {e.storage for op in chunk.ops if op.phase is Phase.STEP for e in op.events if e.nbytes < 0}
-    return {i for i in made & freed if i >= 0 and i not in chunk.pinned}
-
-
-def _gathered(chunk: Trace) -> set[int]:
-    """Whole parameters that a micro-batch's forward pass leaves for its backward pass."""
-    params = {(s.module, s.name) for s in chunk.storages.values() if s.kind is Kind.PARAM}
-    made = {e.storage for op in chunk.ops if op.phase is Phase.FORWARD for e in op.events if e.nbytes > 0}
-    freed = {e.storage for op in chunk.ops if op.phase is Phase.BACKWARD for e in op.events if e.nbytes < 0}
-    crossing = [chunk.storages[i] for i in made & freed if i >= 0 and i not in chunk.pinned]
-    return {s.id for s in crossing if s.kind is Kind.COMM and (s.module, s.name) in params}
-
-
-def _by_letter(chunk: Trace) -> dict[str, list[Op]]:
-    """Ops of whole passes; a forward that is run again is part of its backward, which follows at once."""
-    forward = [op for op in chunk.ops if op.phase is Phase.FORWARD]
-    backward = [op for op in chunk.ops if op.phase is Phase.BACKWARD]
-    return {"F": forward, "B": backward}
-
-
-def _terms(chunk: Trace) -> dict[int, int]:
-    """What micro-batches add to gradients, and to which."""
-    adds = (op for op in chunk.ops if op.name == _ADD and op.phase is Phase.BACKWARD and len(op.reads) == 2)
-    found = ((op.reads, op.writes) for op in adds if op.writes == op.reads[:1] and op.writes[0] in chunk.pinned)
-    return {term: grad for (grad, term), _ in found if chunk.storages[grad].kind is Kind.GRAD}

@@ -11,11 +11,13 @@ queue allows (`profilers/virtual_gpu/launch.py` has the sources). What is sent a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 
 from dnnmem.estimator.allocator_settings import MIN_BLOCK_BYTES
 from dnnmem.estimator.op_class import OpClass, kind_of
+from dnnmem.estimator.passes.pipeline_buffers import SEND, received
+from dnnmem.estimator.schedules.grid import Step
 from dnnmem.estimator.trace import Event, Lane, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like
 
@@ -91,3 +93,30 @@ def _with_ends(op: Op, ends: list[tuple[int, Event]]) -> Op:
             events.append(ends.pop(0)[1])
         events.append(event)
     return op_like(op, events=(*events, *(event for _, event in ends)))
+
+
+def held_by_its_send(
+    chunks: Sequence[Trace], steps: Sequence[Step], microbatches: int
+) -> tuple[int, int, frozenset[int]] | None:
+    """The micro-batch whose output the last send of 1F1B's first phase holds, until which backward, and the output.
+
+    PyTorch's schedule keeps that send's handle until its last phase begins, and the handle keeps what was sent. Where
+    so few of the `microbatches` are played that it would not show, the first one's output stands for it.
+    """
+    first = next((n for n, step in enumerate(steps) if step.phase != "F"), 0)
+    last = max((n for n, step in enumerate(steps) if step.phase == "F"), default=0)
+    sends = [op for op in chunks[0].ops if op.name == SEND and op.phase is Phase.FORWARD]
+    if len(chunks) > 1 or first < 2 or last < first or not sends or not received(chunks[0]):
+        return None
+    shows = sum(step.phase == "F" for step in steps) >= 2 * first or microbatches < 2 * first
+    return steps[first - 2 if shows else 0].microbatch, steps[last + 1].microbatch, frozenset(sends[0].reads)
+
+
+def lingering(ops: list[Op], own: Mapping[int, int], until: int, output: frozenset[int]) -> list[Op]:
+    """`ops` with the frees of a micro-batch's output moved to the end of the backward pass of another one."""
+    ids = {own[i] for i in output if i in own}
+    freed = [event for op in ops for event in op.events if event.storage in ids and event.nbytes < 0]
+    end = max(n for n, op in enumerate(ops) if op.name == f"dnnmem.backward.{until}")
+    found = [op_like(op, events=tuple(event for event in op.events if event not in freed)) for op in ops]
+    found[end] = op_like(found[end], events=(*found[end].events, *freed))
+    return found

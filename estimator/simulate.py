@@ -184,7 +184,7 @@ def _beside(sent: list[tuple[float, float]], begin: float, done: float, contenti
             return now + left * (1 + contention)
         left -= (end - now) / (1 + contention)
         now = end
-    return now + left
+    return now + left if now > begin else done
 
 
 def _freed(op: Op, done: float, leaving: dict[int, float], exposed: dict[str, float]) -> float:

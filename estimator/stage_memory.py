@@ -54,11 +54,16 @@ def worst_stage(chunks: Sequence[Trace], plan: Plan, device: Device) -> StageMem
     micro-batches. A rank whose program asks for a tenth less than another's is not played: fragments of ranks that do
     the same are alike. Raises what the schedule raises.
     """
-    steps = _steps(chunks, plan, _grid(plan))
+    steps = _steps(chunks, plan, _grid(plan, microbatches(plan)))
     asked = {r: step.peak_bytes() for r, step in steps.items()}
     enough = max(asked.values()) * _CLOSE
     found = [StageMemory(rank=r, held=replay_on(steps[r], device)) for r in steps if asked[r] >= enough]
     return max(found, key=lambda one: (one.held.peak_reserved_bytes, one.held.peak_allocated_bytes))
+
+
+def stage_peak(chunks: Sequence[Trace], plan: Plan, device: Device, rank: int) -> ReplayResult:
+    """What the allocator of stage `rank` holds. Raises what the schedule raises."""
+    return replay_on(stage_step(chunks, _grid(plan, microbatches(plan)), rank, plan.batch.accumulation), device)
 
 
 def least_peak(chunks: Sequence[Trace], plan: Plan, kinds: frozenset[Kind] = frozenset(Kind)) -> int:
@@ -66,14 +71,16 @@ def least_peak(chunks: Sequence[Trace], plan: Plan, kinds: frozenset[Kind] = fro
 
     What is kept for gradients of weights that come later counts as if they came with those of inputs.
     """
-    grid = _grid(plan)
+    wanted, ranks = plan.batch.accumulation, plan.mesh.pp
+    units = plan.pipeline.schedule in _UNITS and wanted > ranks  # their buffers, which lie between, waste nothing here
+    grid = _grid(plan, min(wanted, 2 * ranks) if units else microbatches(plan))
     rows = (tuple(s._replace(phase="B") if s.phase == "I" else s for s in row if s.phase != "W") for row in grid.ranks)
     steps = _steps(chunks, plan, replace(grid, ranks=tuple(rows)))
     return max(live_peak(step, kinds) for step in steps.values())
 
 
-def _grid(plan: Plan) -> Grid:
-    return SCHEDULES[plan.pipeline.schedule](plan.mesh.pp, microbatches(plan), plan.pipeline.chunks)
+def _grid(plan: Plan, played: int) -> Grid:
+    return SCHEDULES[plan.pipeline.schedule](plan.mesh.pp, played, plan.pipeline.chunks)
 
 
 def _steps(chunks: Sequence[Trace], plan: Plan, grid: Grid) -> dict[int, Trace]:

@@ -45,6 +45,11 @@ def check_streaming(plan: Plan) -> None:
             "the others would need their gradients before they leave for the host",
             hint="--set sharding.strategy=zero3, or offload.parameters=false",
         )
+    if plan.precision.compute == "fp16_amp" or plan.precision.param is not None:
+        raise UnsupportedError(
+            "offload.parameters cannot be had with fp16's loss scaling, nor with other types at rest",
+            hint="--set precision.compute=bf16_amp, or bfloat16",
+        )
     if plan.remat.policy == "segments" and any(run.first < run.last for run in parse_segments(plan.remat.segments)):
         raise UnsupportedError(
             f"remat.segments {plan.remat.segments} computes several blocks again as one, but with offload.parameters "

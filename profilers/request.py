@@ -56,6 +56,8 @@ class Request:
     """Record so many of the model's equal blocks only, 3 or more, and say how many there are; None = all."""
     compute: str | None = None
     """What the model is made to compute in before it is recorded, as `Precision.compute` has it; None = as it is."""
+    extrapolate: bool = True
+    """Whether small real runs on a CPU stand for a fake run that depends on values; else that is an error."""
     batch_divisor: int = 1
     """Take the target's batch size by this, at least 1: for those that know their own."""
 

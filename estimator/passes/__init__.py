@@ -60,23 +60,26 @@ _AFTER_SPLIT = ("batch", "sharding", "gradients", "offload", "offload_optimizer"
 
 
 @collector_paused()
-def rewrite(trace: Trace, plan: Plan, cluster: Cluster | None = None, layers: int | None = None) -> list[Trace]:
+def rewrite(
+    trace: Trace, plan: Plan, cluster: Cluster | None = None, layers: int | None = None, rank: int = 0
+) -> list[Trace]:
     """The traces of one rank under `plan`: one, or one for each chunk of a pipeline, in the order of the model.
 
     With `layers` the model has as many blocks as that: what is done to every block alike is done to the few of the
     record, and then repeated; chunks that do the same are one trace. A chunk's gradients stay, and are sent, within
-    it, so that batch and sharding come after the split. Raises what the passes and `repeat` raise.
+    it, so that batch and sharding come after the split. Which `rank` it is counts for zero1 only: states of large
+    parameters, or of small ones. Raises what the passes and `repeat` raise.
     """
     if layers is not None and plan.remat.policy not in ("every", "segments", "ops"):
         with suppress(UnsupportedError):  # blocks may differ where they are rewritten, and not where they were recorded
-            return _rewritten(trace, plan, cluster, layers)
+            return _rewritten(trace, plan, cluster, layers, rank)
     if layers is not None:
         trace = repeat(trace, layers)
-    return _rewritten(trace, plan, cluster, None)
+    return _rewritten(trace, plan, cluster, None, rank)
 
 
-def _rewritten(trace: Trace, plan: Plan, cluster: Cluster | None, layers: int | None) -> list[Trace]:
-    return rewrite_chunks(chunks_of(rewrite_model(trace, plan, cluster), plan, layers), plan, cluster)
+def _rewritten(trace: Trace, plan: Plan, cluster: Cluster | None, layers: int | None, rank: int) -> list[Trace]:
+    return rewrite_chunks(chunks_of(rewrite_model(trace, plan, cluster), plan, layers), plan, cluster, rank)
 
 
 def chunks_of(trace: Trace, plan: Plan, layers: int | None = None) -> list[Trace]:
@@ -84,9 +87,10 @@ def chunks_of(trace: Trace, plan: Plan, layers: int | None = None) -> list[Trace
     return pipeline.split(trace, plan) if layers is None else pipeline.split_repeated(trace, plan, layers)
 
 
-def rewrite_chunks(chunks: Sequence[Trace], plan: Plan, cluster: Cluster | None = None) -> list[Trace]:
+def rewrite_chunks(chunks: Sequence[Trace], plan: Plan, cluster: Cluster | None = None, rank: int = 0) -> list[Trace]:
     """The second half for all chunks of a pipeline: `rewrite_rank` of each, where what is one trace stays one."""
-    done = {key: rewrite_rank(chunk, plan, cluster) for key, chunk in {id(chunk): chunk for chunk in chunks}.items()}
+    different = {id(chunk): chunk for chunk in chunks}
+    done = {key: rewrite_rank(chunk, plan, cluster, rank) for key, chunk in different.items()}
     return [done[id(chunk)] for chunk in chunks]
 
 
@@ -98,11 +102,14 @@ def rewrite_model(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> T
     return trace
 
 
-def rewrite_rank(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
+def rewrite_rank(trace: Trace, plan: Plan, cluster: Cluster | None = None, rank: int = 0) -> Trace:
     """The second half: what follows the split of the model into stages."""
     plan = from_context(plan)
     for field in _AFTER_SPLIT:
-        trace = PASSES[field](trace, plan, cluster)
+        if field == "sharding":
+            trace = sharding.apply(trace, plan, cluster, rank)
+        else:
+            trace = PASSES[field](trace, plan, cluster)
     if plan.batch.accumulation > 1:
         return batch.with_first_steps(trace)
     return with_first_steps(trace) if plan.mesh.world_size == 1 else trace

@@ -67,8 +67,9 @@ def backward_parts(trace: Trace) -> tuple[list[Op], list[Op]]:
         elif i in made:
             after.setdefault(last if i in past or group >= 0 else -1, []).append(event)
         else:
-            at = max(n for n, op in enumerate(inputs) if i in op.reads or i in op.writes)
-            inputs[at] = op_like(inputs[at], events=(*_kept(inputs[at], {i}), event))
+            if not any(event in op.events for op in inputs):
+                at = max(n for n, op in enumerate(inputs) if i in op.reads or i in op.writes)
+                inputs[at] = op_like(inputs[at], events=(*inputs[at].events, event))
             continue
         inputs = [op_like(op, events=_kept(op, {i})) if event in op.events else op for op in inputs]
     inputs[-1] = op_like(inputs[-1], events=(*inputs[-1].events, *after.get(-1, ())))

@@ -7,7 +7,8 @@ Each micro-batch's loss counts 1 / accumulation: the gradients of the model's ou
 Without `keep_output` the logits, often the largest tensor of a step, are gone when the backward pass needs most.
 
 The trace stays one micro-batch: whoever prices the step counts its forward and backward pass `accumulation` times.
-Where ranks keep parts of gradients only (zero2, zero3), whole ones do not outlive their sum, and only the parts stay.
+Where ranks keep parts of gradients only (zero2, zero3), whole ones do not outlive their sum, and only the parts stay;
+but those of a pipeline's stage are whole until its last micro-batch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dnnmem.estimator.first_step import FIRST_STEP, Unmade, has_own_workspace, i
 from dnnmem.estimator.passes.draft import Draft, Life, lives
 from dnnmem.estimator.passes.fsdp_groups import LOSS
 from dnnmem.estimator.passes.pipeline_buffers import ALL_SENT
-from dnnmem.estimator.plan_pipeline import has_buffers
+from dnnmem.estimator.plan_pipeline import has_buffers, reduces_at_end
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from dnnmem.estimator.plan import Plan
 
 _ADD, _SCATTER = "aten.add_.Tensor", "dnnmem.reduce_scatter.dp_shard"
+MADE_AGAIN = "dnnmem.made_again"
+"""Gradients that are gone in the update, and that the next step's first micro-batch makes."""
+_CAST = "aten._to_copy.default"
 _SUMS = {_ADD, "aten.add.Tensor"}
 
 
@@ -51,7 +55,7 @@ def _accumulated(trace: Trace, plan: Plan) -> Trace:
     """Gradients that stay between micro-batches."""
     draft, known = Draft(trace), lives(trace.ops)
     kept: dict[int, set[int]] = {}
-    parts = plan.sharding.strategy in {"zero2", "zero3"} and plan.mesh.data_ranks > 1
+    parts = plan.sharding.strategy in {"zero2", "zero3"} and plan.mesh.data_ranks > 1 and not reduces_at_end(plan)
     for i, s in trace.storages.items():
         if s.kind is not Kind.GRAD or i in trace.pinned or i not in known or not s.nbytes:
             continue
@@ -71,10 +75,31 @@ def _accumulated(trace: Trace, plan: Plan) -> Trace:
             _add(draft, i, backward)
     if not has_buffers(plan):  # whose gradients are divided in place, at the end
         _share(draft, known)
+    _keep(draft, kept)
+    return draft.finish()
+
+
+def _keep(draft: Draft, kept: Mapping[int, set[int]]) -> None:
+    """Take back that ops free gradients; what is cast for masters, one after the other, goes and comes again."""
+    cast: list[int] = []
     for k, ids in kept.items():
         op = draft.ops[k]
-        draft.ops[k] = op_like(op, events=tuple(e for e in op.events if e.storage not in ids or e.nbytes > 0))
-    return draft.finish()
+        if op.name == _CAST:
+            cast += sorted(ids)
+        else:
+            draft.ops[k] = op_like(op, events=tuple(e for e in op.events if e.storage not in ids or e.nbytes > 0))
+    if cast:
+        made_again(draft, cast)
+
+
+def made_again(draft: Draft, grads: Sequence[int]) -> None:
+    """Allocate `grads` once the step is over, as the first of the next one's micro-batches does."""
+    end, sizes = draft.trace.ops[-1], draft.storages
+    made = Op(
+        name=MADE_AGAIN, module=end.module, phase=Phase.STEP, writes=tuple(grads),
+        events=tuple(Event(sizes[g].nbytes, 0, g) for g in grads if sizes[g].nbytes),
+    )  # fmt: skip
+    draft.after.setdefault(len(draft.trace.ops) - 1, []).append(made)
 
 
 def with_first_steps(trace: Trace) -> Trace:
@@ -118,7 +143,9 @@ def _terms(trace: Trace) -> dict[int, int]:
         if op.phase is Phase.BACKWARD and op.name == _ADD and len(op.reads) == 2:
             found[op.reads[1]] = op.reads[0]
         elif op.name.startswith(_SCATTER):
-            found.update({e.storage: op.writes[-1] for e in op.events if e.nbytes > 0 and e.storage != op.writes[-1]})
+            made = [e.storage for e in op.events if e.nbytes > 0]
+            if made and made[0] != op.writes[-1]:  # what follows is to divide by
+                found[made[0]] = op.writes[-1]
     kept = {i for i in trace.pinned if trace.storages[i].kind is Kind.GRAD}
     return {term: grad for term, grad in found.items() if grad in kept}
 
@@ -131,11 +158,13 @@ def _first_micro_batch(trace: Trace, terms: Mapping[int, int], spaces: Sequence[
     """The one that makes the gradients; `spaces` are libraries' workspaces that do not live yet."""
     events: list[Event] = []
     live: dict[int, Event] = {}
-    left, begun = [*spaces], set[Phase]()
+    left, begun, grads = [*spaces], set[Phase](), {*terms.values()}
     for op in trace.ops:
         if op.phase is Phase.STEP:
             continue
         for e in op.events:
+            if e.storage in grads:  # it goes when it is sent
+                continue
             grad = trace.storages[terms[e.storage]] if e.storage in terms else None
             if grad is None or grad.nbytes != abs(e.nbytes):  # a gradient in the type of the wire, cast and gone
                 events.append(e)

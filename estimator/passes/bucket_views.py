@@ -4,12 +4,15 @@ beside    backward .. g1 | g2 | copy in g1, g2 | all_reduce ..        copy out g
 views     backward .. g1 | copy in g1, free it | g2 | copy in g2, free it | all_reduce ..        update by the bucket
 
 A gradient is copied when autograd's node is done that makes it: after its other gradients, and the sums they enter.
+Of several micro-batches only the last one sends: what the others left beside the buckets is added to, copied and gone,
+and comes again with the next step's first (`batch.made_again`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dnnmem.estimator.passes.batch import MADE_AGAIN
 from dnnmem.estimator.passes.draft import Draft, Life, made_storage
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase
 from dnnmem.estimator.trace_copy import renamed
@@ -22,11 +25,7 @@ def viewed_sum(draft: Draft, known: Mapping[int, Life], k: int, mine: Sequence[i
     draft.pinned.add(flat)
     last = k
     for g in mine:
-        if known[g].made >= 0:
-            last = max(last, _moved(draft, known[g], g, flat, axis))
-        else:  # added to in place, whenever it was made
-            _rename(draft, known[g].uses, g, flat)
-        draft.pinned.discard(g)
+        last = max(last, _moved(draft, known[g], g, flat, axis))
     send = Op(
         name=f"dnnmem.all_reduce.{axis}", module=op.module, phase=op.phase, lane=Lane.COMM, reads=(flat,),
         writes=(flat,), moved_bytes=sum(sizes.values()),
@@ -46,7 +45,8 @@ def _moved(draft: Draft, life: Life, grad: int, flat: int, axis: str) -> int:
     draft.after.setdefault(done, []).append(copy)
     if life.freed >= 0:
         draft.unfree(life.freed, grad)
-    _rename(draft, [k for k in life.uses if k > done or ops[k].phase is Phase.STEP], grad, flat)
+    later = (k for k in life.uses if k > done or ops[k].phase is Phase.STEP)
+    _rename(draft, [k for k in later if ops[k].name != MADE_AGAIN], grad, flat)
     return done
 
 

@@ -30,7 +30,8 @@ from dnnmem.estimator.encoding import (
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
-from dnnmem.estimator.passes.remat import BATCHED, PRODUCTS, is_cast
+from dnnmem.estimator.passes.remat import BATCHED, PRODUCTS
+from dnnmem.estimator.passes.remat_frees import is_cast
 from dnnmem.estimator.plan import Compression
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like

@@ -150,8 +150,6 @@ def _is_split_temporary(event: Event, cp: int) -> bool:
 def _part(s: Storage, cp: int, length: int) -> Storage:
     """A rank's positions."""
     shape = list(s.shape)
-    exact = [d for d, size in enumerate(shape) if size == length]
-    at = exact[:1] or [d for d, size in enumerate(shape) if size and size % length == 0][:1]
-    for d in at:
+    for d in [d for d, size in enumerate(shape) if size and size % length == 0][:1]:  # before what is as wide by chance
         shape[d] //= cp
     return storage_like(s, nbytes=-(-s.nbytes // cp), shape=tuple(shape))

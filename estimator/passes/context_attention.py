@@ -7,10 +7,12 @@ ulysses              swap q, k, v | attention of some heads, all positions | swa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import is_attention
+from dnnmem.estimator.passes.context_groups import is_grouped, read_repeated, repeat, sum_groups
 from dnnmem.estimator.passes.context_ring import Sizes, ring_backward, ring_forward
 from dnnmem.estimator.passes.context_sizes import key_bytes
 from dnnmem.estimator.passes.context_tape import Piece, Tape, swapped
@@ -43,8 +45,12 @@ def share_attention(draft: Draft, known: Mapping[int, Life], plan: Plan) -> None
             own, out = op.reads[1:at], op.reads[at]
             if plan.context.method == "ulysses":
                 _heads_backward(draft, known, k, _sizes(draft, op, own, out, plan), (own, out, seen[out]))
+                continue
+            sizes = _sizes(draft, op, own, out, plan)
+            if seen[out]:
+                _grouped_backward(draft, known, k, sizes, (own, seen[out]))
             else:
-                _ring_backward(draft, known, k, _sizes(draft, op, own, out, plan))
+                _ring_backward(draft, known, k, sizes)
 
 
 def _sizes(draft: Draft, op: Op, reads: Sequence[int], out: int, plan: Plan) -> Sizes:
@@ -72,11 +78,16 @@ def _ring_forward(draft: Draft, known: Mapping[int, Life], k: int, plan: Plan) -
     out, *kept = op.writes
     kept.sort(key=lambda i: -draft.storages[i].nbytes)
     sizes = _sizes(draft, op, op.reads[:3], out, plan)
+    repeated: tuple[int, ...] = ()
+    if is_grouped(op, sizes.query, sizes.key):
+        repeated = repeat(draft, k, sizes.query)
+        _let_go(draft, known, k, [i for i in op.reads[1:3] if i != op.reads[0]])
+        sizes = replace(sizes, key=sizes.query)
     tape, named = ring_forward(sizes, _made(op), out, kept)
     _insert(draft, k, tape, named)
     if sizes.causal:
         _reordered(draft, known, k, out)
-    return ()
+    return repeated
 
 
 def _reordered(draft: Draft, known: Mapping[int, Life], k: int, out: int) -> None:
@@ -128,6 +139,23 @@ def _ring_backward(draft: Draft, known: Mapping[int, Life], k: int, sizes: Sizes
         draft.free(last, both)
 
 
+def _grouped_backward(
+    draft: Draft, known: Mapping[int, Life], k: int, sizes: Sizes, kept: tuple[Sequence[int], tuple[int, ...]]
+) -> None:
+    """The same where keys and values were repeated for all heads; `kept`: those of the trace, and the repeated ones."""
+    own, (keys, values) = kept
+    query, key, value = _gradients(draft, k)
+    wide = dict.fromkeys((key, value), sizes.query)
+    kernel = [Event(wide.get(e.storage, e.nbytes), e.stream, e.storage) for e in _made(draft.ops[k])]
+    read_repeated(draft, k, own, (keys, values))
+    both = draft.add(made_storage(2 * sizes.query, Kind.TEMP, "", draft.storages[key]))
+    tape, named = ring_backward(replace(sizes, key=sizes.query), kernel, (query, key, value))
+    first = _by_position(draft, known, k, query, -1) if sizes.causal else query
+    made = _by_position(draft, known, k, key, -1), _by_position(draft, known, k, value, -1)
+    _insert(draft, k, tape, {first: named[query], both: named[key]})
+    sum_groups(draft, k, both, made)
+
+
 def _by_position(draft: Draft, known: Mapping[int, Life], k: int, i: int, source: int) -> int:
     """Gradients come head by head. Who needs them by position copies them: what is then copied, `i` if nothing is.
 
@@ -175,14 +203,14 @@ def _heads_forward(draft: Draft, known: Mapping[int, Life], k: int, plan: Plan) 
     result = swapped(tape, sizes.query)
     kept = {i: x for i, x in made.items() if i >= 0 and i != out}
     new = _insert(draft, k, tape, {out: result, **kept}, saved=(*seen, made[out]))
-    _let_go(draft, known, k, op)
+    _let_go(draft, known, k, op.reads[:3])
     return tuple(new[x] for x in (*seen, made[out]))
 
 
-def _let_go(draft: Draft, known: Mapping[int, Life], k: int, op: Op) -> None:
-    """What only attention kept is freed as soon as the program lets go of it."""
+def _let_go(draft: Draft, known: Mapping[int, Life], k: int, ids: Sequence[int]) -> None:
+    """What of `ids` only attention kept is freed as soon as the program lets go of it."""
     ops = draft.trace.ops
-    for i in dict.fromkeys(op.reads[:3]):
+    for i in dict.fromkeys(ids):
         later = [at for at in known[i].uses if at > k]
         if i in draft.pinned or not later or any(not is_attention(ops[at].name) for at in later):
             continue

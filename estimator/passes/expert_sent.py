@@ -75,7 +75,9 @@ class Sender:
         self._phase, self._ops = Phase.BACKWARD, []
         like = self.draft.trace.storages[layer.back]
         arrived = self._exchange(self._spread(layer.back, like, divided=True), like)
-        self._free(self.order)
+        inside = (e for k in layer.backward for e in self.draft.trace.ops[k].events)
+        gone = any(e.storage == layer.back and e.nbytes < 0 for e in inside)  # with the call that sends it
+        self._free(*([layer.back] if gone else []), self.order)
         self.draft.before.setdefault(layer.backward[0], []).extend(self._ops)
         return arrived
 

@@ -40,7 +40,8 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         return trace
     if plan.mesh.tp > 1:
         raise UnsupportedError(
-            f"ep {ep} beside tp {plan.mesh.tp} is not predicted yet: who sends which tokens is not decided",
+            f"ep {ep} beside tp {plan.mesh.tp}: all {plan.mesh.tp} ranks of a tp group have the same tokens, and each "
+            f"would send them: {plan.mesh.tp} times the rows, and {plan.mesh.tp} times each expert's gradient",
             hint="--set mesh.tp=1",
         )
     layers = find_layers(trace, ep)
@@ -146,6 +147,7 @@ class _Rewriter:
             return
         outer = {self.layer.given, self.layer.chosen, self.layer.weights, self.layer.back}
         kept = {at: e for at, e in enumerate(op.events) if e.storage in outer}
+        kept |= {at: Event(0, e.stream, e.storage) for at, e in kept.items() if e.storage == self.layer.back}
         new = renamed(op, inner)
         events = [kept.get(at, self._event(e, op.events[at])) for at, e in enumerate(new.events)]
         old = sum(self.old[i].nbytes for i in (*op.reads, *op.writes))

@@ -77,6 +77,11 @@ def in_float8(trace: Trace, cluster: Cluster | None) -> Trace:
 def _check_gpu(trace: Trace, cluster: Cluster | None) -> None:
     device = cluster.device if cluster is not None else find_device(trace.origin.gpu) if trace.origin.gpu else None
     known = device.compute_capability if device is not None else None
+    if device is not None and device.vendor != "nvidia":
+        raise UnsupportedError(
+            f"precision.linear float8 is known for NVIDIA's GPUs, and {device.name} is none of them",
+            hint="leave precision.linear out",
+        )
     if known is not None and tuple(map(int, known.split("."))) < LEAST_CAPABILITY:
         raise UnsupportedError(
             f"precision.linear is float8, but {device.name if device else ''} has compute capability {known}; "

@@ -20,8 +20,18 @@ from typing import TYPE_CHECKING
 
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.fsdp_groups import Group, begin_of, find_groups, gathers_at, is_last
-from dnnmem.estimator.passes.fsdp_parts import GATHER_STREAM, SCATTER_STREAM, chunk_table, free_after, part_of, span
+from dnnmem.estimator.passes.fsdp_parts import (
+    GATHER_STREAM,
+    SCATTER_STREAM,
+    chunk_table,
+    free_after,
+    merge_gradients,
+    part_of,
+    span,
+)
+from dnnmem.estimator.passes.fsdp_stages import drop_at_end, in_order, summed_apart
 from dnnmem.estimator.passes.update import gradients, in_type, scale_update, states
+from dnnmem.estimator.plan_pipeline import reduces_at_end
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
@@ -52,6 +62,10 @@ class _Sharder:
         """Gradient -> the storage of its group's gradients at rest."""
         self.sums: list[int] = []
         """What replicas sum, where it is not the gradient at rest."""
+        self.at_end = reduces_at_end(plan)
+        """Gradients are sent once a step, before its update, and parameters dropped then."""
+        self.sent = Phase.STEP if self.at_end else Phase.BACKWARD
+        """Where they are."""
 
     def run(self) -> Trace:
         """Parts at rest, gathers, scatters."""
@@ -67,8 +81,10 @@ class _Sharder:
         self._backward(order, forward)
         for root in roots:
             self._use(root, root.backward)
-        self._scatter_all(order, roots)
-        self._merge_gradients()
+        self._scatter_all(*((in_order(self.trace, [*roots, *forward]), []) if self.at_end else (order, roots)))
+        merge_gradients(self.draft, self.sum_of, stay=not self.at_end)
+        if self.at_end:
+            drop_at_end(self.draft, self.trace, set(self.sum_of.values()))
         return self.draft.finish()
 
     def _at_rest(self) -> None:
@@ -222,8 +238,8 @@ class _Sharder:
     def _scatter_all(self, order: Sequence[Group], roots: Sequence[Group]) -> None:
         """Reduce each group's gradients when they are made; the root's, and those of what has no input, at the end."""
         previous = -1
-        for group in sorted(order, key=lambda g: g.backward[-1]) if self.experts else order:
-            previous = self._scatter(group, group.backward[-1], previous)
+        for group in sorted(order, key=lambda g: g.backward[-1]) if self.experts and not self.at_end else order:
+            previous = self._scatter(group, self.last_backward if self.at_end else group.backward[-1], previous)
         for root in roots:
             previous = self._scatter(root, self.last_backward, previous)
         if previous >= 0:
@@ -241,13 +257,13 @@ class _Sharder:
         dtype = self.plan.precision.reduce or self.plan.precision.grad
         nbytes = sum(in_type(self._part(g, p), dtype).nbytes for g, p in mine) * self._shared(experts=group.experts)[0]
         flat = self.draft.add(made_storage(nbytes, Kind.COMM, "reduce_scatter"))
-        whole = [self._whole_gradient(g, k) for g, _ in mine]
+        whole = [self._summed(group, g, k, dtype) for g, _ in mine]
         gone = [*dropped, *([previous] if previous >= 0 else [])]
         frees = [Event(-storages[w].nbytes, 0, w) for w in whole if storages[w].nbytes]
         events = [Event(-storages[i].nbytes, 0, i) for i in gone if storages[i].nbytes]
         table = chunk_table([in_type(self._part(g, p), dtype).nbytes for g, p in mine])
         copy = Op(
-            name="dnnmem.copy_in.dp_shard", module=self.trace.ops[k].module, phase=Phase.BACKWARD,
+            name="dnnmem.copy_in.dp_shard", module=self.trace.ops[k].module, phase=self.sent,
             reads=(*whole, *gone[len(dropped) :]), writes=(flat,),
             events=(*events, Event(nbytes, 0, flat), *table, *reversed(frees[:-1])),
             moved_bytes=nbytes + sum(storages[w].nbytes for w in whole),
@@ -263,7 +279,7 @@ class _Sharder:
         size = self.draft.storages[rest].nbytes
         ranks, axis = self._shared(experts=group.experts)
         out = nbytes // ranks
-        stays = any(g in self.trace.pinned and self.known[g].made < 0 for g, _ in mine)  # sums of micro-batches
+        stays = not self.at_end and any(g in self.trace.pinned and self.known[g].made < 0 for g, _ in mine)  # sums
         replicas = self.plan.mesh.dp_replicate > 1
         made = [Event(size, SCATTER_STREAM, rest)]
         if stays or out != size:  # a term of the sum, or one in the type of the wire
@@ -277,7 +293,7 @@ class _Sharder:
             made = [made[0], Event(out, SCATTER_STREAM, -2 - flat), Event(-out, SCATTER_STREAM, -2 - flat), *made[1:]]
         ops = [
             Op(
-                name=f"dnnmem.reduce_scatter.{axis}", module=self.trace.ops[k].module, phase=Phase.BACKWARD,
+                name=f"dnnmem.reduce_scatter.{axis}", module=self.trace.ops[k].module, phase=self.sent,
                 lane=Lane.COMM, reads=(flat,), writes=(flat, rest), events=(*made, *frees), moved_bytes=nbytes,
             )
         ]  # fmt: skip
@@ -299,6 +315,13 @@ class _Sharder:
         ops = (self.trace.ops[k] for k in self.known[grad].uses)
         return any(op.phase is Phase.BACKWARD and grad in op.writes for op in ops)
 
+    def _summed(self, group: Group, grad: int, last: int, dtype: str | None) -> int:
+        """What is scattered of a gradient: it, or its sum in the type of the wire, which stages keep."""
+        whole = self._whole_gradient(grad, last)
+        if not self.at_end or in_type(self.draft.storages[whole], dtype) == self.draft.storages[whole]:
+            return whole
+        return summed_apart(self.draft, whole, dtype, last if group.root else group.backward[-1])
+
     def _whole_gradient(self, grad: int, last: int) -> int:
         """The gradient before it is scattered: what backward ops make up to op `last`."""
         whole = self.draft.add(self.trace.storages[grad])
@@ -306,33 +329,15 @@ class _Sharder:
         uses = {k for k in self.known[grad].uses if self.trace.ops[k].phase is Phase.BACKWARD and k <= last}
         if self.known[grad].made >= 0:
             uses.add(self.known[grad].made)
-        first = min(uses)
+        first, sums = min(uses), grad in self.trace.pinned and self.known[grad].made < 0
+        if sums and self.at_end:
+            op = self.draft.ops[first - 1]
+            self.draft.ops[first - 1] = op_like(op, events=(*op.events, Event(size, 0, whole)))
         for k in uses:
             op = self.draft.ops[k]
             events = tuple(Event(size, e.stream, whole) if e.storage == grad and e.nbytes > 0 else e for e in op.events)
-            if k == first and grad in self.trace.pinned and self.known[grad].made < 0:
+            if k == first and sums and not self.at_end:
                 events = (Event(size, 0, whole), *events)
             reads, writes = (tuple(whole if i == grad else i for i in ids) for ids in (op.reads, op.writes))
             self.draft.ops[k] = op_like(op, reads=reads, writes=writes, events=events)
         return whole
-
-    def _merge_gradients(self) -> None:
-        """Let the update read, and whatever frees gradients free, those of a group at once."""
-        sums, draft = self.sum_of, self.draft
-        last = {sums[e.storage]: k for k, op in enumerate(draft.ops) for e in op.events if e.storage in sums}
-        for k, op in enumerate(draft.ops):
-            touched = any(i in sums for i in (*op.reads, *op.writes))
-            if not touched and not any(e.storage in sums for e in op.events):
-                continue
-            reads, writes = (tuple(dict.fromkeys(sums.get(i, i) for i in ids)) for ids in (op.reads, op.writes))
-            at = {sums[e.storage]: n for n, e in enumerate(op.events) if e.storage in sums}
-            sizes = {i: draft.storages[i].nbytes for i in at if last[i] == k}
-            events = (
-                e if e.storage not in sums else Event(-sizes.get(sums[e.storage], 0), SCATTER_STREAM, sums[e.storage])
-                for n, e in enumerate(op.events) if at.get(sums.get(e.storage, -1), n) == n
-            )  # fmt: skip
-            draft.ops[k] = op_like(op, reads=reads, writes=writes, events=tuple(e for e in events if e.nbytes))
-        draft.pinned.update(sums[g] for g in sums.keys() & draft.pinned)
-        draft.pinned.difference_update(sums)
-        for i in sums:
-            draft.storages.pop(i, None)

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from dnnmem.estimator.passes.draft import Draft
 from dnnmem.estimator.passes.fsdp_groups import LOSS
@@ -54,3 +54,28 @@ def free_after(draft: Draft, k: int, ids: Iterable[int], stream: int = 0) -> Non
         after[-1] = last
     else:
         draft.ops[k] = last
+
+
+def merge_gradients(draft: Draft, sums: Mapping[int, int], *, stay: bool) -> None:
+    """Let the update read, and whatever frees gradients free, those of a group at once.
+
+    `sums`: the storage of its group's gradients, by gradient; `stay`: it stays where they stayed.
+    """
+    last = {sums[e.storage]: k for k, op in enumerate(draft.ops) for e in op.events if e.storage in sums}
+    for k, op in enumerate(draft.ops):
+        touched = any(i in sums for i in (*op.reads, *op.writes))
+        if not touched and not any(e.storage in sums for e in op.events):
+            continue
+        reads, writes = (tuple(dict.fromkeys(sums.get(i, i) for i in ids)) for ids in (op.reads, op.writes))
+        at = {sums[e.storage]: n for n, e in enumerate(op.events) if e.storage in sums}
+        sizes = {i: draft.storages[i].nbytes for i in at if last[i] == k}
+        events = (
+            e if e.storage not in sums else Event(-sizes.get(sums[e.storage], 0), SCATTER_STREAM, sums[e.storage])
+            for n, e in enumerate(op.events) if at.get(sums.get(e.storage, -1), n) == n
+        )  # fmt: skip
+        draft.ops[k] = op_like(op, reads=reads, writes=writes, events=tuple(e for e in events if e.nbytes))
+    if stay:
+        draft.pinned.update(sums[g] for g in sums.keys() & draft.pinned)
+    draft.pinned.difference_update(sums)
+    for i in sums:
+        draft.storages.pop(i, None)

@@ -6,6 +6,7 @@ r rows    logits  [float32]  log_softmax  gather          the gradient in place:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import prod
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.passes.update import SIZES
@@ -22,9 +23,9 @@ class Pieces:
     """Makes ops at the place of one, and enters the storages that they need."""
 
     def __init__(self, trace: Trace, place: Op, logits: Storage, chunks: int) -> None:
-        """`place`: the op whose module and source they have; `logits` (rows, classes) in the product's type."""
+        """`place`: the op whose module and source they have; `logits` (..., classes) in the product's type."""
         self.trace, self.place, self.dtype, self.module = trace, place, logits.dtype, place.module
-        self.rows, self.classes = logits.shape
+        self.rows, self.classes = prod(logits.shape[:-1]), logits.shape[-1]
         self.step = max(1, -(-self.rows // chunks))
         self.storages: dict[int, Storage] = {}
         """New ones by id."""

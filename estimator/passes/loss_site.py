@@ -14,7 +14,8 @@ from dnnmem.estimator.passes.draft import Life, lives
 from dnnmem.estimator.trace import Kind, Op, Phase, Storage, Trace
 
 _CASTS = ("_to_copy",)
-_PRODUCTS = frozenset({"mm", "addmm"})
+_PRODUCTS = frozenset({"mm", "addmm", "bmm"})
+"""What may make logits; the last one where a program takes a frozen head's by pieces of its texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +132,9 @@ def find_head(trace: Trace, known: Mapping[int, Life], site: Site) -> Head | Non
     """The product behind a site; None if something else makes its logits, or uses them."""
     ops, storages = trace.ops, trace.storages
     product = ops[site.made]
-    if any(k not in (site.made, *site.forward, *site.backward) for k in known[site.logits].uses):
+    if base(product.name) == "bmm" or any(
+        k not in (site.made, *site.forward, *site.backward) for k in known[site.logits].uses
+    ):
         return None
     *more, factor = (i for i in product.reads if len(storages[i].shape) > 1)
     weight, cast = _parameter(trace, known, factor)

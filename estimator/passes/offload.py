@@ -5,7 +5,8 @@
 
 The model's last block keeps what it saves, since it is needed next (Rhu et al. 2016 call this vDNN; here nothing waits
 at the end of a layer: copies run on lanes of their own). Only what is at least `min_bytes` large travels. Blocks that
-are computed again as one save the input of the first. `conv` is `offload_conv`'s.
+are computed again as one save the input of the first. Autocast holds its copies of parameters until the model returns.
+`conv` is `offload_conv`'s.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dnnmem.estimator.block_list import block_lists
 from dnnmem.estimator.passes import offload_conv
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
 from dnnmem.estimator.passes.offload_copies import leave, settle, travel
+from dnnmem.estimator.passes.remat_frees import is_cast, model_end
 from dnnmem.estimator.sent_blocks import sent_runs
 from dnnmem.estimator.trace import Lane, Phase, Trace
 
@@ -55,9 +57,11 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     ]
     reads = {k: n for n, unit in enumerate(units) for k in unit.backward}
     gone: dict[int, int] = {}
+    end = model_end(trace)
     for n, ids in enumerate(saved):
         for i in ids:
-            gone[i] = max(gone.get(i, -1), units[n + 1].forward[-1])
+            last = end if is_cast(trace, known[i].made) else units[n + 1].forward[-1]
+            gone[i] = max(gone.get(i, -1), last)
     held = {i: k for k, op in enumerate(trace.ops) if op.phase is Phase.FORWARD for i in op.releases}
     for i in sorted(gone, key=lambda i: held.get(i, -1) >= gone[i]):  # variables let go when a block has
         leave(draft, i, known[i], max(gone[i], held.get(i, -1), *_other_uses(known[i], i, reads, saved)))

@@ -49,16 +49,20 @@ def _loop(update: Update, entries: Sequence[Entry]) -> None:
 
 
 def _renew(update: Update, entry: Entry) -> None:
-    """Singular vectors of the matrix standing; inside, a copy and what cuSOLVER's `gesvdj` works on."""
+    """Singular vectors of the matrix standing, in float32; inside, a copy and what cuSOLVER's `gesvdj` works on."""
     g = update.storage(entry.grad)
     short, long, _ = _low(update.storage(entry.param))
     a, b = _SVD_FLOPS
+    wide: tuple[int, ...] = ()
+    if g.dtype != "float32":
+        wide = tuple(update.make("aten._to_copy.default", (entry.grad,), [shaped(g, g.shape, "float32")]))
     made = update.make(
-        "aten._linalg_svd.default", (entry.grad,),
-        [shaped(g, (long, short)), shaped(g, (short,)), shaped(g, (short, short))],
+        "aten._linalg_svd.default", wide or (entry.grad,),
+        [shaped(g, shape, "float32") for shape in ((long, short), (short,), (short, short))],
         flops=a * long * long * short + b * long * short * short,
         inside=(4 * long * short, 4 * (2 * long * short + short * short)),
     )  # fmt: skip
+    update.free(wide)
     for i in made[:2]:
         update.free((i,))
     projection = entry.states["projection"]

@@ -13,8 +13,10 @@ chunk has for itself.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.block_list import Path, blocks_of_ops, main_list
@@ -23,7 +25,7 @@ from dnnmem.estimator.passes.draft import Life
 from dnnmem.estimator.passes.pipeline_buffers import RECEIVE, SEND, with_buffers, with_stand_ins
 from dnnmem.estimator.passes.pipeline_cuts import chunk_of_blocks
 from dnnmem.estimator.passes.pipeline_tied import untie
-from dnnmem.estimator.plan_pipeline import has_buffers
+from dnnmem.estimator.plan_pipeline import FOLDED, has_buffers
 from dnnmem.estimator.repeat import note_of, repeat
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
@@ -60,6 +62,9 @@ def split(trace: Trace, plan: Plan) -> list[Trace]:
     trace, owners, tied, known = untie(trace, owners)
     stages = _Stages(trace=trace, owners=owners, count=count, known=known, tied=tied)
     _tell_apart(stages)
+    if plan.pipeline.schedule in FOLDED:
+        summed = {(s.module, s.name.split(".")[0]) for own in tied.values() for s in map(trace.storages.get, own) if s}
+        stages.lent = {i for i, s in trace.storages.items() if s.kind is Kind.PARAM and (s.module, s.name) in summed}
     for i in trace.pinned:
         s = trace.storages[i]
         if s.kind is Kind.PARAM and not stages.used.get(i, set()) - {-1}:
@@ -87,18 +92,21 @@ def _before_blocks(stages: _Stages, inside: Sequence[int | None]) -> list[Storag
 def split_repeated(trace: Trace, plan: Plan, layers: int) -> list[Trace]:
     """The chunks of a model of `layers` blocks, of which `trace` has a few.
 
-    Where all chunks have as many blocks, those between the first and the last do the same: they are one trace, with the
-    module names of the earliest. Raises what `split` and `repeat` raise.
+    Chunks between the first and the last that have as many blocks do the same: they are one trace, with the module
+    names of an early one. Raises what `split` and `repeat` raise.
     """
-    count = plan.mesh.pp * plan.pipeline.chunks
-    blocks, few = main_list(trace), 3 * layers // count
-    if count <= 3 or layers % count or blocks is None or few < blocks.count or plan.pipeline.cuts:
+    count, blocks = plan.mesh.pp * plan.pipeline.chunks, main_list(trace)
+    sizes = list(Counter(chunk_of_blocks(plan, count, layers)).values())
+    few = [sizes[0], *dict.fromkeys(sizes[1:-1]), sizes[-1]]
+    if blocks is None or len(sizes) < count or len(few) >= count or sum(few) < blocks.count:
         return split(repeat(trace, layers), plan)
-    three = replace(plan, mesh=replace(plan.mesh, pp=3), pipeline=replace(plan.pipeline, chunks=1))
-    parts = split(repeat(trace, few), three)
+    cuts = ",".join(map(str, accumulate(few[:-1])))
+    short = replace(plan, mesh=replace(plan.mesh, pp=len(few)), pipeline=replace(plan.pipeline, chunks=1, cuts=cuts))
+    parts = split(repeat(trace, sum(few)), short)
     notes = (*trace.origin.notes, *([note_of(blocks, layers)] if layers != blocks.count else []))
-    first, middle, last = (replace(part, origin=replace(part.origin, notes=notes)) for part in parts)
-    return [first, *[middle] * (count - 2), last]
+    first, *middle, last = (replace(part, origin=replace(part.origin, notes=notes)) for part in parts)
+    of_size = dict(zip(few[1:-1], middle, strict=True))
+    return [first, *(of_size[size] for size in sizes[1:-1]), last]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,6 +124,8 @@ class _Stages:
     """Storage -> its place among all."""
     bodies: list[list[Op]] = field(default_factory=list)
     """Ops of each chunk's forward and backward pass."""
+    lent: set[int] = field(default_factory=set)
+    """Tied weights of a rank that has both ends of the model: the first chunk updates them."""
     theirs: dict[tuple[Path, str], list[int]] = field(default_factory=dict)
     """Module and name of a parameter -> its gradients and states."""
 
@@ -183,7 +193,7 @@ def _chunk(stages: _Stages, c: int) -> Trace:
 def _pinned(stages: _Stages, c: int, mine: set[int]) -> set[int]:
     """What of the pinned is this chunk's: what it touches, and states and gradients of its parameters."""
     storages, pinned = stages.trace.storages, stages.trace.pinned
-    found = (mine | set(_of_params(stages, mine))) & pinned
+    found = (mine | set(_of_params(stages, mine - stages.lent if c else mine))) & pinned
     for i in pinned - found:
         s = storages[i]
         unused = i not in stages.used and c == 0 and s.kind not in {Kind.OPTIMIZER, Kind.GRAD}
@@ -251,9 +261,12 @@ def _is_stream(trace: Trace, op: Op) -> bool:
 
 def _update(stages: _Stages, c: int, mine: set[int]) -> list[Op]:
     """The update of the chunk's own parameters; first, the sum of a tied gradient."""
-    trace, alias = stages.trace, stages.tied.get(c, {})
+    trace, alias = stages.trace, {} if stages.lent else stages.tied.get(c, {})
     storages, found = trace.storages, []
+    if stages.lent:  # on one rank: nothing is sent
+        mine = mine - stages.lent if c else mine
     tied = {alias.get(g, g) for others in stages.tied.values() for g in others if _has_term(stages, c, g)}
+    tied -= tied if stages.lent else set()
     for i in sorted(tied):
         nbytes = storages[i].nbytes
         found.append(Op(name=SEND, phase=Phase.STEP, lane=Lane.COMM, reads=(i,), writes=(i,), moved_bytes=nbytes))

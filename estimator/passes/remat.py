@@ -19,9 +19,9 @@ from dnnmem.estimator.block_calls import calls_of, owners_of
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import Rule, is_attention, parse_keep, rule_of
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
-from dnnmem.estimator.passes.remat_frees import free_before_sum, free_with_clone, hold_inputs, until
+from dnnmem.estimator.passes.remat_frees import free_before_sum, free_with_clone, hold_inputs, is_cast, model_end, until
 from dnnmem.estimator.passes.remat_ops import kept_ops
-from dnnmem.estimator.passes.time_steps import parts_of
+from dnnmem.estimator.passes.time_steps import check_between, parts_of
 from dnnmem.estimator.plan import Remat
 from dnnmem.estimator.segments import Run, parse_segments
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
@@ -114,8 +114,7 @@ def _entered(trace: Trace, regions: Sequence[_Region], plan: Plan) -> Draft:
     draft, known = Draft(trace), lives(trace.ops)
     later: dict[int, int] = {}
     cached = plan.kernels.fusion == "none"  # a compiler keeps only what is used
-    forward = [k for k, op in enumerate(trace.ops) if op.phase is Phase.FORWARD]
-    ends = max((k for k in forward if trace.ops[k].module != ("<loss>",)), default=-1)
+    ends = model_end(trace)
     readers = {k: region for region in regions for k in region.forward}
     for region in reversed(regions):
         _recompute(draft, region, known, later, early_stop=plan.remat.early_stop, cached=cached, ends=ends)
@@ -141,6 +140,8 @@ def _segments(trace: Trace, plan: Plan) -> Trace:
                 places[calls[k]][owner].append(k)
         regions = [_region(trace.ops, mine, run) for mine in places for run in runs]
         regions = [region for region in regions if region.forward and region.backward]
+        if not plan.remat.cell:
+            check_between(trace, [region.forward for region in regions])
         draft = _entered(trace, regions, plan)
         for region in regions if runs is not levels[0] else ():
             hold_inputs(draft, region.forward)
@@ -296,12 +297,6 @@ def _node_start(ops: Sequence[Op], k: int, backward: Container[int]) -> int:
     a, b = ops[k - 1], ops[k]
     both = k - 1 in backward and a.module == b.module and {a.name, b.name} <= PRODUCTS | BATCHED
     return k - 1 if both and {*a.reads} & {*b.reads} else k
-
-
-def is_cast(trace: Trace, made: int) -> bool:
-    """True for an op that copies a parameter to another type: autocast keeps the copy until its context ends."""
-    op = trace.ops[made]
-    return op.name == "aten._to_copy.default" and all(trace.storages[i].kind is Kind.PARAM for i in op.reads)
 
 
 def _clone(

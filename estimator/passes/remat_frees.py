@@ -12,10 +12,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from dnnmem.estimator.passes.draft import Draft, Life
-from dnnmem.estimator.trace import Event
+from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like
 
-_AFTERWARDS = ("aten.sum.dim_IntList", "aten._to_copy.default")
+_CAST = "aten._to_copy.default"
+_AFTERWARDS = ("aten.sum.dim_IntList", _CAST)
 """What autograd does to a node's gradients once they are made: to the shape of a bias, to the type of a weight."""
 
 
@@ -54,3 +55,24 @@ def hold_inputs(draft: Draft, forward: Sequence[int]) -> None:
     read = dict.fromkeys(i for k in forward for i in draft.trace.ops[k].reads if i not in made)
     op = draft.ops[forward[-1]]
     draft.ops[forward[-1]] = op_like(op, releases=(*op.releases, *read))
+
+
+def model_end(trace: Trace) -> int:
+    """The last op of the model's forward pass, where autocast drops its copies: what it returns is cast after that."""
+    forward = (k for k, op in enumerate(trace.ops) if op.phase is Phase.FORWARD and not _is_after(op))
+    return max(forward, default=-1)
+
+
+def _is_after(op: Op) -> bool:
+    return op.module == ("<loss>",) or (op.name == _CAST and not op.module)
+
+
+def is_cast(trace: Trace, made: int) -> bool:
+    """True for an op that copies a parameter to another type: autocast keeps the copy until its context ends."""
+    op = trace.ops[made]
+    return op.name == _CAST and all(_is_parameter(trace.storages[i]) for i in op.reads)
+
+
+def _is_parameter(s: Storage) -> bool:
+    """A parameter, or what ranks have gathered of one."""
+    return s.kind is Kind.PARAM or (s.kind is Kind.COMM and bool(s.module) and not s.name.startswith("aten."))

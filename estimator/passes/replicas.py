@@ -5,7 +5,7 @@
     each step  backward ... [copy in b0] all_reduce b0 ... [copy in b1] all_reduce b1 | copy out b0, b1 | update
 
 Buckets stay beside the gradients, or gradients lie in them (`bucket_views`). With zero1 each parameter belongs to one
-rank, whole, which updates it and sends it: the largest goes first, to whoever has least so far; this is rank 0's step.
+rank, whole, which updates it and sends it: the largest goes first, to whoever has least so far, so that ranks differ.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.hidden import Name, hidden_of
+from dnnmem.estimator.passes.batch import made_again
 from dnnmem.estimator.passes.bucket_views import node_end, viewed_sum
 from dnnmem.estimator.passes.draft import Draft, lives, made_storage
 from dnnmem.estimator.passes.optimizer_rules import RULES
@@ -33,8 +34,8 @@ SENT_BYTES = 250 << 20
 """Most of what rank 0 sends at once, before the last tensor (`_sync_module_states` of the same file)."""
 
 
-def replicate(trace: Trace, plan: Plan) -> Trace:
-    """`trace` under ddp or zero1, rank 0."""
+def replicate(trace: Trace, plan: Plan, rank: int = 0) -> Trace:
+    """`trace` under ddp or zero1, that of one `rank` of the plan's."""
     draft = Draft(trace)
     buckets = buckets_of(trace, plan.sharding.bucket_mib)
     if not buckets:
@@ -43,14 +44,17 @@ def replicate(trace: Trace, plan: Plan) -> Trace:
     axis = "dp_replicate" if plan.sharding.strategy == "ddp" else "dp"
     known = lives(trace.ops)
     for ready, mine in buckets:
-        if plan.sharding.bucket_views and plan.batch.accumulation == 1:
+        if plan.sharding.bucket_views:
             viewed_sum(draft, known, ready, mine, axis)
-        else:  # sums of micro-batches are made before they move
+        else:
             _copied_sum(draft, node_end(trace.ops, ready), last, mine, axis)
-    _start(draft, [g for _, mine in buckets for g in mine])
+    grads = [g for _, mine in buckets for g in mine]
+    if plan.sharding.bucket_views and (kept := [g for g in grads if g in draft.pinned and known[g].made < 0]):
+        made_again(draft, kept)
+    _start(draft, grads)
     _send_buffers(draft)
     if plan.sharding.strategy == "zero1" and plan.mesh.dp_shard > 1:
-        _own_part(draft, plan)
+        _own_part(draft, plan, rank // plan.mesh.tp % plan.mesh.dp_shard)
     return draft.finish()
 
 
@@ -136,8 +140,8 @@ def _in_turn(blocks: Sequence[tuple[int, int]]) -> list[Event]:
     return [*events, *(Event(-nbytes, 0, i) for i, nbytes in blocks[-1:])]
 
 
-def _own_part(draft: Draft, plan: Plan) -> None:
-    """The update of what is rank 0's; then all are sent. Groups are shared out one after the other."""
+def _own_part(draft: Draft, plan: Plan, mine: int) -> None:
+    """The update of what is the rank's (`mine`); then all are sent. Groups are shared out one after the other."""
     storages = draft.trace.storages
     trained = gradients(storages)
     sizes = [0] * plan.mesh.dp_shard
@@ -155,7 +159,7 @@ def _own_part(draft: Draft, plan: Plan) -> None:
     for p in sorted(trained, key=lambda p: (group(p), -elements(p))):
         rank = sizes.index(min(sizes))
         sizes[rank] += elements(p)
-        if rank:
+        if rank != mine:
             others.add((storages[p].module, storages[p].name))
             shares.update(dict.fromkeys((p, *trained[p]), Fraction(0)))
     gone = [

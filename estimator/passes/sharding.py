@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     from dnnmem.estimator.trace import Trace
 
 
-def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
-    """One rank's step under `plan.sharding` among `plan.mesh.data_ranks`; unchanged for one rank."""
+def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None, rank: int = 0) -> Trace:
+    """A rank's step under `plan.sharding` among `plan.mesh.data_ranks`; unchanged for one rank.
+
+    Ranks differ in what they hold of zero1's states alone; the largest rank's parts of the others are every `rank`'s.
+    """
     del cluster
     if plan.sharding.strategy == "none" or plan.mesh.data_ranks == 1:
         return trace
@@ -40,4 +43,4 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         return shard(trace, plan)
     if plan.sharding.even_parts or not plan.sharding.overlap:
         return reduce_gradients(trace, plan)
-    return replicate(trace, plan)
+    return replicate(trace, plan, rank)

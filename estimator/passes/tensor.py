@@ -22,7 +22,7 @@ from dnnmem.estimator.passes.tensor_layout import PARTIAL, SPLIT, STREAM, Layout
 from dnnmem.estimator.passes.tensor_parts import Parts, find_split
 from dnnmem.estimator.passes.tensor_pieces import in_pieces
 from dnnmem.estimator.passes.tensor_sent import between_softmax, gathered, gathers_with_copy, scattered
-from dnnmem.estimator.passes.tensor_sums import ADDED, alone, out_of_place
+from dnnmem.estimator.passes.tensor_sums import ADDED, alone, summed
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
@@ -102,7 +102,7 @@ class _Splitter:
         split = self.draft.finish(
             f"Tensor parallel over {self.tp} ranks: which matrices are split, and how, is assumed from the data flow."
         )
-        return out_of_place(split, self._added()) if self.dtensor else split
+        return summed(split, self._added(), local=self.local) if self.dtensor else split
 
     def _cost(self) -> None:
         """Work of the rank: what it makes is a part, so is its work."""

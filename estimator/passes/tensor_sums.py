@@ -1,6 +1,7 @@
 """Sums of gradients under tensor parallelism that no collective of a layer takes.
 
     plain tensors    a += b, free b               autograd adds into the first, if nobody else holds it
+    shared matrix    c = a + b, free a, free b    of plain parameters; between DTensors' calls it is a += b
     DTensors         c = a + b, free a, free b    it asks for plain tensors (`can_accumulate_inplace` of
                                                   torch/csrc/autograd/input_buffer.cpp)
 
@@ -12,11 +13,23 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 
 from dnnmem.estimator.passes.draft import Draft, Life, made_storage
+from dnnmem.estimator.passes.typed_frees import without
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed
 
 ADDED = "aten.add_.Tensor"
 """A sum of gradients, as recorded."""
+_TWO = "aten.add.Tensor"
+"""One of two that somebody else holds too: of a matrix that modules share."""
+
+
+def summed(trace: Trace, sums: Iterable[int], *, local: bool) -> Trace:
+    """`trace` with `sums` of DTensors. Where parameters are plain between calls, `local`, shared ones' are in place."""
+    trace, first = out_of_place(trace, sums), dict[int, int]()
+    for op in trace.ops if local else ():
+        if op.name == _TWO and op.phase is Phase.BACKWARD and trace.storages[op.writes[0]].kind is Kind.GRAD:
+            first[op.writes[0]] = first.get(op.reads[0], op.reads[0])
+    return without(trace, first, first) if first else trace
 
 
 def out_of_place(trace: Trace, sums: Iterable[int]) -> Trace:

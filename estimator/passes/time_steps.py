@@ -13,7 +13,7 @@ blocks had run. What plans for blocks plans for time steps then.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
@@ -232,3 +232,20 @@ def _agreement(read: Sequence[int | None], first: int, top: int, period: int, en
         own += step == owner
         wrong += step is not None and step not in (owner, owner - 1)
     return -wrong, own
+
+
+def check_between(trace: Trace, runs: Iterable[Sequence[int]]) -> None:
+    """Raise `UnsupportedError` for a run of blocks with something between them that its backward pass needs.
+
+    Args: `runs`: the forward ops of each, in order.
+    """
+    for run in runs:
+        inside = set(run)
+        for k in range(run[0], run[-1]):
+            op = trace.ops[k]
+            if op.phase is Phase.FORWARD and k not in inside and any(trace.storages[i].saved for i in op.writes):
+                raise UnsupportedError(
+                    f"a run of remat.segments cannot be computed again as one: {'.'.join(op.module) or 'the model'} "
+                    "runs between its blocks, which have to follow each other with nothing between",
+                    hint="name single blocks: --set remat.policy=full",
+                )

@@ -39,6 +39,20 @@ def test_the_head_and_its_loss_are_found():
     assert len(head.gradients) == 2
 
 
+def test_logits_of_a_frozen_head_that_reads_a_piece_of_each_text_are_found_too():
+    # GIVEN a step whose logits a batched product makes, as PyTorch does of texts cut into pieces and a frozen matrix
+    trace = gpt()
+    [site] = find_sites(trace, lives(trace.ops))
+    ops = list(trace.ops)
+    ops[site.made] = replace(ops[site.made], name="aten.bmm.default")
+    logits = replace(trace.storages[site.logits], shape=(2, TOKENS // 2, SIZES["vocab"]))
+    trace = replace(trace, ops=tuple(ops), storages={**trace.storages, site.logits: logits})
+    # WHEN its loss is looked for  THEN it goes by chunks, and is not fused with what makes its logits
+    assert find_sites(trace, lives(trace.ops)) == [site]
+    assert find_head(trace, lives(trace.ops), site) is None
+    apply(trace, Plan(loss=Loss(chunks=4))).check()
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("compute", [None, "bf16_amp", "bfloat16"])
 @pytest.mark.parametrize("arguments", [{}, LLAMA], ids=["tied", "own"])

@@ -6,9 +6,10 @@ import pytest
 
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes import rewrite
-from dnnmem.estimator.passes.pipeline import split
+from dnnmem.estimator.passes.pipeline import split, split_repeated
 from dnnmem.estimator.passes.pipeline_buffers import SEND
 from dnnmem.estimator.plan import Batch, Mesh, Pipeline, Plan, Remat, Sharding
+from dnnmem.estimator.repeat import repeat
 from dnnmem.estimator.trace import Kind, Lane, Phase
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, passes_peak
 
@@ -95,3 +96,25 @@ def test_a_chunk_takes_the_passes_that_follow():
 def test_too_few_blocks_are_refused():
     with pytest.raises(UnsupportedError, match=r"pp 8 \* chunks 1 = 8 chunks, but the model has 4"):
         chunks(gpt(4), 8)
+
+
+@pytest.mark.parametrize(
+    ("pp", "per_rank", "layers"),
+    [(4, 1, 9), (4, 1, 12), (2, 3, 8), (4, 2, 15)],
+    ids=["9", "12", "2x3 of 8", "4x2 of 15"],
+)
+def test_chunks_of_as_many_blocks_are_one_trace(pp, per_rank, layers):
+    # GIVEN three blocks that stand for more, dealt unevenly or evenly
+    trace, schedule = gpt(3, **LLAMA), "interleaved" if per_rank > 1 else "1f1b"
+    plan = Plan(mesh=Mesh(pp=pp), pipeline=Pipeline(chunks=per_rank, schedule=schedule))
+    # WHEN their chunks are made of few blocks, and of all
+    found, all_ = split_repeated(trace, plan, layers), split(repeat(trace, layers), plan)
+    # THEN they do the same, those between the first and the last that have as many blocks being one trace
+    assert [_doings(chunk) for chunk in found] == [_doings(chunk) for chunk in all_]
+    middle = {len(chunk.ops) for chunk in all_[1:-1]}
+    assert len({id(chunk) for chunk in found[1:-1]}) == len(middle)
+
+
+def _doings(chunk):
+    events = [(op.name, op.phase, op.moved_bytes, [(e.nbytes, e.stream) for e in op.events]) for op in chunk.ops]
+    return events, chunk.pinned_bytes(), chunk.peak_bytes()

@@ -103,6 +103,21 @@ def test_a_model_without_blocks_is_refused():
         remat(replace(gpt(3), modules=()), "full")
 
 
+def test_a_run_with_something_between_its_blocks_is_refused():
+    # GIVEN a step of which something that is kept lies between two blocks
+    trace = gpt()
+    first = next(
+        k for k, op in enumerate(trace.ops)
+        if op.module[:2] == ("blocks", "1") and any(trace.storages[i].saved for i in op.writes)
+    )  # fmt: skip
+    ops = [replace(op, module=("between",)) if k == first else op for k, op in enumerate(trace.ops)]
+    # WHEN both are to be computed again as one  THEN it is said what lies between; each alone can be
+    changed = replace(trace, ops=tuple(ops))
+    with pytest.raises(UnsupportedError, match="between runs between its blocks"):
+        remat(changed, "segments", segments="0-1")
+    assert remat(changed, "segments", segments="0")
+
+
 def test_ops_run_again_that_are_not_kept():
     # GIVEN a step whose blocks keep some of their ops, one of them all, and one its input
     trace = gpt(3, batch=16)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from dnnmem.estimator.passes import precision, remat, sharding
+from dnnmem.estimator.passes import precision, remat, rewrite, sharding
 from dnnmem.estimator.passes.draft import Draft
 from dnnmem.estimator.passes.fsdp_parts import SCATTER_STREAM
 from dnnmem.estimator.plan import Mesh, Plan, Precision, Remat, Sharding
@@ -130,6 +130,17 @@ def test_zero_without_parameters_sharded_gathers_them_after_the_update():
         found = sharded(gpt(4), strategy, even_parts=True)
         assert sent(found, "all_gather") == {"step": owned(gpt(4), *PARAMS)}
         assert found.ops[-1].name == "dnnmem.all_gather.dp_shard"
+
+
+def test_ranks_of_zero1_hold_all_states_once():
+    # GIVEN a step  WHEN each of 4 ranks has its part of it
+    trace = gpt(3)
+    plan = Plan(mesh=Mesh(dp_shard=4), sharding=Sharding(strategy="zero1"))
+    ranks = [rewrite(trace, plan, rank=rank)[0] for rank in range(4)]
+    # THEN states are shared out, none twice, and not evenly: the largest matrix is one rank's
+    held = [owned(rank, *STATES) for rank in ranks]
+    assert sum(held) == owned(trace, *STATES)
+    assert len(set(held)) > 1
 
 
 def test_zero1_gives_each_parameter_to_one_rank_and_sends_them_all_after_the_update():

@@ -1,0 +1,35 @@
+"""What of a pipeline's chunk its micro-batches have apart, share, or hand on: read off its trace, for `rank_step`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dnnmem.estimator.trace import Kind, Op, Phase, Trace
+
+_ADD = "aten.add_.Tensor"
+
+
+def messages_of(chunk: Trace, name: str, phases: Sequence[Phase]) -> set[int]:
+    """Storages of a micro-batch that are sent, or received, in some passes."""
+    return {i for op in chunk.ops if op.name == name and op.phase in phases for i in (*op.reads, *op.writes)}
+
+
+def freed_late_of(chunk: Trace) -> set[int]:
+    """Storages of a micro-batch that are freed in the update."""
+    made = {e.storage for op in chunk.ops if op.phase is not Phase.STEP for e in op.events if e.nbytes > 0}
+    freed = {e.storage for op in chunk.ops if op.phase is Phase.STEP for e in op.events if e.nbytes < 0}
+    return {i for i in made & freed if i >= 0 and i not in chunk.pinned}
+
+
+def by_letter(chunk: Trace) -> dict[str, list[Op]]:
+    """Ops of whole passes; a forward that is run again is part of its backward, which follows at once."""
+    forward = [op for op in chunk.ops if op.phase is Phase.FORWARD]
+    backward = [op for op in chunk.ops if op.phase is Phase.BACKWARD]
+    return {"F": forward, "B": backward}
+
+
+def terms_of(chunk: Trace) -> dict[int, int]:
+    """What micro-batches add to gradients, and to which."""
+    adds = (op for op in chunk.ops if op.name == _ADD and op.phase is Phase.BACKWARD and len(op.reads) == 2)
+    found = ((op.reads, op.writes) for op in adds if op.writes == op.reads[:1])
+    return {term: grad for (grad, term), _ in found if chunk.storages[grad].kind is Kind.GRAD}

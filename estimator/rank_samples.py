@@ -1,0 +1,74 @@
+"""Which ranks of a plan need memory of their own, so that one of each is run; and what is predicted for it.
+
+    pp 4 x dp 2     ranks 0, 1 | 2, 3 | 4, 5 | 6, 7       run: 0, 4, 6: the first stage, a middle one, the last
+    FSDP2 over 8    parts of one size: all do the same    run: 0
+
+>>> from dnnmem.estimator.plan import Mesh, Plan, Sharding
+>>> samples_of(Plan(mesh=Mesh(pp=4, dp_replicate=2), sharding=Sharding(strategy="ddp")), ()).ranks
+(0, 4, 6)
+>>> samples_of(Plan(mesh=Mesh(dp_shard=8), sharding=Sharding(strategy="zero3")), [(16, 4)]).ranks
+(0,)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from dnnmem.estimator.cluster import Cluster
+from dnnmem.estimator.context_ranks import from_context
+from dnnmem.estimator.passes import rewrite
+from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.recorded import Recorded
+from dnnmem.estimator.replay import replay_on
+from dnnmem.estimator.stage_memory import stage_peak
+from dnnmem.estimator.trace import Kind
+
+
+class Samples(NamedTuple):
+    """Ranks that stand for all."""
+
+    ranks: tuple[int, ...]
+    """From 0."""
+    why: str
+    """What the others are like; empty for one rank alone."""
+
+
+def samples_of(plan: Plan, shapes: Iterable[Sequence[int]]) -> Samples:
+    """The first rank, a middle one and the last where they differ; `shapes` are those of the parameters."""
+    world, stages, merged = plan.mesh.world_size, plan.mesh.pp, from_context(plan)
+    thirds = tuple(sorted({0, world // 2, world - 1}))
+    if world == 1:
+        return Samples((0,), "")
+    if stages > 1:
+        each = world // stages
+        ranks = tuple(sorted({0, stages // 2 * each, (stages - 1) * each}))
+        alike = f"of the {each} ranks of a stage the first ran, which needs most" if each > 1 else "a rank is a stage"
+        return Samples(ranks, alike)
+    if merged.sharding.strategy == "zero1" and not merged.sharding.even_parts and merged.mesh.dp_shard > 1:
+        return Samples(thirds, "each parameter's states are one rank's")
+    parts = merged.mesh.dp_shard if plan.splits_parameters else 1
+    if parts > 1 and any(shape and shape[0] % (parts * plan.mesh.tp) for shape in shapes):
+        return Samples(thirds, f"not all parameters have rows for {parts} equal parts: the first rank has most")
+    return Samples((0,), f"all {world} ranks do the same, so that one ran")
+
+
+def shapes_of(recorded: Recorded) -> frozenset[tuple[int, ...]]:
+    """Those of the parameters of a step."""
+    trace = next(iter(recorded.traces.values()))
+    return frozenset(s.shape for s in trace.storages.values() if s.kind is Kind.PARAM)
+
+
+def predicted_bytes(recorded: Recorded, plan: Plan, cluster: Cluster, ranks: Sequence[int]) -> Mapping[int, int]:
+    """What the allocators of ranks reserve at their peaks: of a pipeline, and under ZeRO-1.
+
+    Of other plans nothing but the worst is known. Raises what passes raise.
+    """
+    trace = recorded.trace(plan.batch.micro_batch or recorded.own_batch, plan.precision.compute)
+    if plan.mesh.pp == 1:  # who updates what
+        apart = ranks if plan.sharding.strategy == "zero1" else ()
+        steps = {rank: rewrite(trace, plan, cluster, recorded.layers, rank)[0] for rank in apart}
+        return {rank: replay_on(step, cluster.device).peak_reserved_bytes for rank, step in steps.items()}
+    chunks = rewrite(trace, plan, cluster, recorded.layers)
+    each = plan.mesh.world_size // plan.mesh.pp
+    return {rank: stage_peak(chunks, plan, cluster.device, rank // each).peak_reserved_bytes for rank in ranks}
