@@ -219,7 +219,8 @@ def _without_unpaired(trace: Trace, keep: Callable[[Op], Iterable[Event]]) -> Tr
     gone: set[int] = set()
     for op in trace.ops:
         kept = tuple(keep(op))
-        gone |= {e.storage for e in op.events if e.nbytes > 0} - {e.storage for e in kept if e.nbytes > 0}
+        gone |= {e.storage for e in op.events if e.nbytes > 0}
+        gone -= {e.storage for e in kept if e.nbytes > 0}  # temporaries of several operators share numbers
         ops.append(replace(op, events=tuple(e for e in kept if e.nbytes > 0 or e.storage not in gone)))
     return replace(trace, ops=tuple(ops))
 

@@ -17,8 +17,10 @@ from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.nothing_fits import nearest_words
 from dnnmem.estimator.offers import precision_words
+from dnnmem.estimator.own_remat import computes_again
 from dnnmem.estimator.passes import PASSES
 from dnnmem.estimator.passes.loss_site import logits_share
+from dnnmem.estimator.passes.precision import recorded_in
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.ranking import TIE_WINDOW, pareto, ranked, tied
 from dnnmem.estimator.reasons import why
@@ -28,8 +30,9 @@ from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Priced, Search,
 from dnnmem.estimator.search_ahead import Ahead
 from dnnmem.estimator.search_core import Cost
 from dnnmem.estimator.search_cost import Costs
-from dnnmem.estimator.techniques import Choice, Scope, choices, context, tensor
+from dnnmem.estimator.techniques import Choice, Scope, choices, context, experts, tensor
 from dnnmem.estimator.time_model import TimeModel, load
+from dnnmem.estimator.unreached import any_unreached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +120,7 @@ def samples_of_each(global_batch: int, cluster: Cluster) -> int:
     if global_batch % whole or cluster.gpus % whole:
         raise UsageError(
             f"a global batch of {global_batch} is not shared evenly by {cluster.gpus} GPUs",
-            hint=f"give a multiple: {max(1, round(global_batch / cluster.gpus)) * cluster.gpus}",
+            hint=f"give a multiple, as {max(1, round(global_batch / cluster.gpus)) * cluster.gpus}, or a divisor",
         )
     return global_batch // whole
 
@@ -148,6 +151,10 @@ def scope_of(recorded: Recorded, wanted: Wanted) -> Scope:
         max_techniques=wanted.max_techniques,
         tensor=tensor.degrees(first, cluster),
         context=context.degrees(first, cluster),
+        experts=experts.degrees(first, cluster),
+        computes=recorded_in(first),
+        unreached=any_unreached(first.origin.notes),
+        computes_again=computes_again(first),
         logits_share=logits_share(first),
     )
 

@@ -189,6 +189,8 @@ class Search:
                 drawn = self.costs.drawn(entry.choice.plan)
                 cost = _more(Cost(seconds=drawn.seconds, peak_bytes=drawn.peak_bytes), entry.cost)
             elif level is Level.RUNS:
+                if self._is_too_large(entry.choice.plan):
+                    return
                 self.tally.priced += 1
                 self.on_price()
                 cost = self._by_runs(entry.choice.plan)
@@ -206,6 +208,10 @@ class Search:
             self.tally.unsupported[error.message] = self.tally.unsupported.get(error.message, 0) + 1
             return
         self._enter(order, _Entry(choice=entry.choice, level=level, cost=cost, estimate=estimate))
+
+    def _is_too_large(self, plan: Plan) -> bool:
+        """Whether another plan has shown that this one does not fit."""
+        return self.costs.families.least_bytes(plan) > self.budget
 
     def _by_runs(self, plan: Plan) -> Cost:
         self._take(("runs", plan, 0.0))
@@ -257,6 +263,7 @@ class Search:
             else:
                 continue
             known = question[1:] in self.costs.plans or (level == Level.DRAWN and choice.plan in self.costs.priced)
+            known = known or (level == Level.DRAWN and self._is_too_large(choice.plan))
             if self.ahead is not None and not known and not self.ahead.is_begun(question):
                 yield question, asked
 

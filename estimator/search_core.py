@@ -5,7 +5,7 @@ core    op by op, of few blocks where blocks are alike    ->    runs of ops, who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from dnnmem.estimator.passes.offload_optimizer import HOST_BYTES_PER_S
 from dnnmem.estimator.plan import Pipeline, Plan
 from dnnmem.estimator.planners.chain import Chain, chain_of
 from dnnmem.estimator.repeat import repeat
+from dnnmem.estimator.schedules import UPDATES_EACH
 from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.trace import Kind, Lane, Phase, Trace
 from dnnmem.estimator.work import Work, work_of
@@ -99,6 +100,10 @@ class Core:
     """Bytes that live between steps, by kind."""
     others_bytes: int
     """Largest sum of what is neither state nor message, before the update."""
+    gradient_bytes: int
+    """Gradients of all parameters, as they are made."""
+    gathered_bytes: tuple[int, int]
+    """Parameters, and those of them that lie in blocks, the last one left out."""
     whole: Trace | None = None
     """Op by op and whole, once it was needed."""
     chain: Chain | None = None
@@ -131,7 +136,8 @@ def core_of(
     mine = _sums(few, costs, seconds_of)
     core = Core(
         trace=trace, layers=layers, few_runs=few, runs=few if layers is None else None, micro_seconds=mine.micro,
-        update_seconds=mine.update, states=mine.states, others_bytes=mine.others,
+        update_seconds=mine.update, states=mine.states, others_bytes=mine.others, gradient_bytes=mine.gradients,
+        gathered_bytes=(mine.states[Kind.PARAM], mine.blocks),
     )  # fmt: skip
     if layers is None:
         return core
@@ -141,6 +147,8 @@ def core_of(
     core.update_seconds += left * (more.moving - mine.moving)
     core.others_bytes += left * (more.others - mine.others)
     core.states = {kind: nbytes + left * (more.states[kind] - nbytes) for kind, nbytes in mine.states.items()}
+    core.gradient_bytes += left * (more.gradients - mine.gradients)
+    core.gathered_bytes = core.states[Kind.PARAM], mine.blocks + left * (more.blocks - mine.blocks)
     return core
 
 
@@ -150,6 +158,8 @@ class _Sums(NamedTuple):
     moving: float  # the same without starting kernels, of which each takes so many tensors
     states: dict[Kind, int]
     others: int
+    gradients: int
+    blocks: int  # parameters of all blocks but one
 
 
 def _sums(runs: Trace, costs: Runs, seconds_of: Callable[[Work], Sequence[float]]) -> _Sums:
@@ -159,8 +169,23 @@ def _sums(runs: Trace, costs: Runs, seconds_of: Callable[[Work], Sequence[float]
     moving = seconds_of(replace(work, kernels=np.zeros_like(work.kernels)))
     return _Sums(
         micro=sum(run_seconds(runs, costs)), update=sum(seconds_of(work)), moving=sum(moving),
-        states=resting(runs), others=live_peak(replace(runs, ops=passes), _OTHERS),
+        states=resting(runs), others=live_peak(replace(runs, ops=passes), _OTHERS), gradients=sum(_gradients(runs)),
+        blocks=sum(_of_blocks(runs)),
     )  # fmt: skip
+
+
+def _gradients(runs: Trace) -> Iterable[int]:
+    """Bytes of each parameter's gradient, however often it is made."""
+    made = (s for s in runs.storages.values() if s.kind is Kind.GRAD)
+    return {(s.module, s.name.split(".")[0]): s.nbytes for s in made}.values()
+
+
+def _of_blocks(runs: Trace) -> Iterator[int]:
+    """Bytes of each parameter in a block but the first."""
+    blocks = main_list(runs)
+    for s in runs.storages.values():
+        if s.kind is Kind.PARAM and blocks is not None and blocks.index(s.module):
+            yield s.nbytes
 
 
 def whole_runs(core: Core) -> Trace:
@@ -179,6 +204,31 @@ def parts_of(plan: Plan) -> dict[Kind, int]:
     return {kind: merged.mesh.dp_shard if kind in split else 1 for kind in STATES}
 
 
+def held_shares(plan: Plan) -> tuple[float, float, float, float]:
+    """What share of parameters, pinned gradients and states a rank holds on the GPU; and of all gradients at their end.
+
+    A pipeline's rank has added to whole gradients until its last micro-batch is over; where parameters are split they
+    are whole then too, of one chunk at least: the others' may have been sent by then.
+    """
+    parts, mesh, offload = parts_of(plan), plan.mesh, plan.offload
+    there, kept = not offload.parameters, not plan.optimizer.in_backward
+    param, states = there / parts[Kind.PARAM], (not offload.optimizer) / parts[Kind.OPTIMIZER]
+    if mesh.pp == 1:
+        return param, there * kept / parts[Kind.GRAD], states, 0.0
+    of_one = 1 / plan.pipeline.chunks
+    if plan.splits_parameters:
+        whole = 1.0 if plan.batch.accumulation >= 2 * mesh.pp else of_one
+        return param + of_one, 0.0, states, whole * kept
+    return param, 0.0, states, float(kept and plan.pipeline.schedule not in UPDATES_EACH)
+
+
+def held_bytes(core: Core, plan: Plan) -> int:
+    """The same in bytes, of a stage on average."""
+    states = (core.states[Kind.PARAM], core.states[Kind.GRAD], core.states[Kind.OPTIMIZER])
+    shares = zip(held_shares(plan), (*states, core.gradient_bytes), strict=True)
+    return int(sum(share * nbytes for share, nbytes in shares) / plan.mesh.pp)
+
+
 def few_of(core: Core) -> tuple[tuple[int, Trace], tuple[int, Trace]]:
     """A core of few blocks with as many as it has, and with one more, each after its number of blocks."""
     if core.few is None:
@@ -192,6 +242,7 @@ def saved_by_blocks(core: Core, runs: Runs) -> tuple[int, int]:
         with suppress(UnsupportedError):
             stages = chain_of(core.few_runs, run_seconds(core.few_runs, runs)).stages
             found = [stage.saved_bytes for stage in stages if stage.block is not None]
+            found = found[:-1] or found  # what the last one makes, no block reads
             core.saved = min(found, default=0), max(found, default=0)
     return core.saved or (0, 0)
 

@@ -29,13 +29,13 @@ from dnnmem.estimator.search_again import CERTAIN, again_by_runs
 from dnnmem.estimator.search_core import (
     ALL_PARTS,
     EVENLY,
-    OPTIMIZER,
     STATES,
     Core,
     Cost,
     Rates,
     Spread,
     check_host,
+    held_bytes,
     host_update_seconds,
     parts_of,
     run_seconds,
@@ -54,6 +54,7 @@ from dnnmem.estimator.search_drawn import (
     drawn_by_runs,
     waits_margin,
 )
+from dnnmem.estimator.search_families import Families
 from dnnmem.estimator.search_remat import planned_remat
 from dnnmem.estimator.search_stages import (
     chunks_in,
@@ -65,6 +66,7 @@ from dnnmem.estimator.search_stages import (
     spread_of,
     stages_by_runs,
 )
+from dnnmem.estimator.search_traffic import least_traffic
 from dnnmem.estimator.segments import blocks_again
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import TimeModel
@@ -99,6 +101,8 @@ class Costs:
     """What `drawn` found."""
     runs: Runs = field(default_factory=Runs)
     """Costs of runs."""
+    families: Families = field(default_factory=Families)
+    """What plans hold that differ in little."""
     held: tuple[Plan, ReplayResult, Trace] | None = None
     """The last plan that fits of those that `reserved_bytes` was asked for, what it holds, and its step."""
     maker: Maker = field(init=False)
@@ -164,7 +168,8 @@ class Costs:
         check_host(core, plan, self.cluster)
         update = host_update_seconds(core, self.cluster) if plan.offload.optimizer else core.update_seconds
         others = 0 if plan.offload.activations != "none" or plan.mesh.pp > 1 else core.others_bytes
-        seconds = self.passes_seconds(core, plan) + self.model.iteration_seconds
+        sent = least_traffic(core, plan, self.rates)
+        seconds = max(self.passes_seconds(core, plan), sent.beside) + sent.after + self.model.iteration_seconds
         seconds += update / (max(parts.values()) * plan.mesh.pp)
         if plan.offload.activations != "none":  # what is sent last is fetched first: all is sent before
             copies = 2 * sent_bytes(core, plan) * plan.batch.accumulation
@@ -189,11 +194,8 @@ class Costs:
         return plan.remat.policy in WHOLE and self.recorded.layers is not None
 
     def resting_bytes(self, plan: Plan) -> int:
-        """What lives between steps, at least."""
-        core, parts = self.core(plan), parts_of(plan)
-        kinds = STATES - OPTIMIZER if plan.offload.optimizer else STATES
-        kinds -= {Kind.PARAM, Kind.GRAD} if plan.offload.parameters else frozenset()
-        return sum(core.states[kind] // (parts[kind] * plan.mesh.pp) for kind in kinds)
+        """What lives between steps, at least; of a pipeline, when the last micro-batch is over."""
+        return held_bytes(self.core(plan), plan)
 
     @collector_paused()
     def by_runs(self, plan: Plan) -> Cost:
@@ -201,6 +203,8 @@ class Costs:
         found = self.priced.get(plan)
         if found is None:
             found = self.priced[plan] = self._by_runs(plan)
+        if not self._is_apart(plan):
+            self.families.note(plan, self.core(plan), found.peak_bytes)
         return found
 
     def _by_runs(self, plan: Plan) -> Cost:
@@ -220,7 +224,7 @@ class Costs:
         core = self.core(plan)
         if plan.mesh.pp > 1:
             bound = self.bound(plan)
-            found = stages_by_runs(chunks_in_runs(core, plan, self.maker.in_runs), core, plan, self.rates)
+            found = stages_by_runs(chunks_in_runs(core, plan), core, plan, self.rates)
             return Cost(
                 seconds=max(bound.seconds, found.seconds * waits_margin(plan)),
                 peak_bytes=max(bound.peak_bytes, int(found.peak_bytes * RUNS_MARGIN)),
@@ -254,7 +258,7 @@ class Costs:
     def _stages_bytes(self, plan: Plan) -> int:
         """What some rank of a pipeline holds: the states of its blocks, and all else, which few plans differ in."""
         alike = replace(plan, optimizer=replace(plan.optimizer, kernel=None))
-        core, chunks = self.core(alike), chunks_in_runs(self.core(alike), alike, self.maker.in_runs)
+        core, chunks = self.core(alike), chunks_in_runs(self.core(alike), alike)
         others = others_bytes(chunks, core, alike, self.rates)
         return int((others + least_states(self._spread(core, alike), alike, parts_of(alike))) * RUNS_MARGIN)
 
@@ -300,12 +304,8 @@ class Costs:
 
     def step(self, plan: Plan) -> LocalStep:
         """The planned step, op by op."""
-        recorded = self.recorded.trace(self.micro_batch(plan), plan.precision.compute)
-        flops = (
-            repeated_flops(recorded, self.recorded.layers)
-            if self.recorded.layers
-            else sum(op.flops for op in recorded.ops)
-        )
+        recorded, layers = self.recorded.trace(self.micro_batch(plan), plan.precision.compute), self.recorded.layers
+        flops = repeated_flops(recorded, layers) if layers else sum(op.flops for op in recorded.ops)
         return step_of(self._local(plan), recorded, plan, self.cluster, flops)
 
     def _ops(self, plan: Plan, recorded: Trace) -> Trace:
@@ -338,8 +338,8 @@ class Costs:
     def core(self, plan: Plan) -> Core:
         """That of a plan."""
         key: tuple[object, ...] = (
-            self.micro_batch(plan), plan.mesh.tp, plan.mesh.cp, plan.precision, plan.loss, plan.tensor, plan.context,
-            plan.optimizer, plan.remat, plan.compression,
+            self.micro_batch(plan), plan.mesh.tp, plan.mesh.cp, plan.mesh.ep, plan.precision, plan.loss, plan.tensor,
+            plan.context, plan.experts, plan.optimizer, plan.remat, plan.compression,
         )  # fmt: skip
         if plan.precision != Plan().precision:  # whose pass leaves parameters at rest to them
             key = (*key, plan.sharding.strategy in ALL_PARTS)

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 def planned_remat(costs: Costs, plan: Plan, budget_bytes: float) -> Remat | None:
     """That of a plan that keeps everything; None where nothing fits. Raises what planners raise."""
+    longest, full = 1 if plan.sharding.strategy == "zero3" else None, replace(plan, remat=Remat(policy="full"))
+    if longest == 1 and max(costs.bound(full).peak_bytes, costs.drawn(full).peak_bytes) > budget_bytes:
+        return None
     runs = whole_runs(costs.core(plan))
     if plan not in costs.live:
         costs.live[plan] = live_peak(rewrite_rank(runs, plan, costs.cluster))
     # The chain counts whole states: what sharding takes off them goes on top of the budget.
     shift = live_peak(runs) - costs.live[plan]
-    longest = 1 if plan.sharding.strategy == "zero3" else None
-    if longest == 1 and costs.bound(replace(plan, remat=Remat(policy="full"))).peak_bytes > budget_bytes:
-        return None
     parts = parts_of(plan)[Kind.GRAD]
     try:
         return plan_remat(

@@ -8,7 +8,7 @@ rank r of a schedule that flushes:   fill before it + its own work on all micro-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -193,13 +193,11 @@ def chunks_in(core: Core, plan: Plan) -> list[Trace]:
     return core.chunks[key]
 
 
-def chunks_in_runs(core: Core, plan: Plan, in_runs: Callable[[Trace], Trace]) -> list[Trace]:
-    """The same in runs."""
+def chunks_in_runs(core: Core, plan: Plan) -> list[Trace]:
+    """The same in runs, which end where blocks do."""
     key = (plan.mesh.pp, plan.pipeline)
     if key not in core.coarse:
-        chunks = chunks_in(core, plan)
-        made = {id_: in_runs(chunk) for id_, chunk in {id(chunk): chunk for chunk in chunks}.items()}
-        core.coarse[key] = [made[id(chunk)] for chunk in chunks]
+        core.coarse[key] = chunks_of(core.few_runs, plan, core.layers)
     return core.coarse[key]
 
 
@@ -220,8 +218,18 @@ def others_bytes(chunks: Sequence[Trace], core: Core, plan: Plan, rates: Rates) 
         bare = replace(
             plan, mesh=replace(plan.mesh, dp_shard=1, dp_replicate=1, cp=1), sharding=Sharding(), gradients=Gradients()
         )
-        core.others[key] = least_peak(rewrite_chunks(chunks, bare, rates.cluster), plan, frozenset(Kind) - STATES)
+        passes = _without_updates(rewrite_chunks(chunks, bare, rates.cluster))
+        core.others[key] = least_peak(passes, plan, frozenset(Kind) - STATES)
     return core.others[key]
+
+
+def _without_updates(chunks: Sequence[Trace]) -> list[Trace]:
+    """What an update makes is split with it; chunks that are one trace stay one."""
+    done = {
+        key: replace(chunk, ops=tuple(op for op in chunk.ops if op.phase is not Phase.STEP))
+        for key, chunk in {id(chunk): chunk for chunk in chunks}.items()
+    }
+    return [done[id(chunk)] for chunk in chunks]
 
 
 @collector_paused()

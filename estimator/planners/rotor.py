@@ -49,7 +49,8 @@ class Table:
     costs: Costs
     """The chain's numbers in slots."""
     seconds: list[_Rows]
-    """seconds[s][t - s, m] = C(s, t, m), budgets in slots; infinite where it does not fit."""
+    """seconds[s][t - s, m] = C(s, t, m), budgets in slots; infinite where it does not fit. Without runs longer than
+    `longest` of stages before the last one."""
     ahead: list[_Rows]
     """ahead[t][u, m] = C(u, t, m - input_u) and the forward passes of all stages before u."""
     scratch: _Rows
@@ -123,9 +124,11 @@ def solve(chain: Chain, budget_bytes: float, *, slot_bytes: float | None = None,
     for length in range(count):
         for s in range(count - length):
             t = s + length
+            if t < count - 1 and length >= table.longest:  # within no run
+                continue
             first, _ = keys[s, t]
             row = table.seconds[s][length]
-            row[:] = _best(table, s, t) if first == s else table.seconds[first][length]
+            row[:] = _best(table, s, t) if first == s or t == count - 1 else table.seconds[first][length]
             table.ahead[t][s] = _shifted(row, table.costs.input[s])
             table.ahead[t][s] += table.costs.before[s]
     return table

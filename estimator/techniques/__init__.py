@@ -62,6 +62,14 @@ class Scope:
     """Degrees of tensor parallelism that divide the model, each with the settings that go with it."""
     context: tuple[int, ...] = ()
     """Degrees of context parallelism that divide its sequences."""
+    experts: tuple[int, ...] = ()
+    """Degrees of expert parallelism that divide the experts of its layers."""
+    computes: str = "float32"
+    """What the step was recorded in, in the words of `Precision.compute`."""
+    unreached: bool = False
+    """Whether no gradient reaches some trainable parameter, which PyTorch's replicas wait for."""
+    computes_again: bool = False
+    """Whether the model checkpoints parts of itself already."""
     logits_share: float = 0.0
     """Log-probabilities of the loss over the step's peak, in bytes each (`loss_site.logits_share`)."""
     allow: frozenset[str] = frozenset()

@@ -15,6 +15,10 @@ NAMES = ("cp",)
 
 LEAST_TOKENS = 8192
 """Of a sequence on each rank: shorter parts send more than they compute."""
+_FEWEST = 1024
+"""The same among thousands of GPUs, of which each would take samples of its own else, or whole matrices."""
+_MANY = 1024
+"""GPUs from which so few tokens are looked at."""
 _METHODS = {"all_gather": "gathers", "ring": "passes on"}
 
 
@@ -40,7 +44,10 @@ def degrees(trace: Trace, cluster: Cluster) -> tuple[int, ...]:
     length = trace.batch.get("seq_len")
     if not isinstance(length, int) or not any(is_attention(op.name) for op in trace.ops):
         return ()
-    return tuple(cp for cp in (2, 4, 8, 16, 32) if cp <= cluster.gpus and _divides(length, cp))
+    least = _FEWEST if cluster.gpus >= _MANY else LEAST_TOKENS
+    return tuple(
+        cp for cp in (2, 4, 8, 16, 32) if cp <= cluster.gpus and _divides(length, cp) and length // cp >= least
+    )
 
 
 def _divides(length: int, cp: int) -> bool:
@@ -49,4 +56,4 @@ def _divides(length: int, cp: int) -> bool:
             check_length(length, cp, method)
     except UnsupportedError:
         return False
-    return length // cp >= LEAST_TOKENS
+    return True

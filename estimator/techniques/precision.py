@@ -33,13 +33,12 @@ def to_record(allow: Collection[str], only: Collection[str], without: Collection
 
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
-    """As recorded, or in a narrower type."""
-    del scope
+    """As recorded, or in another type."""
     copies = ("bf16_amp", "fp16_amp") if plan.mesh.tp > 1 else ()  # of weights, which tensor parallelism does not split
     return [Technique(name="")] + [
         Technique(
             name=name, settings=(f"precision.compute={name}",), words=words, why=f"computes with {words}", alters=words
         )
         for name, words in _TYPES.items()
-        if name not in copies
+        if name != scope.computes and name not in copies
     ]

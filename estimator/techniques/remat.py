@@ -21,7 +21,7 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     `remat-cheap` is offered where it is asked for: the planners of `remat-planned` find what it finds, and more.
     """
     rows = [Technique(name="")]
-    if scope.blocks < 2 or (plan.mesh.pp > 1 and plan.pipeline.schedule in SPLITS):
+    if scope.blocks < 2 or scope.computes_again or (plan.mesh.pp > 1 and plan.pipeline.schedule in SPLITS):
         return rows
     rows.append(
         Technique(

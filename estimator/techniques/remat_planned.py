@@ -14,10 +14,14 @@ _SHARE = 0.93
 
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
-    """What the files before have chosen; or what Rotor finds."""
+    """What the files before have chosen; or what Rotor finds, where ranks have sequences of their own.
+
+    Those that share them have parts of all that is kept already, and are many.
+    """
     rows = [Technique(name="")]
     untouched = plan.offload.activations == "none" and plan.compression == Compression()
-    if scope.blocks > 1 and plan.remat.policy == "none" and untouched and plan.mesh.pp == 1:
+    whole = plan.mesh.pp == 1 and plan.mesh.cp == 1 and not scope.computes_again
+    if scope.blocks > 1 and plan.remat.policy == "none" and untouched and whole:
         rows.append(
             Technique(
                 name="remat-planned", words="recompute some blocks, planned by Rotor", planned_share=_SHARE,

@@ -10,8 +10,12 @@ from dnnmem.estimator.techniques import Scope, Technique
 ORDER = 22
 GROUP = "pp"
 
-_CHUNKS = (2, 3, 4, 6, 8)
-"""Chunks of a rank under the interleaved schedule."""
+_CHUNKS, _MOST_CHUNKS = (2, 3, 4, 6, 8), 9
+"""Chunks of a rank under the interleaved schedule; and the most of them among thousands of GPUs, where every number is
+looked at: one may deal the blocks evenly."""
+_MANY = 1024
+"""GPUs from which that is so, and schedules are looked at that wait less and need more memory."""
+_WAIT_LESS = ("zb_h1", "zbv", "dualpipev")
 _WHY = {
     "interleaved": "gives each stage {chunks} chunks of blocks, so that the first micro-batch passes sooner",
     "zb_h1": "makes gradients of weights while stages would wait",
@@ -31,9 +35,11 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     pp, m = plan.mesh.pp, plan.batch.accumulation
     if pp == 1:
         return rows
-    asked = scope.allow | scope.only
+    many = scope.cluster.gpus >= _MANY
+    asked = scope.allow | scope.only | (frozenset(_WAIT_LESS) if many else frozenset())
     if m % pp == 0:
-        rows += [_row("interleaved", chunks) for chunks in _CHUNKS if pp * chunks <= scope.blocks]
+        chunks_of = range(2, _MOST_CHUNKS + 1) if many else _CHUNKS
+        rows += [_row("interleaved", chunks) for chunks in chunks_of if pp * chunks <= scope.blocks]
     named = [name for name in _NAMED if name in asked or (FILE in asked and name in ALTERS)]
     return [*rows, *(_row(name) for name in named if _can(name, pp, m, scope.blocks))]
 

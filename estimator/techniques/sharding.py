@@ -1,4 +1,4 @@
-"""Who holds what: data parallelism over the GPUs that a plan uses."""
+"""Who holds what: data parallelism over the GPUs that a plan uses; no replicas where gradients do not reach all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ ORDER = 10
 NAMES = ("ddp", "zero1", "zero2", "zero3", "hsdp")
 
 _OVER = "sharding.strategy={}"
-_APART = 8
-"""How much larger each group of nodes is than the one before: those between them differ by little."""
+_APART, _NEAR = 8, 2
+"""How much larger each group of nodes is than the one before: those between them differ by little; and among thousands
+of GPUs, where that is much."""
+_MANY = 1024
+"""GPUs from which groups are looked at that are so near."""
 
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
@@ -45,6 +48,8 @@ def _over(ranks: int, plan: Plan, scope: Scope) -> list[Technique]:
             why=f"splits parameters, gradients and states over {over}",
         ),
     ]  # fmt: skip
+    if scope.unreached:
+        rows = rows[2:]
     inside = per_node
     while 1 < inside < ranks:
         if ranks % inside == 0:
@@ -52,7 +57,7 @@ def _over(ranks: int, plan: Plan, scope: Scope) -> list[Technique]:
             if inside > per_node:
                 where = f"groups of {inside // per_node} nodes"
             rows += _within(inside, ranks // inside, where)
-        inside *= _APART
+        inside *= _APART if scope.cluster.gpus < _MANY else _NEAR
     return rows
 
 

@@ -49,6 +49,15 @@ def test_temporaries_of_the_update_are_what_a_fused_optimizer_saves():
     assert _names(_trace(ops, w, pinned=[0]))["fused_optimizer"] == 100 * MIB
 
 
+def test_a_step_may_go_on_after_an_update():
+    # GIVEN two updates in one step, and a temporary of the same number between them
+    w = Storage(id=0, nbytes=100 * MIB, kind=Kind.PARAM)
+    update = _op("step", (100 * MIB, -1), (-100 * MIB, -1), phase=Phase.STEP, reads=(0,))
+    forward = _op("f", (20 * MIB, -1), (-20 * MIB, -1))
+    # THEN what lies between is left
+    assert _names(_trace([update, forward, forward, update], w, pinned=[0]))["fused_optimizer"] == 80 * MIB
+
+
 def test_gradients_that_live_through_the_forward_are_told():
     # GIVEN a gradient that is never freed, and a forward that needs as much
     g = Storage(id=0, nbytes=100 * MIB, kind=Kind.GRAD)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dnnmem.estimator import search_core
 from dnnmem.estimator.cluster import find_cluster
-from dnnmem.estimator.errors import DnnmemError, UsageError
+from dnnmem.estimator.errors import DnnmemError, UnsupportedError, UsageError
 from dnnmem.estimator.plan import check
 from dnnmem.estimator.ranking import ranked
 from dnnmem.estimator.recommend import Wanted, budget_of, find, recommend, scope_of
@@ -20,6 +22,7 @@ from dnnmem.estimator.search_cost import Costs
 from dnnmem.estimator.search_grid import bounds
 from dnnmem.estimator.techniques import choices
 from dnnmem.estimator.time_model import load
+from tests.estimator.passes.expert_steps import mixtures
 from tests.estimator.passes.steps import LLAMA, gpt
 
 DEGREES = frozenset({"tp", "pp"})
@@ -52,6 +55,7 @@ def exhaustive(costs, space, wanted):
                 choice = replace(each, plan=costs.planned(each.plan, each.planned_share * budget))
                 if choice.plan.remat.policy != "segments":
                     continue
+            costs.bound(choice.plan)  # raises for what hosts cannot hold
             priced = priced_exactly(costs, choice, budget)
         except DnnmemError:
             continue
@@ -129,6 +133,73 @@ def test_so_it_is_among_tensor_and_pipeline_parallel_plans(objective, free_mib, 
         for bound in (costs.guess(plan), costs.bound(plan), drawn, costs.by_runs(plan)):
             assert bound.seconds * (1 - 1e-9) <= estimate.step_seconds, plan
             assert bound.peak_bytes <= estimate.peak_reserved_bytes, plan
+
+
+@pytest.mark.parametrize(
+    ("objective", "free_mib", "speed", "ep"), [("throughput", 400, 1.0, 1), ("memory", 400, 8.0, 4)]
+)
+def test_so_it_is_among_plans_that_share_experts(objective, free_mib, speed, ep):
+    # GIVEN four GPUs, and a model with experts
+    cluster = machine(4, free_mib, speed)
+    model = load(cluster.device)
+    model = replace(model, host_seconds=model.host_seconds * 0.01)
+    step = Recorded(traces={n: mixtures(3, n) for n in (256, 128)}, own_batch=256)
+    only = {"ep", "pp", "zero3", "remat-full"}
+    wanted = Wanted(cluster=cluster, objective=objective, top=1, only=frozenset(only), headroom=0.0)
+    space = choices(scope_of(step, wanted))
+    costs = Costs(recorded=step, cluster=cluster, model=model)
+    # WHEN ways to share them are searched, and all of them priced
+    found, all_ = find(costs, space, wanted, Tally()), exhaustive(costs, space, wanted)
+    # THEN both have the same plan first; no bound is above a price
+    assert {choice.plan.mesh.ep for choice in space} == {1, 2, 4}
+    assert found[0].choice.plan == all_[0].choice.plan
+    assert found[0].choice.plan.mesh.ep == ep
+    grid = bounds(costs, space)
+    row = {choice.plan: n for n, choice in enumerate(space)}
+    for priced in all_:
+        plan, estimate = priced.choice.plan, priced.estimate
+        assert grid.seconds[row[plan]] * (1 - 1e-9) <= estimate.step_seconds, plan
+        assert grid.peak_bytes[row[plan]] <= estimate.peak_reserved_bytes, plan
+        for bound in (costs.guess(plan), costs.bound(plan), costs.drawn(plan), costs.by_runs(plan)):
+            assert bound.seconds * (1 - 1e-9) <= estimate.step_seconds, plan
+            assert bound.peak_bytes <= estimate.peak_reserved_bytes, plan
+        assert costs.families.least_bytes(plan) <= estimate.peak_reserved_bytes, plan
+
+
+@pytest.mark.parametrize(("objective", "free_mib", "share"), [("throughput", 90, 1e-6), ("throughput", 70, 4)])
+def test_so_it_is_where_ranks_share_sequences_and_hosts_hold_little(objective, free_mib, share, monkeypatch):
+    # GIVEN four GPUs that may share sequences, or put on their hosts what these can hold
+    monkeypatch.setattr(search_core, "HOST_SHARE", share)
+    cluster = machine(4, free_mib, 8.0)
+    model = load(cluster.device)
+    model = replace(model, host_seconds=model.host_seconds * 0.01)
+    traces = {n: gpt(3, batch=n, **LLAMA) for n in (4, 2)}
+    traces = {n: replace(trace, batch={**trace.batch, "seq_len": 32}) for n, trace in traces.items()}
+    step = Recorded(traces=traces, layers=8, own_batch=4)
+    only = {"cp", "tp", "zero3", "accumulation", "remat-full", "offload-optimizer"}
+    wanted = Wanted(cluster=cluster, objective=objective, top=1, only=frozenset(only), headroom=0.0)
+    space = choices(replace(scope_of(step, wanted), context=(2, 4)))
+    costs = Costs(recorded=step, cluster=cluster, model=model)
+    # WHEN they are searched, and all of them priced
+    found, all_ = find(costs, space, wanted, Tally()), exhaustive(costs, space, wanted)
+    # THEN both have the same plan first, which the rule for hosts allows, and no bound is above a price
+    assert {(c.plan.mesh.cp, c.plan.mesh.tp) for c in space} >= {(1, 1), (2, 1), (2, 2), (4, 1)}
+    assert [p.choice.plan for p in found[:1]] == [p.choice.plan for p in all_[:1]]
+    assert all_
+    assert any(p.choice.plan.mesh.cp > 1 for p in all_)
+    rests = next(c.plan for c in space if c.plan.offload.optimizer and c.plan.mesh.world_size == 4)
+    with pytest.raises(UnsupportedError, match="rest on hosts") if share < 1 else nullcontext():
+        costs.bound(rests)
+    grid = bounds(costs, space)
+    row = {choice.plan: n for n, choice in enumerate(space)}
+    for priced in all_:
+        plan, estimate = priced.choice.plan, priced.estimate
+        assert grid.seconds[row[plan]] * (1 - 1e-9) <= estimate.step_seconds, plan
+        assert grid.peak_bytes[row[plan]] <= estimate.peak_reserved_bytes, plan
+        for bound in (costs.bound(plan), costs.drawn(plan), costs.by_runs(plan)):
+            assert bound.seconds * (1 - 1e-9) <= estimate.step_seconds, plan
+            assert bound.peak_bytes <= estimate.peak_reserved_bytes, plan
+        assert costs.families.least_bytes(plan) <= estimate.peak_reserved_bytes, plan
 
 
 @pytest.mark.parametrize("objective", ["throughput", "memory"])
