@@ -58,11 +58,11 @@ BY_ARCH = {"gemm": 0.1, "attention_forward": 0.2, "attention_backward": 0.2}
 BY_DEVICE = ("stream", "eager")
 """Shares that a GPU's own `efficiency` holds, so that an architecture's table must."""
 ARCHES = ("ampere", "hopper")
-BY_SITE = {"host_seconds": 0.7, "iteration_seconds": 1.0, "attention": 0.3, "launch_seconds": 0.7, "network": 0.3}
+BY_SITE = {"host_seconds": 0.7, "iteration_seconds": 1.0, "attention": 0.3, "host_backward": 0.7, "network": 0.3}
 """Fitted for each source."""
-ONLY = {"attention": "llmfoundry_mpt_throughput", "launch_seconds": "vtrain_single", "network": "vtrain_multi"}
-"""Of them, those of one source: Triton's attention with ALiBi of 2023; kernels that a profiler traced one by one; nodes
-whose network is known by a simulator's configuration only."""
+ONLY = {"attention": "llmfoundry_mpt_throughput", "host_backward": "vtrain_single", "network": "vtrain_multi"}
+"""Of them, those of one source: Triton's attention with ALiBi of 2023; a table that
+its host bounds nearly everywhere; nodes whose network is known by a simulator's configuration only."""
 SAME = 1.1
 """A site's parameter this near the default is not written."""
 NOISE = 0.06
@@ -70,8 +70,9 @@ NOISE = 0.06
 _UNITS = {
     "launch_seconds": ("launch_us", 1e6), "host_seconds": ("host_us", 1e6), "index_seconds": ("index_ns", 1e9),
     "iteration_seconds": ("iteration_ms", 1e3), "cudnn_attention": ("cudnn_attention", 1.0),
-    "contention": ("contention", 1.0), "nvlink_latency_seconds": ("nvlink_latency_us", 1e6),
-    "network_latency_seconds": ("network_latency_us", 1e6), "attention": ("attention", 1.0),
+    "contention": ("contention", 1.0),
+    "nvlink_latency_seconds": ("nvlink_latency_us", 1e6), "network_latency_seconds": ("network_latency_us", 1e6),
+    "attention": ("attention", 1.0),
 }  # fmt: skip
 """Keys of parameters that are no shares, with the factor to their unit."""
 PRIORS = Path(__file__).with_name("time_model_priors.toml")
@@ -175,31 +176,42 @@ def parameters(rows: Iterable[Row]) -> list[Name]:
     return (
         [("", name) for name in SHARED]
         + [(arch, name) for arch in arches for name in BY_ARCH]
-        + [(f"site:{site}", name) for site in sites for name in BY_SITE if ONLY.get(name, site) == site]
+        + [
+            (f"site:{site}", name)
+            for site in sites
+            for name in BY_SITE
+            if ONLY.get(name, site) == site and name not in of_site(site)
+        ]
     )
 
 
 def start(name: Name) -> float:
-    """Where a parameter starts: at its prior."""
+    """Where a parameter starts: at its prior, a site's own where it has one."""
     scope, field = name
-    if field == "attention":
-        return 1.0
+    own = of_site(scope.removeprefix("site:"), "start")
+    if field == "attention" or field in own:
+        return own.get(field, 1.0)
     table = "default" if scope == "" or scope.startswith("site:") else scope
     return read_parameters(priors()[table])[field]
 
 
 @cache
 def priors() -> dict[str, Any]:
-    """The file of priors; `site` holds what is known of a site and not fitted."""
+    """The file of priors; `site` holds what is known of a site and not fitted, `start` where its own begin."""
     return tomllib.loads(PRIORS.read_text("utf-8"))
+
+
+def of_site(source: str, kind: str = "site") -> dict[str, float]:
+    """What the priors' tables of a `kind` say of the site of `source`."""
+    return read_parameters(priors()[kind].get(source, {}))
 
 
 def model_of(row: Row, values: dict[Name, float]) -> TimeModel:
     """The parameters of a row."""
     scopes = ("", row.arch, f"site:{row.case.source}")
     shared, arch, site = ({n: v for (where, n), v in values.items() if where == scope} for scope in scopes)
-    known = priors()["site"].get(row.case.source, {})
-    return at_site(replace(load(row.step.cluster.device), **{**shared, **arch}), {**known, **site, **row.case.rates})
+    own = {**of_site(row.case.source), **site, **row.case.rates}
+    return at_site(replace(load(row.step.cluster.device), **{**shared, **arch}), own)
 
 
 def log_seconds(row: Row, values: dict[Name, float]) -> float:
@@ -218,9 +230,8 @@ def fit(rows: Sequence[Row], names: Sequence[Name], kept: dict[int, Floats] | No
         [{**SHARED, **BY_ARCH}.get(n[1], 0) if not n[0].startswith("site") else BY_SITE[n[1]] for n in names]
     )
     prior = np.log([start(name) for name in names])
-    x = prior + np.array(
-        [math.log(3) if name[1] == "host_seconds" and name[0] else 0.0 for name in names]
-    )  # where it binds
+    unsure = [bool(name[0]) and name[1] == "host_seconds" and start(name) == start(("", name[1])) for name in names]
+    x = prior + math.log(3) * np.array(unsure)  # where it binds
     measured = np.log([row.seconds for row in rows])
     kept = {} if kept is None else kept
     known = all(id(row) in kept for row in rows)

@@ -8,7 +8,7 @@ it depends on, each as far as it is unsure, and no other. Gauss-Newton on logari
 matrix says how sure the parameters are afterwards, and narrows the interval of a prediction.
 
 >>> [parameter for parameter, kind in PARAMETERS.items() if kind == "host"]
-['host_seconds', 'iteration_seconds']
+['host_seconds', 'iteration_seconds', 'host_backward']
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _KINDS = {
 _HOST, _SLOWER = "host_seconds", 2.0
 """A host that bounds no step at its packaged cost has no slope there, so the search begins again so many spreads up."""
 _FIXED = (
-    "serial_messages",
+    "traced_layer",
     "power_exponent",
     "reference_watts",
     "reference_flops_per_s",

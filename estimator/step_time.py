@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.collectives import Group, collective_seconds, group_of
 from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.local_step import Chunk, LocalStep
@@ -33,6 +34,7 @@ from dnnmem.estimator.schedules.grid import Grid
 from dnnmem.estimator.simulate import Timing, simulate
 from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.trace import Kind, Lane, Op, Phase
+from dnnmem.estimator.traced_layer import traced_seconds
 
 Index = npt.NDArray[np.intp]
 _IN_PARTS = ("all_gather", "reduce_scatter")
@@ -74,10 +76,16 @@ class LayerTime:
     """In the optimizer's step."""
 
 
-def time_step(step: LocalStep, model: TimeModel) -> StepTime:
-    """Time a prepared step by the rates of `model`."""
-    done = {id(chunk): _priced(chunk, step, model) for chunk in {id(chunk): chunk for chunk in step.chunks}.values()}
-    priced = [done[id(chunk)] for chunk in step.chunks]
+def time_step(step: LocalStep, model: TimeModel, places: Sequence[tuple[Cluster, TimeModel]] = ()) -> StepTime:
+    """Time a prepared step by the rates of `model`; `places`: of each chunk, where GPUs are unlike."""
+    if places:
+        keys = [(id(chunk), id(place[1])) for chunk, place in zip(step.chunks, places, strict=True)]
+        each = zip(keys, step.chunks, places, strict=True)
+        parts = {key: _priced(chunk, replace(step, cluster=where), rates) for key, chunk, (where, rates) in each}
+        priced = [parts[key] for key in keys]
+    else:
+        done = _all_priced(step, model)
+        priced = [done[id(chunk)] for chunk in step.chunks]
     timed = _pipelined(step, priced, model) if step.plan.mesh.pp > 1 else _alone(step, priced[0])
     shares = dict(timed.breakdown)
     shares["host"] += model.iteration_seconds
@@ -114,13 +122,15 @@ def time_ops(step: LocalStep, model: TimeModel) -> tuple[tuple[Op, ...], Timing]
 
 def time_chunks(step: LocalStep, model: TimeModel) -> list[tuple[float, float, float]]:
     """Seconds of each chunk alone: forward and backward of a micro-batch, and what follows once a step."""
-    known: dict[int, tuple[float, float, float]] = {}
-    for chunk in step.chunks:
-        if id(chunk) not in known:
-            priced = _priced(chunk, step, model)
-            after = priced.run(chunk.sync).seconds + priced.run(chunk.step).seconds
-            known[id(chunk)] = priced.run(chunk.forward).seconds, priced.run(chunk.backward).seconds, after
-    return [known[id(chunk)] for chunk in step.chunks]
+    done = {
+        key: (priced.run(priced.chunk.forward).seconds, priced.run(priced.chunk.backward).seconds, _after(priced))
+        for key, priced in _all_priced(step, model).items()
+    }
+    return [done[id(chunk)] for chunk in step.chunks]
+
+
+def _after(priced: _Priced) -> float:
+    return priced.run(priced.chunk.sync).seconds + priced.run(priced.chunk.step).seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +154,8 @@ class _Priced:
     """Ops that the arithmetic units bound."""
     contention: float
     """`TimeModel.contention`."""
+    spans: npt.NDArray[np.float64] | None = None
+    """Where a table adds up traced parts: what it counts for each op."""
 
     def run(self, *parts: Index) -> _Run:
         """These ops in program order."""
@@ -151,12 +163,16 @@ class _Priced:
         ops = self.chunk.trace.ops
         timing = simulate([ops[i] for i in index], self.seconds[index], self.host[index], self.contention)
         busy = timing.busy[Lane.COMPUTE]
+        total, host = timing.seconds, timing.exposed.get("host", 0.0)
+        if self.spans is not None:
+            sent = sum(self.seconds[m.index] for m in self.chunk.messages if m.index in index)
+            total = float(self.spans[index].sum())
+            host = max(total - busy - sent, 0.0)
         compute = float(self.seconds[index][self.arithmetic[index]].sum())
-        host = timing.exposed.get("host", 0.0)
         shares = {
             "compute": compute,
             "memory": busy - compute,
-            "communication": max(timing.seconds - busy - host, 0.0),
+            "communication": max(total - busy - host, 0.0),
             "bubble": 0.0,
             "host": host,
         }
@@ -166,7 +182,17 @@ class _Priced:
         classes.pop(OpClass.LANE.label, None)
         classes["communication"] = float(sum(wanted[m.index] for m in self.chunk.messages))
         lanes = {**{lane.value: value for lane, value in timing.busy.items()}, "host": timing.host_seconds}
-        return _Run(seconds=timing.seconds, shares=shares, classes=classes, lanes=lanes)
+        return _Run(seconds=total, shares=shares, classes=classes, lanes=lanes)
+
+
+def _all_priced(step: LocalStep, model: TimeModel) -> dict[int, _Priced]:
+    """The chunks by their `id`."""
+    chunks = {id(chunk): chunk for chunk in step.chunks}
+    done = {key: _priced(chunk, step, model) for key, chunk in chunks.items()}
+    if not model.traced_layer:
+        return done
+    spans = traced_seconds(step, {key: p.seconds for key, p in done.items()}, {key: p.host for key, p in done.items()})
+    return {key: replace(p, spans=spans[key]) for key, p in done.items()}
 
 
 def _priced(chunk: Chunk, step: LocalStep, model: TimeModel) -> _Priced:
@@ -183,9 +209,7 @@ def _priced(chunk: Chunk, step: LocalStep, model: TimeModel) -> _Priced:
             if op.name in _SHARED:
                 seconds[i] = op.moved_bytes * step.cluster.gpus_per_node / _SHARED[op.name]
     work, host = chunk.work, host_seconds(chunk.work, model)
-    for m in chunk.messages if model.serial_messages else ():
-        host[m.index] = 0.0
-        host[min(m.index + 1, len(host) - 1)] += seconds[m.index]
+    host[chunk.backward] *= model.host_backward
     arithmetic = work.flops * device.memory_bytes_per_s > work.bytes * peak_rates(work, device)
     return _Priced(chunk=chunk, seconds=seconds, host=host, arithmetic=arithmetic, contention=model.contention)
 

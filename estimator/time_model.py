@@ -102,9 +102,10 @@ class TimeModel:
     `host`, and a single step's by itself, `step`."""
     contention: float = 0.0
     """What a second of kernels takes longer while a collective runs beside them."""
-    serial_messages: bool = False
-    """Collectives are added to what a rank computes alone: the host waits for each of them, and issues it at no cost.
-    True where a table is a sum of parts that were timed one by one."""
+    host_backward: float = 1.0
+    """The host's time for an operator of the backward pass, in parts of `host_seconds`: C++ issues it, not Python."""
+    traced_layer: bool = False
+    """True where a table is no measured step but a sum of parts of one traced layer (`traced_layer.py`)."""
     fault_seconds_per_byte: float = 0.0
     """A CPU's first write to memory that its allocator has got from the system; 0 on a GPU, which keeps memory."""
     curves: Mapping[str, Curve] = field(default_factory=dict)

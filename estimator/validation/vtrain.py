@@ -4,11 +4,11 @@ GPT in fp16, 1F1B, gradients all-reduced after the backward pass, nodes of eight
 as vTrain's own configurations say. Many nodes recompute every layer and pad the vocabulary to 51,200 words.
 
 The table of one node does neither. Its times are no raw measurements: over micro-batch counts they lie on lines to
-the last digit, as sums do: vTrain's predictor adds up kernels that it traced on one GPU, the gaps between them too, and
-all-reduces of a table of nccl-tests, so the site's messages are serial. Layers of 2,048 and of 1,024 (four samples of
-1,024 tokens) differ by 3.84 ms, in which the products of a recomputed layer would need 340 TFLOP/s of a GPU that has
-312; and the head takes four times as long with tp 1 as with tp 2: vTrain's own model has 50,257 words, an odd number,
-and gives `50257 // tp` to a rank.
+the last digit, as sums do: vTrain's predictor adds up the kernels of a model of one layer that it traced on one GPU,
+the gaps between them too, and all-reduces of a table of nccl-tests (`estimator/traced_layer.py`). Layers of 2,048
+and of 1,024 (four samples of 1,024 tokens) differ by 3.84 ms, in which the products of a recomputed layer would need
+340 TFLOP/s of a GPU that has 312; and the head takes four times as long with tp 1 as with tp 2: vTrain's own model has
+50,257 words, an odd number, and gives `50257 // tp` to a rank.
 """
 
 from __future__ import annotations
