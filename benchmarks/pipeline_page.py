@@ -46,10 +46,30 @@ weights that a rank holds.
 
 `dnnmem estimate` prices all but TeraPipe: the grid is simulated with the seconds of each stage, and each rank's
 allocations are played in the order of its row. PyTorch has those marked so, and dnnmem does them to a model as it is:
-a stage runs the model's own code, with the blocks of other stages left out. Precision and recomputation go with all of
-them; FSDP2 (`sharding.strategy=zero2` or `zero3` over `mesh.dp_shard`) with 1F1B, GPipe and interleaved: stages are cut
-first, then sharded, and hold whole gradients until the last micro-batch. What a rank sends is not free when the program
-lets go of it: its memory waits until the GPU is past the send, about 1,024 kernels behind the host.
+a stage runs the model's own code, with the blocks of other stages left out. What a rank sends is not free when the
+program lets go of it: its memory waits until the GPU is past the send, about 1,024 kernels behind the host.
+
+| beside stages | with |
+|---|---|
+| precision | all |
+| recomputation | all but `zb_h1`, `zbv`, `dualpipev` |
+| tensor parallel | all, `tensor.sequence_parallel` off |
+| FSDP2 (`zero2`, `zero3`), DDP, ZeRO-1 | `1f1b`, `gpipe`, `interleaved` |
+
+`zb_h1`, `zbv` and `dualpipev` take a backward pass apart: PyTorch would run a block again for each part, and what sends
+gradients would not see them. Matrices are split before the model is cut, stages are sharded after that. Under FSDP2 a
+stage's gradients are whole until the last micro-batch, and its parameters from a backward pass to the next forward;
+`interleaved` gathers whole chunks ahead. DDP sends gradients beside the last backward pass.
+
+In your own training script:
+
+```python
+rank = dnnmem.pipeline(model, optimizer, "plan.json", step=train_step, batch=batch)
+for batches in loader:  # as many micro-batches as the plan accumulates
+    loss = rank.step(batches)
+```
+
+`train_step(model, batch, optimizer)` is the body of the loop as it is without a plan.
 
 ## Where the model is cut
 
@@ -58,6 +78,17 @@ lets go of it: its memory waits until the GPU is past the send, about 1,024 kern
 embeddings and head counted as work of their stage, for GPUs of unlike speed and memory too:
 
 {balance}
+
+## Unlike GPUs
+
+```sh
+dnnmem estimate gpt.py --cluster a100-80gb:4+h100:4 --set mesh.pp=2 --set mesh.dp_shard=4 --set sharding.strategy=zero3
+```
+
+Ranks fill the kinds in the order of their names. Stages are cut as above, by what each kind needs for this model and
+has room for; cuts that the plan names stay. Without stages, replicas (`ddp`, `zero1`) take micro-batches as fast as
+they are, `batch.accumulation` being the mean; where parameters are gathered (`zero2`, `zero3`) all take as many. The
+estimate tells each stage or kind, and its bytes are those of the rank that has least room left.
 
 ## The schedules
 """

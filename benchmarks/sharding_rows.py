@@ -86,26 +86,26 @@ def _plain(model: str) -> Trace:
 def _rows(way: Way, gpus: int, ranks: set[int]) -> Iterator[Row]:
     """One for each of the ranks that run."""
     request, gpu = MODELS[way.model]
-    settings, device, held = way.changes(gpus), find_device(gpu), None
+    settings, device = way.changes(gpus), find_device(gpu)
     row = dict.fromkeys(COLUMNS, "") | {
         "model": way.model, "gpu": gpu, "name": way.name, "gpus": str(gpus), "settings": " ".join(settings),
     }  # fmt: skip
     try:
         plan = change(Plan(), settings)
+        own = plan.sharding.strategy == "zero1"  # each rank's states are of other parameters
         if plan.gradients.compression != "none":  # hooks begin in the third step
             request = replace(request, steps=6)
-        [found] = rewrite(_plain(way.model), plan)
-        held = replay_on(found, device)
+        found = {rank: rewrite(_plain(way.model), plan, rank=rank)[0] for rank in sorted(ranks)[: 3 if own else 1]}
+        held = {rank: replay_on(trace, device) for rank, trace in found.items()}
     except DnnmemError as error:
         yield row | {"message": error.message}
         return
-    row |= {
-        "predicted_allocated": str(held.peak_allocated_bytes), "predicted_reserved": str(held.peak_reserved_bytes),
-    }  # fmt: skip
     for rank in sorted(ranks):
+        said = held.get(rank, held[min(held)])
         ran = verify(request, plan, device, cache=cache_folder(os.environ), gradients=False, rank=rank)
         yield row | {
-            "rank": str(rank), "ran_allocated": str(ran.peak_allocated_bytes or ""),
+            "rank": str(rank), "predicted_allocated": str(said.peak_allocated_bytes),
+            "predicted_reserved": str(said.peak_reserved_bytes), "ran_allocated": str(ran.peak_allocated_bytes or ""),
             "ran_reserved": str(ran.peak_reserved_bytes or ""),
             "message": ran.outcome.replace("_", " ") if ran.outcome != "ran" else "",
         }  # fmt: skip

@@ -153,10 +153,12 @@ def run(asked: Asked, environ: Mapping[str, str], *, quiet: bool, no_color: bool
                 ahead=ahead,
             )
         if asked.verify:
-            from dnnmem.cli.recommend_verify import runner_of, verified
+            from dnnmem.cli.recommend_verify import runner_of, verified, with_predictions
+            from dnnmem.estimator.rank_samples import shapes_of
 
-            runner = runner_of(cluster, environ, asked.executor)
+            runner = runner_of(cluster, environ, asked.executor, shapes_of(recorded))
             report = verified(report, request, asked.verify, say, top=asked.top, runner=runner)
+            report = with_predictions(report, recorded)
         if asked.guessed:
             report = replace(report, notes=(f"no --gpu was named: the GPU is {cluster.device.name}", *report.notes))
     return report, keep(Path.cwd(), report, recorded, asked)

@@ -6,7 +6,7 @@ rank 1 ran 61.2 GiB (+0.1 %)   rank 2 out of memory -> last   rank 3 ran ...    
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from dnnmem.estimator.report import Candidate, Report, Verified
 
 if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
+    from dnnmem.estimator.recorded import Recorded
     from dnnmem.profilers.request import Request
     from dnnmem.profilers.verify import Job
 
@@ -90,14 +91,34 @@ def _ranked_anew(order: Sequence[Candidate]) -> tuple[Candidate, ...]:
     )
 
 
-def runner_of(cluster: Cluster, environ: Mapping[str, str], executor: str) -> Runner:
-    """Real GPUs where this machine has them, one plan after the other; else virtual ones, several plans at once."""
+def runner_of(
+    cluster: Cluster, environ: Mapping[str, str], executor: str, shapes: Iterable[tuple[int, ...]] = ()
+) -> Runner:
+    """Real GPUs where this machine has them, one plan after the other; else virtual ones, several plans at once.
+
+    `shapes` are those of the model's parameters: they tell ranks that do the same.
+    """
     from dnnmem.profilers.monitor import gpu_names
 
     there = gpu_names().count(cluster.device.cuda_name) if cluster.device.cuda_name else 0
-    return partial(
-        _on_gpus, there=there, virtual=partial(_virtually, cluster=cluster, environ=environ, executor=executor)
-    )
+    virtual = partial(_virtually, cluster=cluster, environ=environ, executor=executor, shapes=tuple(shapes))
+    return partial(_on_gpus, there=there, virtual=virtual)
+
+
+def with_predictions(report: Report, recorded: Recorded) -> Report:
+    """`report` with what was predicted for each rank that ran of a pipeline."""
+    from dnnmem.estimator.rank_samples import predicted_bytes
+
+    def told(candidate: Candidate) -> Candidate:
+        ran = candidate.verified
+        if ran is None or not ran.ranks:
+            return candidate
+        said = predicted_bytes(recorded, candidate.estimate.plan, report.cluster, [one.rank for one in ran.ranks])
+        alone = candidate.estimate.peak_reserved_bytes if len(ran.ranks) == 1 else None
+        ranks = tuple(replace(one, predicted_bytes=said.get(one.rank, alone)) for one in ran.ranks)
+        return replace(candidate, verified=replace(ran, ranks=ranks))
+
+    return replace(report, candidates=tuple(map(told, report.candidates)))
 
 
 def _on_gpus(jobs: Sequence[Job], *, there: int, virtual: Runner) -> Iterator[tuple[int, Verified]]:
@@ -113,12 +134,17 @@ def _on_gpus(jobs: Sequence[Job], *, there: int, virtual: Runner) -> Iterator[tu
 
 
 def _virtually(
-    jobs: Sequence[Job], *, cluster: Cluster, environ: Mapping[str, str], executor: str
+    jobs: Sequence[Job],
+    *,
+    cluster: Cluster,
+    environ: Mapping[str, str],
+    executor: str,
+    shapes: tuple[tuple[int, ...], ...],
 ) -> Iterator[tuple[int, Verified]]:
     from dnnmem.cli.cache import cache_folder
     from dnnmem.profilers.verify import verify_many
 
     return verify_many(
         jobs, cluster.device, workers=min(os.cpu_count() or 1, MOST_WORKERS), executor=executor,
-        ranks_per_node=cluster.gpus_per_node, cache=cache_folder(environ),
+        ranks_per_node=cluster.gpus_per_node, cache=cache_folder(environ), shapes=shapes,
     )  # fmt: skip

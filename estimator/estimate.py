@@ -11,7 +11,7 @@ Flops are the model's, as recorded: recomputation costs time but counts nothing,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,12 +109,14 @@ def price(
     memory: bool = True,
     settings: AllocatorSettings | None = None,
     known: ReplayResult | None = None,
+    places: Sequence[tuple[Cluster, TimeModel]] = (),
 ) -> Estimate:
     """The price of a prepared step by the rates of `model`; `memory` False leaves the bytes out.
 
-    `settings` are those of PyTorch's allocator; None = its defaults. `known`: what the step's replay gave.
+    `settings` are those of PyTorch's allocator; None = its defaults. `known`: what the step's replay gave. `places`:
+    where each chunk runs, where GPUs are unlike.
     """
-    timed = time_step(step, model)
+    timed = time_step(step, model, places)
     plan, cluster, recorded = step.plan, step.cluster, step.recorded
     micro = plan.batch.accumulation * plan.mesh.data_ranks
     samples = int(recorded.batch.get("batch_size", 1)) * micro
@@ -143,7 +145,7 @@ def price(
         peak_allocated_bytes=held.peak_allocated_bytes if held else None,
         peak_reserved_bytes=held.peak_reserved_bytes if held else None,
         context_bytes=cluster.device.context_bytes,
-        fits=_fits(held, cluster),
+        fits=fits_on(held, cluster),
         notes=(*step.local.origin.notes, *_notes(step, stage)),
     )
 
@@ -172,7 +174,8 @@ def by_kind(classes: Mapping[str, float], breakdown: Mapping[str, float]) -> dic
     }
 
 
-def _fits(held: ReplayResult | None, cluster: Cluster) -> bool | None:
+def fits_on(held: ReplayResult | None, cluster: Cluster) -> bool | None:
+    """Whether what a rank reserved fits beside its context; None if one of them is unknown."""
     if held is None or cluster.device.context_bytes is None:
         return None
     return held.peak_reserved_bytes + cluster.device.context_bytes <= cluster.device.usable_bytes

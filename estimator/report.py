@@ -13,6 +13,20 @@ from dnnmem.estimator.estimate import Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedRank:
+    """One rank of a plan that was applied and run."""
+
+    rank: int
+    """From 0."""
+    predicted_bytes: int | None = None
+    """What its allocator was to reserve; None where only the rank that reserves most is predicted."""
+    peak_allocated_bytes: int | None = None
+    """As in `Verified`."""
+    peak_reserved_bytes: int | None = None
+    """The same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
     """A plan that was applied and run."""
 
@@ -21,7 +35,7 @@ class Verified:
     outcome: str
     """`ran`, `out_of_memory`, `failed` or `timed_out`."""
     peak_allocated_bytes: int | None = None
-    """Of the last step's live blocks, on the rank that ran; None if it did not get there."""
+    """Of the last step's live blocks, on the rank that reserved most of those that ran; None if none got there."""
     peak_reserved_bytes: int | None = None
     """Of the allocator's segments, the same."""
     step_seconds: float | None = None
@@ -31,6 +45,10 @@ class Verified:
     gradient_error: float | None = None
     """Of a plan that loses something: how far the gradients of a step on the CPU are off, over their length; None =
     nothing is lost, or it was not measured."""
+    ranks: tuple[VerifiedRank, ...] = ()
+    """Those that ran, one by one, on virtual GPUs."""
+    others: str = ""
+    """Why no more of them did; empty where all did, or there is one."""
 
     def difference(self, predicted_bytes: int | None) -> float | None:
         """The reserved peak over what was predicted, less 1; None if either is unknown."""

@@ -1,6 +1,6 @@
 """A plan really run: the target's step, applied and made on virtual GPUs, one rank of it; what its memory was.
 
-Request + Plan  ->  python -m dnnmem.profilers.planned  on a virtual GPU, rank 0 of world_size  ->  Verified
+Request + Plan  ->  python -m dnnmem.profilers.planned  on a virtual GPU, rank r of world_size  ->  Verified
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import DnnmemError, UnsupportedError
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import to_json
-from dnnmem.estimator.report import Verified
+from dnnmem.estimator.rank_samples import samples_of
+from dnnmem.estimator.report import Verified, VerifiedRank
 from dnnmem.estimator.units import format_bytes
 from dnnmem.profilers.ranks import ScriptRun, run_script
 from dnnmem.profilers.request import Request
@@ -98,25 +100,53 @@ def verify_many(
     ranks_per_node: int = 8,
     timeout_seconds: float | None = None,
     cache: Path | None = None,
+    shapes: Iterable[tuple[int, ...]] = (),
 ) -> Iterator[tuple[int, Verified]]:
     """Verify several plans at once; the index of each job and what came of it, in the order in which they are done.
 
-    Args: `executor` is one of `spread.EXECUTORS`. Stop reading and what has not begun never does. Raises
-    `UnsupportedError` where there is no virtual GPU, and what `spread` raises; other errors are in the results.
+    Of each plan those ranks run that `samples_of` names for parameters of these `shapes`. Args: `executor` is one of
+    `spread.EXECUTORS`. Stop reading and what has not begun never does. Raises `UnsupportedError` where there is no
+    virtual GPU, and what `spread` raises; other errors are in the results.
     """
     one = partial(
-        _verify_job, gpu=gpu, ranks_per_node=ranks_per_node, timeout_seconds=timeout_seconds, cache=cache
+        _verify_job, gpu=gpu, ranks_per_node=ranks_per_node, timeout_seconds=timeout_seconds, cache=cache,
+        shapes=tuple(shapes),
     )  # fmt: skip
     return spread(one, jobs, workers=workers, executor=executor)
 
 
 def _verify_job(
-    job: Job, *, gpu: Device, ranks_per_node: int, timeout_seconds: float | None, cache: Path | None
+    job: Job,
+    *,
+    gpu: Device,
+    ranks_per_node: int,
+    timeout_seconds: float | None,
+    cache: Path | None,
+    shapes: tuple[tuple[int, ...], ...],
 ) -> Verified:
     request, plan = job
-    try:
-        return verify(request, plan, gpu, ranks_per_node=ranks_per_node, timeout_seconds=timeout_seconds, cache=cache)
-    except UnsupportedError:  # there is no virtual GPU: the next one cannot run either
-        raise
-    except DnnmemError as error:
-        return Verified(device="virtual", outcome="failed", message=error.message)
+    samples, found = samples_of(plan, shapes), list[tuple[int, Verified]]()
+    for rank in samples.ranks:
+        try:
+            came = verify(
+                request, plan, gpu, ranks_per_node=ranks_per_node, timeout_seconds=timeout_seconds, cache=cache,
+                gradients=rank == samples.ranks[0], rank=rank,
+            )  # fmt: skip
+        except UnsupportedError:  # there is no virtual GPU: the next one cannot run either
+            raise
+        except DnnmemError as error:
+            came = Verified(device="virtual", outcome="failed", message=error.message)
+        if came.outcome != "ran":
+            return replace(came, message=f"rank {rank}: {came.message}" if rank else came.message)
+        found.append((rank, came))
+    return together(found, samples.why)
+
+
+def together(found: Sequence[tuple[int, Verified]], others: str) -> Verified:
+    """What came of ranks that all ran: the peaks of the one that reserved most, and each of them."""
+    _, worst = max(found, key=lambda one: one[1].peak_reserved_bytes or 0)
+    ranks = tuple(
+        VerifiedRank(rank=rank, peak_allocated_bytes=v.peak_allocated_bytes, peak_reserved_bytes=v.peak_reserved_bytes)
+        for rank, v in found
+    )
+    return replace(worst, gradient_error=found[0][1].gradient_error, ranks=ranks, others=others)

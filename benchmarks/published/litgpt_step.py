@@ -24,6 +24,22 @@ FROZEN = {
 }
 
 
+class WideNorm(nn.Module):
+    """RMSNorm in float32, as Lit-GPT has it since 6178c7cc, of 24 October 2023."""
+
+    def __init__(self, size: int, dim: int = -1, eps: float = 1e-5) -> None:
+        """Args: as of Lit-GPT's."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.dim, self.eps = dim, eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., d) to the same."""
+        wide = x.float()
+        normed = wide * torch.rsqrt((wide * wide).mean(self.dim, keepdim=True) + self.eps)
+        return (self.weight * normed).to(x.dtype)
+
+
 class InParts(nn.Module):
     """The model, asked for its logits in parts."""
 
@@ -39,9 +55,11 @@ class InParts(nn.Module):
         return [part.float() for part in self.model(tokens, lm_head_chunk_size=CHUNK)]  # Fabric's bf16-true does so
 
 
-def make_model(name: str = "phi-1_5", way: str = "lora", *, longest: int = 1044) -> nn.Module:
-    """Lit-GPT's model called `name`, of which only what `way` adds learns."""
+def make_model(name: str = "phi-1_5", way: str = "lora", *, longest: int = 1044, wide_norm: bool = False) -> nn.Module:
+    """Lit-GPT's model called `name`, of which only what `way` adds learns; RMSNorm in float32 with `wide_norm`."""
     parts: Any = import_module(f"lit_gpt.{way}")
+    if wide_norm:
+        import_module("lit_gpt.rmsnorm").RMSNorm = WideNorm
     torch.set_default_dtype(torch.bfloat16)
     try:
         model = parts.GPT(parts.Config.from_name(name, **(LORA if way == "lora" else {})))

@@ -10,10 +10,11 @@ from typing import Any
 from dnnmem.cli.api.profile import profile
 from dnnmem.cli.api.shown import ShownEstimate, ShownProfile, shown
 from dnnmem.cli.commands.estimate import load_plan, own_rates
-from dnnmem.estimator.cluster import find_cluster
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.estimate import price
 from dnnmem.estimator.local_step import local_step
+from dnnmem.estimator.mixed import estimate_mixed
+from dnnmem.estimator.mixed_cluster import find_parts, whole
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import change, from_json
 from dnnmem.estimator.step_time import time_layers
@@ -39,10 +40,11 @@ def estimate(
 
     Args: `target` as on the command line, a trace or a profile that has one; `plan` is one, an object of its JSON form
     or a file with it, None the plain step; `settings` change it: `["mesh.dp_shard=8"]`; `cluster`: `h100:8`,
-    `dgx-a100-80gb:4`, `my.toml`; the others are options of `dnnmem estimate`. Raises a `DnnmemError`.
+    `dgx-a100-80gb:4`, `my.toml`, `a100-80gb:4+h100:4`; the others are options of `dnnmem estimate`.
+    Raises a `DnnmemError`.
     """
-    where = find_cluster(cluster)
-    chosen = _plan(plan, settings)
+    parts, chosen = find_parts(cluster), _plan(plan, settings)
+    where = whole(parts[0], parts)
     if isinstance(target, Trace):
         trace: Trace | None = target
     elif isinstance(target, ShownProfile):
@@ -56,6 +58,10 @@ def estimate(
         ).trace
     if trace is None:
         raise UsageError("this profile has no trace, and a plan needs the step", hint="profile the target again")
+    if len(parts) > 1:
+        mixed = estimate_mixed(trace, chosen, parts)
+        layers = time_layers(mixed.step, mixed.model)
+        return shown(ShownEstimate, mixed.found, step=mixed.step, model=mixed.model, layers=layers)
     model = load(where.device, Path(rates) if rates is not None else own_rates(cluster))
     step = local_step(trace, chosen, where)
     return shown(ShownEstimate, price(step, model), step=step, model=model, layers=time_layers(step, model))

@@ -15,6 +15,8 @@ import typer
 from dnnmem.cli.commands import options as o
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dnnmem.cli.commands.outputs import Output
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.estimate import Estimate
@@ -39,7 +41,8 @@ ClusterName = Annotated[
     typer.Option(
         "--cluster",
         metavar="NAME",
-        help="GPUs and their links: h100:8, dgx-a100-80gb:4 (nodes), or a file of your own, my.toml[:name].",
+        help="GPUs and their links: h100:8, dgx-a100-80gb:4 (nodes), a file of your own, my.toml[:name], "
+        "or unlike GPUs, a100-80gb:4+h100:4.",
     ),
 ]
 Model = Annotated[
@@ -82,14 +85,15 @@ def estimate(
     from dnnmem.cli.commands.deliver import tell_written
     from dnnmem.cli.commands.job import SAVED
     from dnnmem.cli.commands.outputs import check_outputs, choose, plan_outputs
-    from dnnmem.estimator.cluster import find_cluster
     from dnnmem.estimator.local_step import check_fits
+    from dnnmem.estimator.mixed_cluster import find_parts, whole
 
     if format_ is not None:
         choose("--format", format_, ("table", "json"))
     outputs = plan_outputs(form=format_, default="table", json=json, csv=None, html=html)
     check_outputs(outputs, save)
-    where, chosen = find_cluster(cluster), load_plan(plan, set_ or ())
+    parts, chosen = find_parts(cluster), load_plan(plan, set_ or ())
+    where = whole(parts[0], parts)
     check_fits(chosen, where)
     if batch is None and plan is not None and not target.endswith(SAVED):
         batch = chosen.batch.micro_batch
@@ -98,7 +102,7 @@ def estimate(
         target, typed, where, inputs=input_, args=arg, compute=chosen.precision.compute, save=save, quiet=quiet,
         no_color=no_color,
     )  # fmt: skip
-    _write(_price(trace, chosen, where, rates or own_rates(cluster)), outputs, top=top, no_color=no_color)
+    _write(_price(trace, chosen, parts, rates or own_rates(cluster)), outputs, top=top, no_color=no_color)
     sys.stdout.flush()
     if not quiet:
         tell_written(() if save is None else (save,), outputs)
@@ -217,12 +221,19 @@ def record_on(
     return trace
 
 
-def _price(trace: Trace, plan: Plan, cluster: Cluster, rates: Path | None) -> _Priced:
+def _price(trace: Trace, plan: Plan, parts: Sequence[Cluster], rates: Path | None) -> _Priced:
     from dnnmem.estimator.estimate import price
     from dnnmem.estimator.local_step import local_step
     from dnnmem.estimator.step_time import time_layers
     from dnnmem.estimator.time_model import load
 
+    if len(parts) > 1:
+        from dnnmem.estimator.mixed import estimate_mixed
+
+        mixed = estimate_mixed(trace, plan, parts)
+        layers = time_layers(mixed.step, mixed.model)
+        return _Priced(step=mixed.step, model=mixed.model, found=mixed.found, layers=layers)
+    [cluster] = parts
     model = load(cluster.device, rates)
     step = local_step(trace, plan, cluster)
     return _Priced(step=step, model=model, found=price(step, model), layers=time_layers(step, model))

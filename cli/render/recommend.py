@@ -17,7 +17,7 @@ from dnnmem.cli.render.stack import percent
 from dnnmem.estimator.estimate import Estimate
 from dnnmem.estimator.families import Family, families
 from dnnmem.estimator.reasons import memory_words, speed_words
-from dnnmem.estimator.report import Candidate, Report
+from dnnmem.estimator.report import Candidate, Report, Verified
 from dnnmem.estimator.units import format_bytes, format_seconds
 
 _WIDE = 96
@@ -116,10 +116,21 @@ def sentence(candidate: Candidate) -> str:
     predicted = candidate.estimate.peak_reserved_bytes
     apart = ran.difference(predicted)
     shown = "" if apart is None else f", where {format_bytes(predicted)} were predicted ({100 * apart:+.2f} %)"
-    told = f"{told} Run on {ran.device}: {format_bytes(ran.peak_reserved_bytes)} reserved{shown}."
+    told = f"{told} Run on {ran.device}: {format_bytes(ran.peak_reserved_bytes)} reserved{shown}.{_of_ranks(ran)}"
     if ran.gradient_error is None:
         return told
     return f"{told} Gradients of a step on the CPU are off by {100 * ran.gradient_error:.2g} %."
+
+
+def _of_ranks(ran: Verified) -> str:
+    """What each rank needed, and what the others are like."""
+    if len(ran.ranks) < 2:
+        return f" {ran.others[0].upper()}{ran.others[1:]}." if ran.others else ""
+    told = []
+    for one in ran.ranks:
+        said = f" of {format_bytes(one.predicted_bytes)} predicted" if one.predicted_bytes else ""
+        told.append(f"rank {one.rank} {format_bytes(one.peak_reserved_bytes)}{said}")
+    return f" That is the most of {', '.join(told)}; {ran.others}."
 
 
 def alike_words(family: Family) -> str:

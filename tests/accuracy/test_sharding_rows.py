@@ -9,9 +9,12 @@ import pytest
 from tests.conftest import ROOT
 
 ROWS = list(csv.DictReader((ROOT / "tests" / "accuracy" / "data" / "sharding_rows.csv").open(encoding="utf-8")))
-HOLES = {"sharding.bucket_views=true batch.accumulation=4": 0.085}
-"""Settings whose rows miss the 2 %: sums of micro-batches are predicted beside their buckets until the update, but move
-into them as the last micro-batch's gradients come (+8.40 % of what is reserved)."""
+HOLES = {
+    "offload.activations=all optimizer.kernel=fused": 0.025,
+    "gradients.compression=bfloat16 remat.policy=full precision.param=float32": 0.039,
+}
+"""Settings whose rows miss the 2 %, of what is reserved alone: ranks with smaller parts of parameters than the first,
+which is predicted, find other holes (+2.47 %); and hooks begin in the third step (+3.84 %)."""
 
 
 def bound(row):

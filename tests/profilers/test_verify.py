@@ -29,10 +29,11 @@ needs_gpu = pytest.mark.skipif(bool(unavailable()), reason=f"no virtual GPU here
 
 @needs_gpu
 def test_plans_are_verified_at_once_and_what_does_not_fit_says_so():
-    # GIVEN a step that fits, one of far too many samples, and one that cannot be applied
+    # GIVEN a step that fits, one of far too many samples, one that cannot be applied, and a pipeline
     huge = replace(REQUEST, batch_size=1 << 16)
     split = change(Plan(), ["mesh.dp_shard=8", "sharding.strategy=zero1", "sharding.even_parts=true"])
-    jobs = [(REQUEST, Plan()), (huge, Plan()), (REQUEST, split)]
+    staged = change(Plan(), ["mesh.pp=2", "batch.micro_batch=2", "batch.accumulation=2"])
+    jobs = [(REQUEST, Plan()), (huge, Plan()), (REQUEST, split), (REQUEST, staged)]
     # WHEN two run at a time
     found = dict(verify_many(jobs, find_device(GPU), workers=2, timeout_seconds=100, cache=cache_folder(os.environ)))
     # THEN the first has its peaks, and the others say what they died of, with numbers
@@ -43,6 +44,11 @@ def test_plans_are_verified_at_once_and_what_does_not_fit_says_so():
     assert "GiB were asked for" in found[1].message
     assert found[2].outcome == "failed"
     assert "even_parts=true is predicted only" in found[2].message
+    # AND both stages of the pipeline ran, of which the one that reserved most is told
+    first, last = found[3].ranks
+    assert (first.rank, last.rank) == (0, 1)
+    assert first.peak_reserved_bytes != last.peak_reserved_bytes
+    assert found[3].peak_reserved_bytes == max(first.peak_reserved_bytes, last.peak_reserved_bytes)
 
 
 @needs_gpu

@@ -35,7 +35,7 @@ def render(ask: Ask) -> Fragment:
     if plan.mesh.world_size != plan.mesh.data_ranks or plan.sharding.strategy == "zero1":
         raise UnsupportedError(
             "the script does data parallelism by DDP and FSDP2 only; the plan has other degrees, or zero1",
-            hint="--to megatron, or dnnmem.apply in a script of your own",
+            hint="--to torchtitan or megatron, or dnnmem.apply in a script of your own",
         )
     said = set(_SAID) | ({"remat.policy"} if plan.remat.policy in _KEPT else set())
     if plan.optimizer.name in {None, "sgd", "adamw", "adafactor"}:

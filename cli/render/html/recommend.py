@@ -202,6 +202,11 @@ def _verified(c: Candidate) -> list[tuple[str, Cell, Cell, str]]:
         ("allocated", size(found.peak_allocated_bytes), size(ran.peak_allocated_bytes)),
         ("reserved", size(found.peak_reserved_bytes), size(ran.peak_reserved_bytes)),
         ("step time", seconds(found.step_seconds), seconds(ran.step_seconds)),
+        *(
+            (f"reserved by rank {one.rank}", size(one.predicted_bytes), size(one.peak_reserved_bytes))
+            for one in ran.ranks
+            if len(ran.ranks) > 1
+        ),
     ]
     return [(name, said, did, _apart(said.key, did.key)) for name, said, did in rows]
 
