@@ -68,7 +68,7 @@ class SmallValues(TorchDispatchMode):
         """How often a value that nobody knows was assumed, by sentence."""
         self._fake = fake
         # A copy of a tensor copies all that the tensor has, its mode too; two of those corrupt torch's memory.
-        setattr(fake, "__deepcopy__", lambda _memo: fake)
+        fake.__deepcopy__ = lambda _memo: fake  # type: ignore[attr-defined]
         self._traits: dict[Any, tuple[bool, bool]] = {}
 
     @classmethod
