@@ -263,10 +263,9 @@ def _update(stages: _Stages, c: int, mine: set[int]) -> list[Op]:
     """The update of the chunk's own parameters; first, the sum of a tied gradient."""
     trace, alias = stages.trace, {} if stages.lent else stages.tied.get(c, {})
     storages, found = trace.storages, []
-    if stages.lent:  # on one rank: nothing is sent
-        mine = mine - stages.lent if c else mine
     tied = {alias.get(g, g) for others in stages.tied.values() for g in others if _has_term(stages, c, g)}
-    tied -= tied if stages.lent else set()
+    if stages.lent:  # on one rank: nothing is sent
+        mine, tied = mine - stages.lent if c else mine, set()
     for i in sorted(tied):
         nbytes = storages[i].nbytes
         found.append(Op(name=SEND, phase=Phase.STEP, lane=Lane.COMM, reads=(i,), writes=(i,), moved_bytes=nbytes))

@@ -35,8 +35,8 @@ def received(trace: Trace) -> frozenset[int]:
 
 def with_buffers(chunk: Trace, *, waits: bool = False) -> Trace:
     """`chunk` as PyTorch's stages hold it; `waits`: its sends are waited for when the step is over."""
-    places = {i for op in chunk.ops if op.name == RECEIVE for i in op.writes}
-    for i in sorted(places):
+    places = dict.fromkeys(i for op in chunk.ops if op.name == RECEIVE for i in op.writes)
+    for i in places:
         chunk = _left_alone(chunk, i)
     until: dict[int, Phase] = {}
     for op in chunk.ops:
@@ -54,8 +54,8 @@ def with_buffers(chunk: Trace, *, waits: bool = False) -> Trace:
     if last:
         done = Op(name=ALL_SENT if waits else LAST_SENT, phase=Phase.STEP, lane=Lane.COMM, events=last)
         ops.insert(len(ops) if step is None else step, done)
-    made = tuple(Event(chunk.storages[i].nbytes, 0, i) for i in sorted(places) if chunk.storages[i].nbytes)
-    return replace(chunk, ops=tuple(ops), pinned=chunk.pinned | places, setup=(*chunk.setup, *made))
+    made = tuple(Event(chunk.storages[i].nbytes, 0, i) for i in places if chunk.storages[i].nbytes)
+    return replace(chunk, ops=tuple(ops), pinned=chunk.pinned | places.keys(), setup=(*chunk.setup, *made))
 
 
 def with_stand_ins(chunk: Trace, made: Sequence[Storage]) -> Trace:

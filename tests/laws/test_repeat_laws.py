@@ -56,8 +56,9 @@ def test_blocks_are_repeated_before_or_after_the_passes(name, plan):
     trace = gpt(3, **STEPS[name])
     # WHEN a model of seven is planned
     late, early = rewrite(trace, plan, layers=7), rewrite(repeat(trace, 7), plan)
-    # THEN both ways make the same steps
-    assert [_used(part) for part in late] == [_used(part) for part in early]
+    # THEN both ways make the same steps; of a pipeline's chunks that are one, the names are those of one
+    said = _shapes if plan.mesh.pp > 1 else lambda traces: [_used(part) for part in traces]
+    assert said(late) == said(early)
     for part in late:
         part.check()
 
