@@ -132,6 +132,15 @@ def test_a_child_takes_its_workers_along(child, tmp_path, tail):
     assert all(gone(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_child_and_its_workers(child, tmp_path):
     # GIVEN a run that waits, and Ctrl-C as soon as its worker is there
     child(workers(tmp_path, "wait"))
