@@ -59,15 +59,16 @@ types: setup
 	@rm -rf build/lib
 	@MYPYPATH=build/check $(BIN)/mypy --strict -p dnnmem
 
+# A worker that died is not replaced: with a file's tests kept together, pytest-xdist waits for ever then.
 test: lint types
 	@echo "pytest"
-	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart=0
 	@echo "dnnmem check"
 	@$(BIN)/dnnmem check --quiet --require-baseline
 
 test-cpu: setup-cpu
 	@echo "pytest, on the torch of constraints/cpu.txt"
-	@$(VENV_CPU)/bin/pytest -q -n $(WORKERS) --dist loadfile tests/cli tests/estimator tests/profilers tests/sample_models tests/test_doctests.py
+	@$(VENV_CPU)/bin/pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart=0 tests/cli tests/estimator tests/profilers tests/sample_models tests/test_doctests.py
 	@echo "dnnmem check, on the torch of constraints/cpu.txt"
 	@$(VENV_CPU)/bin/dnnmem check --quiet --require-baseline
 
