@@ -60,7 +60,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     if wanted.compression == "powersgd":
         _add_workspace(draft)
     if wanted.compression in ("float16", "bfloat16"):
-        _round_at_first(draft)
+        _round_at_first(draft, wanted.compression)
     inside: dict[int, tuple[int, ...]] = {}
     for k, op in enumerate(trace.ops):
         if op.name.startswith(_COPY):
@@ -79,12 +79,14 @@ def _add_workspace(draft: Draft) -> None:
         draft.pinned.add(draft.add(max(spaces, key=lambda s: s.nbytes)))
 
 
-def _round_at_first(draft: Draft) -> None:
-    """The first step has one bucket for all gradients, which it rounds too."""
+def _round_at_first(draft: Draft, dtype: str) -> None:
+    """The first step has one bucket for all gradients, which it rounds too, unless they are of that type already."""
     whole = [s.nbytes for s in draft.storages.values() if s.kind is Kind.COMM and s.name == "first bucket"]
-    if whole:
-        half = draft.add(made_storage(whole[0] // 2, Kind.COMM, "first bucket in 16 bits"))
-        draft.start = [Event(whole[0] // 2, _STREAM, half), Event(-(whole[0] // 2), _STREAM, half)]
+    types = {draft.storages[g].dtype for op in draft.trace.ops if op.name.startswith(_COPY) for g in op.reads}
+    if whole and types != {dtype}:
+        nbytes = whole[0] * element_bytes(dtype) // max(map(element_bytes, types))
+        half = draft.add(made_storage(nbytes, Kind.COMM, "first bucket in 16 bits"))
+        draft.start = [Event(nbytes, _STREAM, half), Event(-nbytes, _STREAM, half)]
 
 
 def _bucket(trace: Trace, grads: tuple[int, ...], op: Op, plan: Plan) -> Bucket:

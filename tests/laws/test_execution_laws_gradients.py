@@ -34,6 +34,7 @@ MODELS = {
 WAYS = [
     ("gpt", 8, "bfloat16", ()),
     ("gpt", 4, "bfloat16", ("mesh.tp=2",)),
+    ("gpt", 8, "bfloat16", ("precision.compute=bfloat16", "precision.param=float32", "remat.policy=full")),
     ("gpt", 64, "topk", ()),
     ("gpt", 8, "dgc", ("optimizer.name=sgd",)),
     ("gpt", 2, "qsgd", ("gradients.bits=4",)),

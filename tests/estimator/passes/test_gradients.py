@@ -75,6 +75,16 @@ def test_bytes_on_the_wire_are_those_of_the_formulas():
     assert set(ways["powersgd"]) == {"all_reduce"}
 
 
+def test_gradients_of_16_bits_are_sent_as_they_lie():
+    def allocations(*settings):
+        [found] = rewrite(gpt(4), planned("precision.compute=bfloat16", "precision.param=float32", *settings))
+        return sum(e.nbytes > 0 for op in found.ops for e in op.events), len(found.setup)
+
+    # WHEN they have the type of the wire, THEN nothing is allocated for them; of another type each bucket is copied
+    assert allocations("gradients.compression=bfloat16") == allocations()
+    assert allocations("gradients.compression=float16") > allocations()
+
+
 @pytest.mark.parametrize(("way", "times"), [("topk", 1), ("signsgd", 1 + 1 / RANKS), ("qsgd", 0), ("float16", 0)])
 def test_what_is_not_sent_rests_beside_the_buckets(way, times):
     trace = gpt(4)
