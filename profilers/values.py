@@ -181,7 +181,7 @@ def _real(tree: Any) -> Any:
 def _truth(func: Any, args: Any) -> bool | None:
     """The answer to a question about what nobody knows, None if none is assumed: nothing is infinite or missing."""
     name = func._schema.name
-    if name in _ALL:
+    if name in _ALL and len(args) == 1:  # along a dimension it says which to choose: real runs know
         return True
     if name not in _EQUAL:
         return None

@@ -86,7 +86,7 @@ def test_routing_is_extrapolated_from_real_runs():
 @pytest.mark.parametrize("batch_size", [1, max(SMALL_BATCHES)])
 def test_a_small_batch_really_runs(batch_size):
     trace, measured = run_fake(Routed, batch_size)
-    assert trace.origin.notes[-1].endswith("the step was really run on the CPU instead")
+    assert any(note.endswith("the step was really run on the CPU instead") for note in trace.origin.notes)
     assert measured.allocated_bytes >= trace.peak_bytes()
     assert any(s.shape[:1] == (batch_size,) for s in trace.storages.values() if s.kind is Kind.INPUT)
 
