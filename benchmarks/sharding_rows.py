@@ -92,7 +92,7 @@ def _rows(way: Way, gpus: int, ranks: set[int]) -> Iterator[Row]:
     }  # fmt: skip
     try:
         plan = change(Plan(), settings)
-        own = plan.sharding.strategy == "zero1"  # each rank's states are of other parameters
+        own = plan.sharding.strategy != "ddp"  # each rank's states are its own
         if plan.gradients.compression != "none":  # hooks begin in the third step
             request = replace(request, steps=6)
         found = {rank: rewrite(_plain(way.model), plan, rank=rank)[0] for rank in sorted(ranks)[: 3 if own else 1]}

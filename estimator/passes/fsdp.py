@@ -28,6 +28,7 @@ from dnnmem.estimator.passes.fsdp_parts import (
     merge_gradients,
     part_of,
     span,
+    without_padding,
 )
 from dnnmem.estimator.passes.fsdp_stages import drop_at_end, in_order, summed_apart
 from dnnmem.estimator.passes.update import gradients, in_type, scale_update, states
@@ -39,14 +40,16 @@ if TYPE_CHECKING:
     from dnnmem.estimator.plan import Plan
 
 
-def shard(trace: Trace, plan: Plan) -> Trace:
-    """The rank's part of `trace` under zero3."""
-    return _Sharder(trace, plan).run()
+def shard(trace: Trace, plan: Plan, rank: int = 0) -> Trace:
+    """The part of one `rank` of the plan's, of `trace` under zero3."""
+    return _Sharder(trace, plan, rank).run()
 
 
 class _Sharder:
-    def __init__(self, trace: Trace, plan: Plan) -> None:
+    def __init__(self, trace: Trace, plan: Plan, rank: int) -> None:
         self.trace, self.plan = trace, plan
+        self.number = rank // plan.mesh.tp % plan.mesh.dp_shard
+        """The rank's among those that share parameters."""
         self.draft, self.known = Draft(trace), lives(trace.ops)
         self.grads = gradients(trace.storages)
         self.groups = find_groups(trace, split_root=plan.sharding.split_root)
@@ -88,20 +91,18 @@ class _Sharder:
         return self.draft.finish()
 
     def _at_rest(self) -> None:
-        """Parameters, gradients and states in parts, in their types at rest."""
+        """Parameters, gradients and states in parts, in their types at rest; the update sees no padding."""
         precision, storages = self.plan.precision, self.trace.storages
         rest = {i: in_type(part, precision.param) for i, part in self.parts.items()}
-        rest |= {i: in_type(self._split(storages[i]), precision.param) for i in states(storages)}
         for p, mine in self.grads.items():
-            rest.update({g: self._rest_of(g, p) for g in mine})
-        shares = {i: Fraction(s.nbytes, storages[i].nbytes) for i, s in rest.items() if storages[i].nbytes}
+            rest.update({g: in_type(self._part(g, p), precision.grad or precision.param) for g in mine})
+        own = {i: self._own(s, storages[i]) for i, s in rest.items()}
+        for i in states(storages):
+            own[i] = rest[i] = self._own(in_type(self._split(storages[i]), precision.param), storages[i])
+        shares = {i: Fraction(s.nbytes, storages[i].nbytes) for i, s in own.items() if storages[i].nbytes}
         scale_update(self.draft, self.known, shares)
         self.draft.resize({i: s.nbytes for i, s in rest.items()})
         self.draft.storages.update(rest)
-
-    def _rest_of(self, grad: int, param: int) -> Storage:
-        """A gradient's part at rest."""
-        return in_type(self._part(grad, param), self.plan.precision.grad or self.plan.precision.param)
 
     def _part(self, grad: int, param: int) -> Storage:
         """A gradient is split as its parameter, whatever shape it was made in."""
@@ -110,6 +111,10 @@ class _Sharder:
     def _split(self, storage: Storage) -> Storage:
         """The rank's part."""
         return part_of(storage, self._shared(experts=storage.module in self.experts)[0])
+
+    def _own(self, part: Storage, whole: Storage) -> Storage:
+        """What the rank's `part` of a `whole` tensor holds of it: the last ranks may have padding, or nothing else."""
+        return without_padding(part, whole, 0 if whole.module in self.experts else self.number)
 
     def _shared(self, *, experts: bool) -> tuple[int, str]:
         """Ranks that parameters are split over, and their axis: of experts those that hold the same ones."""

@@ -31,6 +31,20 @@ def part_of(storage: Storage, ranks: int) -> Storage:
     return storage_like(storage, nbytes=storage.nbytes // rows * part, shape=(part, *storage.shape[1:]))
 
 
+def without_padding(part: Storage, whole: Storage, number: int) -> Storage:
+    """What the `number`-th of the ranks with such a `part` has of the `whole` tensor's rows.
+
+    >>> whole = Storage(id=0, nbytes=40, kind=Kind.PARAM, shape=(5, 2), dtype="float32")
+    >>> [without_padding(part_of(whole, 4), whole, number).nbytes for number in range(4)]
+    [16, 16, 8, 0]
+    """
+    rows = part.shape[0] if part.shape else 0
+    if not rows or part.shape[1:] != whole.shape[1:]:
+        return part
+    own = min(max(whole.shape[0] - rows * number, 0), rows)
+    return storage_like(part, nbytes=part.nbytes // rows * own, shape=(own, *part.shape[1:]))
+
+
 def chunk_table(parts: Sequence[int]) -> tuple[Event, ...]:
     """What `torch._chunk_cat` needs on the GPU for parts of so many bytes: 8 bytes a block of threads, 48 a tensor."""
     nbytes = 8 * (sum(-(-part // _BLOCK_BYTES) for part in parts) + 6 * len(parts) + 2)

@@ -34,13 +34,14 @@ if TYPE_CHECKING:
 def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None, rank: int = 0) -> Trace:
     """A rank's step under `plan.sharding` among `plan.mesh.data_ranks`; unchanged for one rank.
 
-    Ranks differ in what they hold of zero1's states alone; the largest rank's parts of the others are every `rank`'s.
+    Ranks differ in the states that they hold: of whole parameters under zero1, else of their rows. What is sent, and
+    so what parameters lie in, is padded to equal parts; those of `even_parts` are every rank's.
     """
     del cluster
     if plan.sharding.strategy == "none" or plan.mesh.data_ranks == 1:
         return trace
     if plan.splits_parameters:
-        return shard(trace, plan)
+        return shard(trace, plan, rank)
     if plan.sharding.even_parts or not plan.sharding.overlap:
         return reduce_gradients(trace, plan)
     return replicate(trace, plan, rank)

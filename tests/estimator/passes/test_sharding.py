@@ -64,6 +64,19 @@ def test_ranks_together_hold_all_and_padding():
             assert found.storages[i].nbytes * 5 == storage.nbytes // rows * (-(-rows // 5) * 5)
 
 
+def test_states_have_no_padding_and_what_is_gathered_has():
+    # GIVEN 7 ranks, which divide no parameter's rows  WHEN each rank is rewritten
+    trace, plan = gpt(3), Plan(mesh=Mesh(dp_shard=7), sharding=Sharding(strategy="zero3"))
+    ranks = [sharding.apply(trace, plan, rank=rank) for rank in range(7)]
+    for found in ranks:
+        found.check()
+    # THEN their states are all there are, once; parameters lie in equal parts
+    counters = sum(s.nbytes for i, s in trace.storages.items() if s.kind is Kind.OPTIMIZER and s.nbytes <= 8)
+    assert sum(owned(found, *STATES) - counters for found in ranks) == owned(trace, *STATES) - counters
+    assert {owned(found, *PARAMS) for found in ranks} == {owned(ranks[0], *PARAMS)}
+    assert owned(ranks[-1], *STATES) < owned(ranks[0], *STATES)
+
+
 def test_fsdp_gathers_twice_but_for_the_last_block_and_the_root():
     # GIVEN 4 blocks, whose parameters are gathered before each pass
     trace = gpt(4)
