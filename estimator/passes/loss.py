@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
+from dnnmem.estimator.first_step import has_own_workspace
 from dnnmem.estimator.passes.draft import Draft, lives
 from dnnmem.estimator.passes.loss_pieces import Pieces
 from dnnmem.estimator.passes.loss_site import Site, find_head, find_sites
@@ -108,7 +109,19 @@ def _fused(trace: Trace, plan: Plan, site: Site) -> Trace:
         trace.storages[head.hidden], saved=any(trace.ops[k].phase is Phase.BACKWARD for k in later)
     )
     _free_targets(rewriter, site)
-    return _summed_in_place(rewriter.run(), head.of_weight)
+    return _one_thread(_summed_in_place(rewriter.run(), head.of_weight))
+
+
+def _one_thread(trace: Trace) -> Trace:
+    """Where the head's products were the backward pass's only ones, its thread has no workspace of cuBLAS any more."""
+    spaces = [i for i in sorted(trace.pinned) if trace.storages[i].name == "workspace"]
+    backward = (op for op in trace.ops if op.phase is Phase.BACKWARD)
+    if len(spaces) < 2 or any(op.flops and not has_own_workspace(op) for op in backward):
+        return trace
+    gone = spaces[1]
+    storages = {i: s for i, s in trace.storages.items() if i != gone}
+    setup = tuple(e for e in trace.setup if e.storage != gone)
+    return replace(trace, storages=storages, setup=setup, pinned=trace.pinned - {gone})
 
 
 def _summed_in_place(trace: Trace, first: int | None) -> Trace:

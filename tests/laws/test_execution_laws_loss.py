@@ -38,6 +38,7 @@ REQUESTS = {
         target="hf:gpt2", batch_size=4, seq_len=512,
         args={"n_embd": "768", "n_layer": "6", "n_head": "12", "vocab_size": "50257", "n_positions": "512"},
     ),
+    "resnet": Request(target=str(ROOT / "sample_models" / "resnet.py"), batch_size=16),
 }  # fmt: skip
 CHUNKED, FUSED = ("loss.chunks=8",), ("loss.chunks=8", "loss.fused=true")
 WAYS = [
@@ -50,6 +51,7 @@ WAYS = [
     ("llama", (*FUSED, "precision.compute=bfloat16")),
     ("llama", (*CHUNKED, "mesh.dp_shard=4", "sharding.strategy=zero3")),
     ("gpt2", CHUNKED),
+    ("resnet", FUSED),
 ]
 
 

@@ -12,7 +12,7 @@ from dnnmem.estimator.passes.draft import lives
 from dnnmem.estimator.passes.loss import apply
 from dnnmem.estimator.passes.loss_site import find_head, find_sites, logits_share
 from dnnmem.estimator.plan import Batch, Loss, Mesh, Plan, Precision, Sharding
-from dnnmem.estimator.trace import Kind, Phase
+from dnnmem.estimator.trace import Kind, Phase, Storage
 from tests.estimator.passes.steps import LLAMA, SIZES, gpt
 from tests.profilers.recorded import zoo_fake
 
@@ -78,6 +78,29 @@ def test_a_fused_loss_makes_gradients_in_the_forward_pass_that_later_micro_batch
     head = next(s.id for s in used if s.kind is Kind.GRAD and s.module == ("head",))
     assert head in found.pinned
     assert any(op.name == "aten.add_.Tensor" and op.phase is Phase.BACKWARD and head in op.writes for op in found.ops)
+
+
+def test_a_thread_that_multiplies_no_more_has_no_workspace():
+    # GIVEN convolutions, whose backward pass multiplies matrices for the head alone, and a model of linear layers
+    convolutions, linear = with_workspaces(zoo_fake("resnet").trace), with_workspaces(gpt(**LLAMA))
+    # WHEN the head's gradients are made in the forward pass  THEN one thread needs room for products, else two do
+    assert count_workspaces(convolutions, Loss(chunks=2)) == 2
+    assert count_workspaces(convolutions, Loss(chunks=2, fused=True)) == 1
+    assert count_workspaces(linear, Loss(chunks=2, fused=True)) == 2
+
+
+def with_workspaces(trace):
+    """What cuBLAS keeps for the thread of each pass."""
+    others = {i: s for i, s in trace.storages.items() if s.name != "workspace"}
+    new = (max(others) + 1, max(others) + 2)
+    spaces = {i: Storage(id=i, nbytes=2**25, kind=Kind.TEMP, name="workspace") for i in new}
+    return replace(trace, storages={**others, **spaces}, pinned=frozenset({*(trace.pinned & others.keys()), *new}))
+
+
+def count_workspaces(trace, loss):
+    [found] = rewrite(trace, Plan(loss=loss))
+    found.check()
+    return [found.storages[i].name for i in found.pinned].count("workspace")
 
 
 @pytest.mark.parametrize(
