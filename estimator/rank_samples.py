@@ -47,10 +47,16 @@ def samples_of(plan: Plan, shapes: Iterable[Sequence[int]]) -> Samples:
         return Samples(ranks, alike)
     if merged.sharding.strategy == "zero1" and not merged.sharding.even_parts and merged.mesh.dp_shard > 1:
         return Samples(thirds, "each parameter's states are one rank's")
+    if _has_rings(plan):
+        return Samples(thirds, "ranks of a ring have halves of queries, of keys or of both in a round")
     parts = merged.mesh.dp_shard if plan.splits_parameters else 1
     if parts > 1 and any(shape and shape[0] % (parts * plan.mesh.tp) for shape in shapes):
         return Samples(thirds, f"not all parameters have rows for {parts} equal parts: the first rank has most")
     return Samples((0,), f"all {world} ranks do the same, so that one ran")
+
+
+def _has_rings(plan: Plan) -> bool:
+    return plan.mesh.cp > 1 and plan.context.method != "ulysses"
 
 
 def shapes_of(recorded: Recorded) -> frozenset[tuple[int, ...]]:

@@ -67,8 +67,8 @@ def rewrite(
 
     With `layers` the model has as many blocks as that: what is done to every block alike is done to the few of the
     record, and then repeated; chunks that do the same are one trace. A chunk's gradients stay, and are sent, within
-    it, so that batch and sharding come after the split. Which `rank` it is counts for zero1 only: states of large
-    parameters, or of small ones. Raises what the passes and `repeat` raise.
+    it, so that batch and sharding come after the split. Which `rank` it is counts for zero1, states of large parameters
+    or of small ones, and for rings of attention. Raises what the passes and `repeat` raise.
     """
     if layers is not None and plan.remat.policy not in ("every", "segments", "ops"):
         with suppress(UnsupportedError):  # blocks may differ where they are rewritten, and not where they were recorded
@@ -79,7 +79,7 @@ def rewrite(
 
 
 def _rewritten(trace: Trace, plan: Plan, cluster: Cluster | None, layers: int | None, rank: int) -> list[Trace]:
-    return rewrite_chunks(chunks_of(rewrite_model(trace, plan, cluster), plan, layers), plan, cluster, rank)
+    return rewrite_chunks(chunks_of(rewrite_model(trace, plan, cluster, rank), plan, layers), plan, cluster, rank)
 
 
 def chunks_of(trace: Trace, plan: Plan, layers: int | None = None) -> list[Trace]:
@@ -94,11 +94,14 @@ def rewrite_chunks(chunks: Sequence[Trace], plan: Plan, cluster: Cluster | None 
     return [done[id(chunk)] for chunk in chunks]
 
 
-def rewrite_model(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
+def rewrite_model(trace: Trace, plan: Plan, cluster: Cluster | None = None, rank: int = 0) -> Trace:
     """The first half of `rewrite`: what a plan does to the ops of the model and its update, wherever they lie."""
     trace, merged = trace.without_waits(), from_context(plan)
     for field in _BEFORE_SPLIT:
-        trace = PASSES[field](trace, plan if field == "context" else merged, cluster)
+        if field == "context":
+            trace = context.apply(trace, plan, cluster, rank)
+        else:
+            trace = PASSES[field](trace, merged, cluster)
     return trace
 
 

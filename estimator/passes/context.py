@@ -36,8 +36,8 @@ _WHOLE = frozenset({Kind.PARAM, Kind.GRAD, Kind.OPTIMIZER, Kind.BUFFER, Kind.INP
 """Kinds of which each rank has all; the part of the inputs that it reads is small."""
 
 
-def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
-    """One rank's part of `trace` under `plan.mesh.cp` ranks; unchanged for one.
+def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None, rank: int = 0) -> Trace:
+    """One `rank`'s part of `trace` under `plan.mesh.cp` ranks; unchanged for one. Ranks differ in rings alone.
 
     Raises `UnsupportedError` for a step without sequences or fused attention, and for sizes that `cp` does not divide.
     """
@@ -46,7 +46,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     if cp == 1:
         return trace
     length = check_shares(trace, cp, method)
-    return _shared(trace, split_storages(trace, length, plan.mesh.tp), plan, length)
+    return _shared(trace, split_storages(trace, length, plan.mesh.tp), plan, length, rank // plan.mesh.tp % cp)
 
 
 def split_storages(trace: Trace, length: int, tp: int = 1) -> set[int]:
@@ -96,7 +96,7 @@ def _is_matrix_gradient(op: Op, split: set[int]) -> bool:
     return sum(i in split for i in op.reads) >= 2
 
 
-def _shared(trace: Trace, split: set[int], plan: Plan, length: int) -> Trace:
+def _shared(trace: Trace, split: set[int], plan: Plan, length: int, rank: int) -> Trace:
     """The rank's ops and storages."""
     cp, draft = plan.mesh.cp, Draft(trace)
     known, threads = lives(trace.ops), threads_of(trace, None)
@@ -108,7 +108,7 @@ def _shared(trace: Trace, split: set[int], plan: Plan, length: int) -> Trace:
     parts = {i: _part(trace.storages[i], cp, length) for i in split}
     draft.resize({i: part.nbytes for i, part in parts.items()})
     draft.storages.update(parts)
-    share_attention(draft, known, plan)
+    share_attention(draft, known, plan, rank)
     how = f"Context parallel over {cp} ranks ({plan.context.method})"
     return draft.finish(f"{how}: what is of single positions is found from the inputs.")
 

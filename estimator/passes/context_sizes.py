@@ -11,9 +11,21 @@ dnnmem.estimator.errors.UnsupportedError: attention has 8 heads of keys and valu
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import is_attention
+from dnnmem.estimator.passes.draft import Life
 from dnnmem.estimator.trace import Op, Phase, Trace
+
+_SMALL = 64
+"""Bytes up to which something is a random state."""
+_OPERANDS = 3
+"""Queries, keys and values."""
+_BY_HEAD = 4
+"""Dimensions: samples, heads, positions, width."""
+_JOINED = ("aten.cat.", "aten.new_empty.")
+"""What makes a tensor whose rows are in the order of its shape, whatever those lie like that it is made of."""
 
 
 def check_shares(trace: Trace, cp: int, method: str, tp: int = 1) -> int:
@@ -32,19 +44,44 @@ def check_shares(trace: Trace, cp: int, method: str, tp: int = 1) -> int:
             hint="write attention with scaled_dot_product_attention, or --set mesh.cp=1",
         )
     if method == "ulysses":
+        grads = gradients_of(trace)
         for op in found:
-            query, key = heads_of(trace, op)
+            query, key = heads_of(trace, op, grads.get(op.writes[0], ()))
             check_heads((query // tp, key // tp), cp, ".".join(op.module))
     return length
 
 
-def heads_of(trace: Trace, op: Op) -> tuple[int, int]:
-    """Heads of the queries of a fused attention's op, and of its keys and values; 0 where its shape does not tell."""
+def heads_of(trace: Trace, op: Op, grads: Sequence[int] = ()) -> tuple[int, int]:
+    """Heads of the queries of a fused attention's op, and of its keys and values; 0 where its shape does not tell.
+
+    Args: `grads` are the gradients of q, k and v.
+    """
     out = trace.storages[op.writes[0]]
     if len(out.shape) != 4:
         return 0, 0
-    distinct = [trace.storages[i].nbytes for i in dict.fromkeys(op.reads[:3])]
-    return out.shape[1], out.shape[1] * key_bytes(distinct, out.nbytes) // max(1, out.nbytes)
+    query, key = out.nbytes, 0
+    if grads:
+        query, key = (trace.storages[i].nbytes for i in grads[:2])
+    else:
+        key = key_bytes([trace.storages[i].nbytes for i in dict.fromkeys(op.reads[:3])], query)
+    return out.shape[1], out.shape[1] * key // max(1, query)
+
+
+def gradients_of(trace: Trace) -> dict[int, tuple[int, ...]]:
+    """By what an attention made, the gradients of its q, k and v, where each has a storage."""
+    outs = {op.writes[0] for op in trace.ops if op.phase is Phase.FORWARD and is_attention(op.name) and op.writes}
+    found: dict[int, tuple[int, ...]] = {}
+    for op in trace.ops:
+        if op.phase is Phase.BACKWARD and is_attention(op.name) and "_backward" in op.name:
+            made = tuple(i for i in dict.fromkeys(op.writes) if trace.storages[i].nbytes > _SMALL)
+            found |= {i: made[:_OPERANDS] for i in op.reads if i in outs and len(made) >= _OPERANDS}
+    return found
+
+
+def lies_by_head(trace: Trace, known: Mapping[int, Life], i: int) -> bool:
+    """Whether what attention is given lies as (B, H, T, D), since it was joined from parts so, and not transposed."""
+    made = known[i].made
+    return made >= 0 and len(trace.storages[i].shape) == _BY_HEAD and trace.ops[made].name.startswith(_JOINED)
 
 
 def key_bytes(distinct: list[int], query: int) -> int:

@@ -72,10 +72,15 @@ class Tape:
         return made
 
 
-def swapped(t: Tape, nbytes: int) -> int:
-    """Ulysses: a tensor whose positions are swapped for heads, or back; the result. As dnnmem's `context_heads`."""
-    t.piece("copy", 2 * nbytes)
-    sent = t.new(nbytes)
+def swapped(t: Tape, nbytes: int, *, copies: bool = True) -> int:
+    """Ulysses: a tensor whose positions are swapped for heads, or back; the result. As dnnmem's `context_heads`.
+
+    Args: `copies` is False for what can be sent as it lies.
+    """
+    sent = 0
+    if copies:
+        t.piece("copy", 2 * nbytes)
+        sent = t.new(nbytes)
     moved = t.piece("all_to_all", nbytes, takes=sent)
     moved.gives = t.new(nbytes)
     t.piece("copy", 2 * nbytes, takes=moved.gives)

@@ -21,6 +21,8 @@ from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
 T = TypeVar("T")
+SKIPPED = "dnnmem.skipped"
+"""Name of an op that is not made."""
 
 
 @dataclass(slots=True)
@@ -128,6 +130,13 @@ class Draft:
         kept = tuple(e for e in self.ops[k].events if e.storage != storage or e.nbytes > 0)
         self.ops[k] = op_like(self.ops[k], events=kept)
 
+    def skip(self, k: int) -> None:
+        """Leave out op `k` and what it makes; what else it frees and lets go, the next one does."""
+        op, later = self.ops[k], self.ops[k + 1]
+        kept = tuple(e for e in op.events if e.storage >= 0 and e.storage not in op.writes)
+        self.ops[k + 1] = op_like(later, events=(*kept, *later.events), releases=(*op.releases, *later.releases))
+        self.ops[k] = op_like(op, name=SKIPPED, reads=(), writes=(), events=(), releases=())
+
     def resize(self, sizes: Mapping[int, int]) -> None:
         """Give storages other sizes in bytes, and their events with them; for ops by index only, not those between."""
         for i, nbytes in sizes.items():
@@ -150,7 +159,8 @@ class Draft:
         ops: list[Op] = []
         for k, op in enumerate(self.ops):
             ops += self.before.get(k, ())
-            ops.append(op)
+            if op.name != SKIPPED:
+                ops.append(op)
             ops += self.after.get(k, ())
         order = dict.fromkeys(e.storage for e in self.trace.setup if e.nbytes > 0 and e.storage in self.pinned)
         order.update(dict.fromkeys(sorted(self.pinned)))

@@ -16,8 +16,6 @@ from dnnmem.estimator.passes.expert_layers import SENT, Layer
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage
 from dnnmem.estimator.trace_copy import op_like
 
-SKIPPED = "dnnmem.skipped"
-"""Name of an op that is not made."""
 _INDEX = 8
 """Bytes of a whole number."""
 

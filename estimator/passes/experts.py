@@ -17,9 +17,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.passes.draft import Draft, lives
+from dnnmem.estimator.passes.draft import SKIPPED, Draft, lives
 from dnnmem.estimator.passes.expert_layers import GROUPED, Layer, find_layers
-from dnnmem.estimator.passes.expert_sent import SKIPPED, Sender
+from dnnmem.estimator.passes.expert_sent import Sender
 from dnnmem.estimator.passes.update import gradients, scale_update
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
@@ -57,7 +57,6 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
             else f"the busiest rank gets {plan.experts.imbalance:g} times the mean number of tokens, as stated."
         )
     )
-    found = replace(found, ops=tuple(op for op in found.ops if op.name != SKIPPED))
     return found if plan.experts.grouped else _one_by_one(found)
 
 

@@ -1,7 +1,7 @@
 """Prediction = execution for context parallelism: the pass against ranks on a virtual GPU.
 
-The pass predicts the first rank. All others but the last need what it needs; the last does not copy what attention
-makes, since its halves are never put together.
+In rings each rank computes with halves of its own: the first with those of queries, the last with those of keys, one in
+the middle with both. What the last makes is never put together from halves, and is not copied.
 """
 
 from __future__ import annotations
@@ -37,10 +37,23 @@ QWEN3 = {
     "num_hidden_layers": "3", "hidden_size": "512", "intermediate_size": "1024", "num_attention_heads": "8",
     "num_key_value_heads": "4", "vocab_size": "4096", "dtype": "bfloat16",
 }  # fmt: skip
+NEOX = {
+    "num_hidden_layers": "3", "hidden_size": "512", "num_attention_heads": "8", "intermediate_size": "2048",
+    "vocab_size": "4096",
+}  # fmt: skip
+DEEPSEEK = {
+    "num_hidden_layers": "2", "hidden_size": "256", "num_attention_heads": "4", "num_key_value_heads": "4",
+    "kv_lora_rank": "64", "n_routed_experts": "8", "num_experts_per_tok": "2", "moe_intermediate_size": "128",
+    "intermediate_size": "512", "vocab_size": "1024", "dtype": "bfloat16",
+}  # fmt: skip
 MODELS = {
     "gpt": Request(target=GPT, batch_size=4, seq_len=512, args={"layers": "3"}),
     "llama": Request(target=GPT, batch_size=2, seq_len=4096, args=LLAMA),
     "hf:qwen3": Request(target="hf:qwen3", batch_size=2, seq_len=1024, args=QWEN3),
+    "hf:gpt_neox": Request(target="hf:gpt_neox", batch_size=2, seq_len=1024, args=NEOX),  # keys lie head by head
+    "hf:deepseek-v2-lite": Request(  # keys are wider than values
+        target="hf:deepseek-v2-lite", batch_size=1, seq_len=2048, args=DEEPSEEK
+    ),
     "hf:gpt2": Request(target="hf:gpt2", batch_size=4, seq_len=256),
 }
 RING, ULYSSES = ("context.method=ring",), ("context.method=ulysses",)
@@ -51,7 +64,10 @@ WAYS = [
     ("llama", 0, ("mesh.cp=2", *RING, "mesh.dp_shard=4", "sharding.strategy=zero3")),
     ("llama", 63, ("mesh.cp=8", *ULYSSES, "mesh.dp_shard=8", "sharding.strategy=zero3", "remat.policy=full")),
     ("llama", 13, ("mesh.cp=4", "mesh.tp=2", "mesh.dp_shard=2", "sharding.strategy=zero3")),
-    ("hf:gpt2", 0, ("mesh.cp=2", *RING)),
+    ("hf:gpt2", 1, ("mesh.cp=2", *RING)),
+    ("hf:gpt_neox", 1, ("mesh.cp=2", *RING)),
+    ("hf:deepseek-v2-lite", 1, ("mesh.cp=4", *RING)),
+    ("hf:deepseek-v2-lite", 0, ("mesh.cp=2", *ULYSSES)),
     ("hf:qwen3", 0, ("mesh.cp=2", *RING, "mesh.dp_shard=2", "sharding.strategy=zero3")),
 ]
 """Model, rank that runs, plan."""
@@ -76,7 +92,7 @@ def test_a_rank_needs_what_its_pass_says(model, rank, settings):
             pytest.skip(error.message)
     plan = change(Plan(), settings)
     # GIVEN the plain step, rewritten
-    [found] = rewrite(plain(model), plan)
+    [found] = rewrite(plain(model), plan, rank=rank)
     found.check()
     held = replay_on(found, find_device(GPU))
     # WHEN the same plan is applied, and one rank runs
