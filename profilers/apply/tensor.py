@@ -119,7 +119,7 @@ def _split(model: nn.Module, roles: Roles, plan: Plan, mesh: DeviceMesh) -> None
                 params=_placed(module, 0), wanted=Replicate(), given=given, plain_output=kept, local=local
             )
         elif isinstance(module, nn.Linear | nn.Embedding) or _is_norm(module):
-            styles[name] = _whole(name, model, roles, between)
+            styles[name] = _whole(name, model, roles, {**between, "all_taken": isinstance(module, nn.Embedding)})
     for name, columns in _holders(roles).items():
         if len(columns) > 1 and name not in styles:
             styles[name] = Style(params=None, wanted=Replicate(), plain_output=False)

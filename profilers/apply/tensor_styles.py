@@ -48,6 +48,8 @@ class Style(ParallelStyle):
     """The output is a plain tensor; False = a DTensor."""
     local: bool = False
     """Parameters are plain tensors between calls."""
+    all_taken: bool = False
+    """Each tensor that it is given is an input; False = the first one is."""
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name of a local parameter: shape and stride of all of it."""
 
@@ -77,6 +79,9 @@ class Style(ParallelStyle):
         return nn.Parameter(made, requires_grad=param.requires_grad)
 
     def _enter(self, args: tuple[Any, ...], named: dict[str, Any], mesh: DeviceMesh) -> Any:
+        if self.all_taken:
+            made = tuple(self._taken(x, mesh) if isinstance(x, Tensor) else x for x in args)
+            return made, {key: self._taken(x, mesh) if isinstance(x, Tensor) else x for key, x in named.items()}
         if args:
             return (self._taken(args[0], mesh), *args[1:]), named
         key = next((key for key in (*_STREAM, *named) if isinstance(named.get(key), Tensor)), None)

@@ -16,10 +16,12 @@ PLANS = {
         "llama, plain": TP,
         "hf gpt2, plain": TP,
         "hf llama, plain": TP,
+        "hf opt, plain": TP,
         "gpt, sequence": (*TP, *SEQUENCE),
         "llama, sequence": (*TP, *SEQUENCE),
         "hf gpt2, sequence": (*TP, *SEQUENCE),
         "hf llama, sequence": (*TP, *SEQUENCE),
+        "hf opt, sequence": (*TP, *SEQUENCE),
         "gpt, split loss": (*TP, *SPLIT_LOSS),
         "llama, sequence, split loss": (*TP, *SEQUENCE, *SPLIT_LOSS),
         "hf gpt2, sequence, split loss": (*TP, *SEQUENCE, *SPLIT_LOSS),
@@ -56,15 +58,17 @@ def build(kind):
         torch.manual_seed(0)
         model = gpt.make_model(**SIZES, **(LLAMA if kind == "llama" else {}))
     else:
-        from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+        from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 
-        config = (
-            GPT2Config(vocab_size=98, n_positions=16, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0,
-                       attn_pdrop=0.0)
-            if kind == "hf gpt2"
-            else LlamaConfig(vocab_size=98, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16)
-        )  # fmt: skip
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 16}
+        config = {
+            "hf gpt2": lambda: GPT2Config(
+                vocab_size=98, n_positions=16, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0,
+                attn_pdrop=0.0,
+            ),
+            "hf llama": lambda: LlamaConfig(vocab_size=98, intermediate_size=64, num_key_value_heads=2, **sizes),
+            "hf opt": lambda: OPTConfig(vocab_size=98, ffn_dim=64, word_embed_proj_dim=32, dropout=0.0, **sizes),
+        }[kind]()  # fmt: skip
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).train()
     batches = [gpt.make_batch(4, 16, SIZES["vocab"]) for _ in range(STEPS)]
