@@ -1,11 +1,13 @@
 """A site's own rates from a few of its own steps: the most likely parameters, given what was measured and the priors.
 
-    minimise   sum over steps       (ln measured - ln predicted)^2 / noise^2
+    minimise   sum over steps       tail ln(1 + e^2 / tail)     e = (ln measured - ln predicted) / noise
              + sum over parameters  (ln p - ln p0)^2 / spread^2
 
 Each parameter begins at the packaged value with the spread of its kind of work, so one step moves the parameters that
-it depends on, each as far as it is unsure, and no other. Gauss-Newton on logarithms; the inverse of the last normal
-matrix says how sure the parameters are afterwards, and narrows the interval of a prediction.
+it depends on, each as far as it is unsure, and no other. Small errors count by their squares; a step that no likely
+rates explain beside the others is an odd one (Student's distribution, not the normal one) and is left alone.
+Gauss-Newton on logarithms, weighted anew each round; the inverse of the last normal matrix says how sure the
+parameters are afterwards, and narrows the interval of a prediction.
 
 >>> [parameter for parameter, kind in PARAMETERS.items() if kind == "host"]
 ['host_seconds', 'iteration_seconds', 'host_backward']
@@ -62,8 +64,10 @@ _FURTHEST = 3.0
 """Most spreads that a parameter may go: what asks for more is not a matter of rates."""
 _STEP = 0.02
 """Of a logarithm, for derivatives."""
+_TAIL = 3.0
+"""Of `e^2`: a step that errs by so much counts half. Published steps of one site and shape scatter with such tails."""
 _ROUNDS = 12
-_CLOSE = 1e-4
+_CLOSE = 1e-3
 Floats = npt.NDArray[np.float64]
 Predict = Callable[[Floats], Floats]
 """Logarithms of the steps' seconds from those of the parameters' changes."""
@@ -131,6 +135,7 @@ def fit(
     noise = model.spread[_NOISE]
     logs, slope = _best(predict, names, target, sd, noise)
     after = predict(logs)
+    slope = slope * np.sqrt(_weight((target - after) / noise, _TAIL))[:, None]
     covariance = np.asarray(np.linalg.inv(slope.T @ slope / noise**2 + np.diag(1 / sd**2)), np.float64)
     fitted = _moved(model, names, logs)
     posterior = np.sqrt(np.diag(covariance))
@@ -160,25 +165,37 @@ def _moved(model: TimeModel, names: Sequence[str], logs: Floats) -> TimeModel:
 
 
 def _best(predict: Predict, names: Sequence[str], target: Floats, sd: Floats, noise: float) -> tuple[Floats, Floats]:
-    """The likelier of the minima from the packaged rates and from a slower host."""
-    begins = [np.zeros(len(names)), np.where([name == _HOST for name in names], _SLOWER * sd, 0.0)]
-    logs, slope, _ = min((_minimum(predict, begin, target, sd, noise) for begin in begins), key=lambda found: found[2])
+    """The likelier of the minima from the packaged rates and from those that explain every step, none being odd.
+
+    The latter are sought from the packaged rates and from a slower host.
+    """
+    packaged = np.zeros(len(names))
+    slower = np.where([name == _HOST for name in names], _SLOWER * sd, 0.0)
+
+    def least(begins: Sequence[Floats], tail: float) -> tuple[Floats, Floats, float]:
+        return min((_minimum(predict, b, target, sd, noise, tail=tail) for b in begins), key=lambda found: found[2])
+
+    logs, slope, _ = least([packaged, least([packaged, slower], np.inf)[0]], _TAIL)
     return logs, slope
 
 
-def _minimum(predict: Predict, begin: Floats, target: Floats, sd: Floats, noise: float) -> tuple[Floats, Floats, float]:
+def _minimum(
+    predict: Predict, begin: Floats, target: Floats, sd: Floats, noise: float, *, tail: float
+) -> tuple[Floats, Floats, float]:
     """Likeliest logarithms near `begin`, the slope of the steps there (a row each), and what is left of the sum."""
     logs, now = begin, predict(begin)
     slope = _slope(predict, logs, now, np.arange(len(sd)))
     felt = np.flatnonzero(np.abs(slope).max(axis=0) > 0)
 
     def cost(now: Floats, logs: Floats) -> float:
-        return float((((target - now) / noise) ** 2).sum() + ((logs / sd) ** 2).sum())
+        squares = ((target - now) / noise) ** 2
+        left = squares if np.isinf(tail) else tail * np.log1p(squares / tail)
+        return float(left.sum() + ((logs / sd) ** 2).sum())
 
     for _ in range(_ROUNDS):
         j, p = slope[:, felt], sd[felt]
-        normal = j.T @ j / noise**2 + np.diag(1 / p**2)
-        wanted = np.linalg.solve(normal, j.T @ (target - now + j @ logs[felt]) / noise**2)
+        weighted = j.T * _weight((target - now) / noise, tail) / noise**2
+        wanted = np.linalg.solve(weighted @ j + np.diag(1 / p**2), weighted @ (target - now + j @ logs[felt]))
         step = np.zeros(len(sd))
         step[felt] = np.clip(wanted, -_FURTHEST * p, _FURTHEST * p) - logs[felt]
         logs, now = _descend(predict, logs, step, cost)
@@ -188,10 +205,15 @@ def _minimum(predict: Predict, begin: Floats, target: Floats, sd: Floats, noise:
     return logs, slope, cost(now, logs)
 
 
+def _weight(errors: Floats, tail: float) -> Floats:
+    """What steps count by their errors, in those of a usual step."""
+    return np.asarray(1 / (1 + errors**2 / tail), np.float64)
+
+
 def _descend(
     predict: Predict, logs: Floats, step: Floats, cost: Callable[[Floats, Floats], float]
 ) -> tuple[Floats, Floats]:
-    """Go along `step` as far as the sum of squares falls: whole, half, a quarter, ..."""
+    """Go along `step` as far as the sum falls: whole, half, a quarter, ..."""
     now = predict(logs)
     start = cost(now, logs)
     for scale in (1.0, 0.5, 0.25, 0.125):

@@ -53,6 +53,15 @@ def test_a_wild_measurement_is_followed_only_as_far_as_the_prior_lets():
     assert found.model.gemm >= MODEL.gemm * 2.71828 ** (-3.01 * MODEL.spread["arithmetic"])
 
 
+def test_an_odd_step_among_three_does_not_carry_the_others_with_it():
+    # GIVEN two steps that took what is predicted, and one of the same kind that took half as long again
+    steps = [step(products=n) for n in (4, 8, 6)]
+    found = fit(steps, [t * odd for t, odd in zip(seconds(steps, MODEL), (1.0, 1.0, 1.5), strict=True)], MODEL)
+    # THEN a step that was not measured is predicted as before, to half of what one step errs
+    other = step(products=5)
+    assert time_step(other, found.model).seconds == pytest.approx(time_step(other, MODEL).seconds, rel=NOISE / 2)
+
+
 def test_steps_as_predicted_change_nothing():
     found = fit([BIG, TINY], seconds([BIG, TINY], MODEL), MODEL)
     assert found.model.gemm == pytest.approx(MODEL.gemm, rel=1e-6)
