@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 from dnnmem.estimator.first_step import is_kept, is_master, is_of_first_step
@@ -21,6 +22,8 @@ from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
 T = TypeVar("T")
+UNPADDED = "before padding"
+"""Name of what a larger storage takes the place of before the first step."""
 SKIPPED = "dnnmem.skipped"
 """Name of an op that is not made."""
 
@@ -110,6 +113,12 @@ class Draft:
         """What the step leaves alive."""
         self.start: list[Event] = []
         """What is allocated and freed after the pinned but for inputs; what then lives, goes with the first step."""
+        self.padded: dict[int, int] = {
+            made.storage: gone.storage
+            for made, gone in pairwise(trace.setup)
+            if gone.nbytes < 0 <= gone.storage and trace.storages[gone.storage].name == UNPADDED
+        }
+        """What takes the place of a smaller storage, which goes, when all else is there."""
         self._next = max(trace.storages, default=-1) + 1
 
     def add(self, storage: Storage) -> int:
@@ -148,7 +157,13 @@ class Draft:
                     break
 
     def _is_start(self, storage: int) -> bool:
-        return storage not in self.pinned and self.storages[storage].kind is Kind.COMM
+        found = self.storages[storage]
+        return storage not in self.pinned and found.kind is Kind.COMM and found.name != UNPADDED
+
+    def _unpadded(self, i: int, sign: int) -> tuple[Event, ...]:
+        """What comes (1) or goes (-1) where `i` is padded later."""
+        small = self.storages[self.padded[i]]
+        return (Event(sign * small.nbytes, 0, small.id),) if small.nbytes else ()
 
     def finish(self, *notes: str) -> Trace:
         """The trace; its set-up allocates what is pinned, in the recorded order, new storages last, then `start`.
@@ -162,7 +177,9 @@ class Draft:
             if op.name != SKIPPED:
                 ops.append(op)
             ops += self.after.get(k, ())
-        order = dict.fromkeys(e.storage for e in self.trace.setup if e.nbytes > 0 and e.storage in self.pinned)
+        later = {small: i for i, small in self.padded.items()}
+        places = (later.get(e.storage, e.storage) for e in self.trace.setup if e.nbytes > 0)
+        order = dict.fromkeys(i for i in places if i in self.pinned)
         order.update(dict.fromkeys(sorted(self.pinned)))
         again = {e.storage for op in ops for e in op.events}
         first = [
@@ -174,8 +191,16 @@ class Draft:
         waits = bool(start) or any(is_master(s) for s in first)
         late = [s.id for s in first if waits and s.kind is Kind.INPUT]
         moves = _moves(self.trace, self.storages)
-        made = (e for s in first if s.id not in late for e in moves.get(s.id, (Event(s.nbytes, 0, s.id),)))
-        setup = (*made, *start, *(Event(self.storages[i].nbytes, 0, i) for i in late))
+        made = (
+            e
+            for s in first if s.id not in late
+            for e in (self._unpadded(s.id, 1) if s.id in self.padded else moves.get(s.id, (Event(s.nbytes, 0, s.id),)))
+        )  # fmt: skip
+        here = {s.id for s in first}
+        last = (
+            e for i in self.padded if i in here for e in (Event(self.storages[i].nbytes, 0, i), *self._unpadded(i, -1))
+        )
+        setup = (*made, *start, *(Event(self.storages[i].nbytes, 0, i) for i in late), *last)
         origin = self.trace.origin
         if notes:
             origin = replace(origin, notes=(*origin.notes, *notes))

@@ -26,6 +26,7 @@ from dnnmem.estimator.passes.fsdp_parts import (
     chunk_table,
     free_after,
     merge_gradients,
+    pad_late,
     part_of,
     span,
     without_padding,
@@ -103,6 +104,7 @@ class _Sharder:
         scale_update(self.draft, self.known, shares)
         self.draft.resize({i: s.nbytes for i, s in rest.items()})
         self.draft.storages.update(rest)
+        pad_late(self.draft, self.groups, own)
 
     def _part(self, grad: int, param: int) -> Storage:
         """A gradient is split as its parameter, whatever shape it was made in."""

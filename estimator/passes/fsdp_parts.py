@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from dnnmem.estimator.passes.draft import Draft
-from dnnmem.estimator.passes.fsdp_groups import LOSS
-from dnnmem.estimator.trace import Event, Phase, Storage, Trace
+from dnnmem.estimator.passes.draft import UNPADDED, Draft, made_storage
+from dnnmem.estimator.passes.fsdp_groups import LOSS, Group
+from dnnmem.estimator.trace import Event, Kind, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
 GATHER_STREAM = 1
@@ -43,6 +43,13 @@ def without_padding(part: Storage, whole: Storage, number: int) -> Storage:
         return part
     own = min(max(whole.shape[0] - rows * number, 0), rows)
     return storage_like(part, nbytes=part.nbytes // rows * own, shape=(own, *part.shape[1:]))
+
+
+def pad_late(draft: Draft, groups: Iterable[Group], own: Mapping[int, Storage]) -> None:
+    """Parameters of fewer rows than others have are padded before the first step, group by group, the root's first."""
+    for i in (i for group in sorted(groups, key=lambda g: not g.root) for i in group.params):
+        if own[i].nbytes < draft.storages[i].nbytes:
+            draft.padded[i] = draft.add(made_storage(own[i].nbytes, Kind.COMM, UNPADDED))
 
 
 def chunk_table(parts: Sequence[int]) -> tuple[Event, ...]:

@@ -76,6 +76,20 @@ def plain(model):
     return run(replace(MODELS[model], device="fake", gpu=GPU), cache=cache_folder(os.environ))[0]
 
 
+def test_a_last_rank_of_fewer_rows_needs_what_its_pass_says():
+    # GIVEN 7 ranks, which divide no parameter's rows  WHEN the last one is rewritten, and runs
+    plan = change(Plan(), ("mesh.dp_shard=7", "sharding.strategy=zero3"))
+    [found] = rewrite(plain("gpt"), plan, rank=6)
+    held = replay_on(found, find_device(GPU))
+    ran = verify(MODELS["gpt"], plan, find_device(GPU), cache=cache_folder(os.environ), rank=6)
+    # THEN it needs less than the first one, as predicted
+    assert ran.outcome == "ran", ran.message
+    first = replay_on(rewrite(plain("gpt"), plan)[0], find_device(GPU))
+    assert held.peak_allocated_bytes < first.peak_allocated_bytes
+    assert held.peak_allocated_bytes == pytest.approx(ran.peak_allocated_bytes, rel=0.001)
+    assert held.peak_reserved_bytes == pytest.approx(ran.peak_reserved_bytes, rel=0.015)
+
+
 @pytest.mark.parametrize(("model", "settings"), WAYS, ids=lambda it: it if isinstance(it, str) else " ".join(it))
 def test_a_rank_needs_what_its_pass_says(model, settings):
     plan = change(Plan(), settings)

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from dnnmem.estimator.passes import precision, remat, rewrite, sharding
-from dnnmem.estimator.passes.draft import Draft
+from dnnmem.estimator.passes.draft import UNPADDED, Draft
 from dnnmem.estimator.passes.fsdp_parts import SCATTER_STREAM
 from dnnmem.estimator.plan import Mesh, Plan, Precision, Remat, Sharding
 from dnnmem.estimator.trace import Kind, Lane, Phase
@@ -75,6 +75,12 @@ def test_states_have_no_padding_and_what_is_gathered_has():
     assert sum(owned(found, *STATES) - counters for found in ranks) == owned(trace, *STATES) - counters
     assert {owned(found, *PARAMS) for found in ranks} == {owned(ranks[0], *PARAMS)}
     assert owned(ranks[-1], *STATES) < owned(ranks[0], *STATES)
+    # AND the last rank's are there without their padding first, which other passes leave so
+    small = [s.nbytes for s in ranks[-1].storages.values() if s.name == UNPADDED]
+    assert small
+    assert not any(s.name == UNPADDED for s in ranks[0].storages.values())
+    assert len(ranks[-1].setup) == len(ranks[0].setup) + 2 * sum(nbytes > 0 for nbytes in small)
+    assert Draft(ranks[-1]).finish().setup == ranks[-1].setup
 
 
 def test_fsdp_gathers_twice_but_for_the_last_block_and_the_root():
