@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dnnmem.estimator.cluster import Cluster
     from dnnmem.estimator.plan import Plan
 
+_CAST = "aten._to_copy.default"
 _OPS_ARE_KEPT = ("selective", "ops")
 """Policies under which blocks keep outputs of ops where no hook sees them: only what enters a block travels."""
 
@@ -113,7 +114,16 @@ def _saved(trace: Trace, known: dict[int, Life], unit: _Unit, least: int, *, mad
         found[i] = next((k for k in life.uses if k in inside), unit.forward[0])
     writes = {i: k for k in unit.forward for i in trace.ops[k].writes}
     found = {i: max(k, writes.get(i, -1)) for i, k in found.items()}
-    return {i: found[i] for i in sorted(found, key=lambda i: (found[i], known[i].made in inside, i))}
+    when = {i: _when_saved(trace, known[i], i, k) for i, k in found.items()}
+    return {i: found[i] for i in sorted(found, key=lambda i: (when[i][0], known[i].made in inside, when[i][1], i))}
+
+
+def _when_saved(trace: Trace, life: Life, i: int, k: int) -> tuple[int, int]:
+    """The op that saves a storage, `k` but for a cast, which saves nothing; and where among its operands it stands."""
+    if life.made == k and trace.ops[k].name == _CAST:
+        k = next((use for use in life.uses if use > k), k)
+    reads = trace.ops[k].reads
+    return k, reads.index(i) if i in reads else len(reads)
 
 
 def _other_uses(life: Life, i: int, reads: dict[int, int], saved: Sequence[Container[int]]) -> Iterable[int]:

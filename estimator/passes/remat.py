@@ -19,7 +19,15 @@ from dnnmem.estimator.block_calls import calls_of, owners_of
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import Rule, is_attention, parse_keep, rule_of
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
-from dnnmem.estimator.passes.remat_frees import free_before_sum, free_with_clone, hold_inputs, is_cast, model_end, until
+from dnnmem.estimator.passes.remat_frees import (
+    free_before_sum,
+    free_with_clone,
+    hold_inputs,
+    is_cast,
+    let_go,
+    model_end,
+    until,
+)
 from dnnmem.estimator.passes.remat_ops import kept_ops
 from dnnmem.estimator.passes.time_steps import check_between, parts_of
 from dnnmem.estimator.plan import Remat
@@ -264,14 +272,8 @@ def _let_all_go(
     order = {i: n for n, i in enumerate(held)}
     for i in sorted(gone, key=lambda i: order.get(i, -1)):
         last = max(k for k in known[i].uses if k in users)
-        _let_go(draft, i, ends if is_cast(draft.trace, known[i].made) else max(last, held.get(i, -1)))
+        let_go(draft, i, ends if is_cast(draft.trace, known[i].made) else max(last, held.get(i, -1)))
         free_before_sum(draft, known[i].freed, new[i])
-
-
-def _let_go(draft: Draft, i: int, k: int) -> None:
-    """Free at op `k` what is not kept for the backward pass any more."""
-    draft.free(k, i)
-    draft.storages[i] = storage_like(draft.storages[i], kind=Kind.TEMP, saved=False)
 
 
 def _dropped(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from dnnmem.estimator.passes.draft import Draft, Life
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
-from dnnmem.estimator.trace_copy import op_like
+from dnnmem.estimator.trace_copy import op_like, storage_like
 
 _CAST = "aten._to_copy.default"
 _AFTERWARDS = ("aten.sum.dim_IntList", _CAST)
@@ -47,6 +47,19 @@ def free_before_sum(draft: Draft, freed: int, storage: int) -> None:
     if at < freed:
         draft.unfree(freed, storage)
         draft.free(at, storage)
+
+
+def let_go(draft: Draft, i: int, k: int) -> None:
+    """Free at op `k` what is not kept for the backward pass any more.
+
+    What `k` reads was handed to the innermost call, which lets go before those around it do.
+    """
+    draft.free(k, i)
+    draft.storages[i] = storage_like(draft.storages[i], kind=Kind.TEMP, saved=False)
+    op, used = draft.ops[k], {*draft.trace.ops[k].reads, *draft.trace.ops[k].writes}
+    if i in used:
+        outer = [e for e in op.events if e.nbytes < 0 <= e.storage and e.storage not in used]
+        draft.ops[k] = op_like(op, events=(*(e for e in op.events if e not in outer), *outer))
 
 
 def hold_inputs(draft: Draft, forward: Sequence[int]) -> None:

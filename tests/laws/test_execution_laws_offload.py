@@ -9,7 +9,7 @@ import pytest
 from dnnmem.cli.cache import cache_folder
 from dnnmem.estimator.devices import find_device
 from dnnmem.estimator.passes import rewrite
-from dnnmem.estimator.plan import Offload, Plan, Remat
+from dnnmem.estimator.plan import Offload, Plan, Precision, Remat
 from dnnmem.estimator.replay import replay_on
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.verify import verify
@@ -27,6 +27,11 @@ WAYS = {
     ),
     "conv": Plan(offload=Offload(activations="conv")),
     "inputs of blocks": Plan(offload=Offload(activations="all"), remat=Remat(policy="full")),
+    "half precision": Plan(
+        offload=Offload(activations="all"),
+        remat=Remat(policy="every", every=2),
+        precision=Precision(compute="bf16_amp"),
+    ),
     "beside kept ops": Plan(offload=Offload(activations="all"), remat=Remat(policy="selective")),
     "sent, computed again, kept": Plan(
         offload=Offload(activations="blocks", blocks="0-1"), remat=Remat(policy="segments", segments="1-2")

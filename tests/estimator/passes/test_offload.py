@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.passes.offload import apply
 from dnnmem.estimator.passes.offload_copies import IN, OUT
 from dnnmem.estimator.passes.remat import apply as remat
-from dnnmem.estimator.plan import Offload, Plan, Remat
+from dnnmem.estimator.plan import Offload, Plan, Precision, Remat
 from dnnmem.estimator.trace import Lane, Phase
-from tests.estimator.passes.steps import gpt, passes_peak
+from tests.estimator.passes.steps import LLAMA, gpt, passes_peak
 from tests.profilers.recorded import zoo_fake
 
 ALL = Plan(offload=Offload(activations="all", min_bytes=1))
@@ -53,6 +54,15 @@ def test_every_second_block():
 def test_only_inputs_travel_where_blocks_run_again():
     found = offloaded(remat(gpt(4, batch=16), Plan(remat=Remat(policy="full"))))
     assert [op.moved_bytes for op in copies(found, OUT)] == 3 * [16 * 32 * 64 * 4]
+
+
+def test_operands_come_back_in_the_order_in_which_their_op_saved_them():
+    # GIVEN autocast, which casts a layer's weight before the layer's input
+    plan = Plan(precision=Precision(compute="bf16_amp"), offload=ALL.offload)
+    [found] = rewrite(gpt(**LLAMA), plan)
+    back = [op for op in copies(found, IN) if op.module == ("blocks", "0", "attention", "q")]
+    # THEN the product's first operand, the input, is the first to come back all the same
+    assert [len(found.storages[i].shape) for op in back for i in op.writes] == [3, 2]
 
 
 def test_blocks_are_named():
