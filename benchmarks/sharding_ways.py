@@ -89,11 +89,11 @@ _COMBINED = (
                 "offload.activations=every offload.every=2")),
     (LLAMA, 16, ("mesh.tp=8 mesh.dp_replicate=2 sharding.strategy=ddp gradients.compression=bfloat16 "
                 f"{_FULL} precision.param=float32")),
-    (LLAMA, 8, f"{_FSDP} {_MIXED} {_FULL} offload.optimizer=true batch.accumulation=2"),
+    (LLAMA, 16, f"{_FSDP} {_MIXED} {_FULL} offload.optimizer=true batch.accumulation=2"),
     (LLAMA, 8, f"{_FSDP} {_MIXED} offload.activations=all"),
     (LLAMA, 8, f"{_HSDP} {_MIXED} remat.policy=every remat.every=2 batch.accumulation=2"),
     (LLAMA, 8, f"{_ZERO2} {_MIXED} {_FULL} batch.accumulation=2"),
-    (LLAMA, 8, f"{_FSDP} {_MIXED} {_FULL} offload.parameters=true offload.optimizer=true"),
+    (LLAMA, 16, f"{_FSDP} {_MIXED} {_FULL} offload.parameters=true offload.optimizer=true"),
     (XL, 8, f"{_DDP} {_AMP} {_FULL} gradients.compression=bfloat16"),
     (XL, 64, f"{_DDP} {_AMP} {_FULL} gradients.compression=powersgd gradients.rank=4"),
     (XL, 8, f"{_DDP} {_AMP} sharding.bucket_views=true batch.accumulation=4"),
