@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
-from dnnmem.estimator.trace import Kind, Op, Phase, Trace
+from dnnmem.estimator.trace import Kind, Lane, Op, Phase, Trace
 
 _ADD = "aten.add_.Tensor"
 
@@ -33,3 +34,19 @@ def terms_of(chunk: Trace) -> dict[int, int]:
     adds = (op for op in chunk.ops if op.name == _ADD and op.phase is Phase.BACKWARD and len(op.reads) == 2)
     found = ((op.reads, op.writes) for op in adds if op.writes == op.reads[:1])
     return {term: grad for (grad, term), _ in found if chunk.storages[grad].kind is Kind.GRAD}
+
+
+def in_turns(updates: Sequence[Sequence[Op]]) -> list[tuple[int, Op]]:
+    """The ops of the update of each chunk of a rank, as one optimizer makes them over all parameters: (chunk, op).
+
+    What chunks wait for and send before comes first. Where their ops are not alike they come chunk by chunk.
+    """
+    before = [[*takewhile(lambda op: op.lane is Lane.COMM, ops)] for ops in updates]
+    rest = [ops[len(sent) :] for ops, sent in zip(updates, before, strict=True)]
+    turns = [(c, op) for c, ops in enumerate(before) for op in ops]
+    if any([op.name for op in ops] != [op.name for op in rest[0]] for ops in rest):
+        return turns + [(c, op) for c, ops in enumerate(rest) for op in ops]
+    for row in zip(*rest, strict=True):
+        frees = all(event.nbytes < 0 for op in row for event in op.events)  # a list lets go of its last tensor first
+        turns += [*enumerate(row)][:: -1 if frees else 1]
+    return turns

@@ -23,7 +23,7 @@ from dnnmem.estimator.passes.fsdp_stages import (
 )
 from dnnmem.estimator.passes.pipeline_buffers import RECEIVE, SEND, received, staying
 from dnnmem.estimator.pipeline_timing import in_flight
-from dnnmem.estimator.rank_chunk import by_letter, freed_late_of, messages_of, terms_of
+from dnnmem.estimator.rank_chunk import by_letter, freed_late_of, in_turns, messages_of, terms_of
 from dnnmem.estimator.schedules.grid import Step
 from dnnmem.estimator.send_waits import held_by_its_send, kernels_of, lingering, with_waits
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
@@ -122,8 +122,9 @@ class _Writer:
         """For each chunk, ids of what is pinned; what two chunks of a rank share is there once."""
         seen: dict[int, tuple[Storage, int, int]] = {}
         found = []
-        for chunk, terms, given in zip(self.chunks, self.terms, self.given, strict=True):
-            messages = received(chunk)
+        places: list[tuple[tuple[int, int], int]] = []
+        for c, (chunk, terms, given) in enumerate(zip(self.chunks, self.terms, self.given, strict=True)):
+            messages, forward = received(chunk), messages_of(chunk, RECEIVE, (Phase.FORWARD,))
             new: dict[int, int] = {}
             order = dict.fromkeys(e.storage for e in chunk.setup if e.nbytes > 0 and e.storage in chunk.pinned)
             made = set(terms.values())
@@ -139,16 +140,18 @@ class _Writer:
                     continue
                 new[i] = self._enter(storage)
                 seen[i] = storage, new[i], id(chunk)
-                self.pinned.add(new[i])
-                if i in order and not is_of_first_step(storage):
-                    self.early.append(new[i])
+                more = self.places - 1 if i in messages else self.copies if storage.kind is Kind.PARAM else 0
+                early = [new[i]] if i in order and not is_of_first_step(storage) else []
+                early += [self._enter(storage) for _ in range(more)]
+                self.pinned.update((new[i], *early))
                 if storage.nbytes:
                     self.alive.add(new[i])
-                more = self.places - 1 if i in messages else self.copies if storage.kind is Kind.PARAM else 0
-                for _ in range(more):
-                    self.early.append(copy := self._enter(storage))
-                    self.pinned.add(copy)
+                if i in messages:
+                    places += (((0, c) if i in forward else (1, -c), one) for one in early)
+                else:
+                    self.early += early
             found.append(new)
+        self.early += (one for _, one in sorted(places))  # stages are made ready forward, then backward
         return found
 
     def _enter(self, storage: Storage) -> int:
@@ -217,10 +220,7 @@ class _Writer:
     def update(self) -> Iterator[Op]:
         """The optimizer's step: one over the parameters of all chunks, where their ops are alike."""
         lists = [[op for op in chunk.ops if op.phase is Phase.STEP and not is_reduction(op)] for chunk in self.chunks]
-        if any([op.name for op in ops] != [op.name for op in lists[0]] for ops in lists):
-            turns = [(c, op) for c, ops in enumerate(lists) for op in ops]
-        else:
-            turns = [(c, op) for row in zip(*lists, strict=True) for c, op in enumerate(row)]
+        turns = in_turns(lists)
         for c, op in turns:
             kept = self.kept[c]
             reads, writes = (tuple(kept[i] for i in ids if i in kept) for ids in (op.reads, op.writes))

@@ -51,6 +51,7 @@ WAYS = [
     ("llama", SHARDED, 2),
     ("gpt2", MIXED, 0),
     ("llama", (*TWO, "mesh.tp=2"), 2),
+    ("llama", (*TWO, "pipeline.schedule=zbv", "pipeline.chunks=2"), 1),
 ]
 
 
