@@ -95,6 +95,22 @@ def _swapping(fake: FakeTensorMode) -> Iterator[None]:
         torch.utils.swap_tensors = swap
 
 
+@contextmanager
+def _lengths_as_tensors() -> Iterator[None]:
+    """Let the CTC loss take lengths that are plain numbers: torch writes them into a tensor that has no data here."""
+    loss: Any = torch.ctc_loss
+
+    def with_tensors(log_probs: Any, targets: Any, *lengths: Any, **named: Any) -> Any:
+        found = [torch.tensor(x) if isinstance(x, (tuple, list)) else x for x in lengths[:2]]
+        return loss(log_probs, targets, *found, *lengths[2:], **named)
+
+    torch.ctc_loss = with_tensors
+    try:
+        yield
+    finally:
+        torch.ctc_loss = loss
+
+
 class Faking:
     """One fake run: its mode, its small values, and the rules that hold."""
 
@@ -112,7 +128,14 @@ class Faking:
         """Tensors are fake until the context ends. Raises `DataDependentError` naming the operator."""
         assumed = cuda_rules(self._gpu, cudnn=self._cudnn) if self._gpu is not None else nullcontext()
         try:
-            with assumed as rules, self.mode, self.values, _as_plain_tensors(), _swapping(self.mode):
+            with (
+                assumed as rules,
+                self.mode,
+                self.values,
+                _as_plain_tensors(),
+                _swapping(self.mode),
+                _lengths_as_tensors(),
+            ):
                 self.rules = rules
                 yield
         except (DataDependentOutputException, DynamicOutputShapeException) as error:

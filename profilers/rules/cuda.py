@@ -29,9 +29,10 @@ from dnnmem.profilers.rules.inside import Inside
 from dnnmem.profilers.rules.norms import cuda_norms
 from dnnmem.profilers.rules.recurrent import cuda_recurrent
 from dnnmem.profilers.rules.rms_norm import RMS_NORM
+from dnnmem.profilers.rules.temporaries_transforms import TEMPORARIES as TRANSFORMS
 from dnnmem.profilers.rules.words import cuda_words
 from dnnmem.profilers.rules.workspaces import Workspaces
-from dnnmem.profilers.virtual_gpu.certainty import RECURRENT_MODEL
+from dnnmem.profilers.virtual_gpu.certainty import RECURRENT_MODEL, TRANSFORM_MODEL
 
 
 class Rules:
@@ -51,8 +52,8 @@ class Rules:
         """What was assumed, in a sentence for people."""
         taken = ", ".join(name for name, _ in self.attention.most_common())
         attended = f", attention by {taken}" if taken else ""
-        recurrent = "".join(_RECURRENT[func] for func in _RECURRENT if func in self.inside.seen)
-        return f"kernels of {self.gpu.name} under CUDA are assumed{attended}{recurrent}"
+        told = "".join(dict.fromkeys(_TOLD[func] for func in _TOLD if func in self.inside.seen))
+        return f"kernels of {self.gpu.name} under CUDA are assumed{attended}{told}"
 
 
 @contextmanager
@@ -73,8 +74,9 @@ def cuda_rules(device: Device, *, cudnn: str = "") -> Iterator[Rules]:
         yield rules
 
 
-_RECURRENT = {
+_TOLD = {
     torch.ops.aten._cudnn_rnn.default: f"; {RECURRENT_MODEL}",
     torch.ops.aten.mkldnn_rnn_layer.default: "; recurrent layers are the CPU's, not the GPU's",
+    **dict.fromkeys(TRANSFORMS, f"; {TRANSFORM_MODEL}"),
 }
-"""What to say of recurrent layers, by the operator that ran."""
+"""What to say of recurrent layers and transforms, by the operator that ran."""

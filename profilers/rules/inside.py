@@ -25,13 +25,14 @@ from dnnmem.profilers.rules.recurrent_operators import TEMPORARIES as _RECURRENT
 from dnnmem.profilers.rules.temporaries_attention import TEMPORARIES as _ATTENTION
 from dnnmem.profilers.rules.temporaries_convolution import temporaries
 from dnnmem.profilers.rules.temporaries_kernels import TEMPORARIES as _KERNELS
+from dnnmem.profilers.rules.temporaries_transforms import TEMPORARIES as _TRANSFORMS
 from dnnmem.profilers.rules.workspaces import Workspaces
 
 _aten = torch.ops.aten
 _PRODUCTS = frozenset(
     {_aten.mm.default, _aten.bmm.default, _aten.addmm.default, _aten.baddbmm.default, _aten.mv.default}
 )
-_TOLD = frozenset({_aten.mkldnn_rnn_layer.default, _aten._cudnn_rnn.default})
+_TOLD = frozenset({_aten.mkldnn_rnn_layer.default, _aten._cudnn_rnn.default, *_TRANSFORMS})
 
 
 class Inside:
@@ -45,10 +46,11 @@ class Inside:
             **_KERNELS,
             **_RECURRENT,
             **_CELLS,
+            **_TRANSFORMS,
             **temporaries(workspaces),
         }
         self.seen: set[Any] = set()
-        """Operators that ran and that a report says something about: recurrent layers, cuDNN's or the CPU's."""
+        """Operators that ran and that a report tells of: recurrent layers, cuDNN's or the CPU's, and transforms."""
         self._threads: set[bool] = set()
 
     def __call__(self, log: Log, entry: Entry, func: Any, *call: Any) -> None:

@@ -14,8 +14,10 @@ from dnnmem.estimator.units import format_bytes
 
 RECURRENT_MODEL = "the scratch memory of recurrent layers is a model of cuDNN's, measured once, in 2017"
 """Of dnn_rnn.c, and of a fake run, which has its numbers."""
+TRANSFORM_MODEL = "cuFFT's work areas are a model (one complex copy of the data)"
+"""Of fft.c, and of a fake run."""
 _MODELLED = {
-    0: "cuFFT's work areas are a model (one complex copy of the data)",
+    0: TRANSFORM_MODEL,
     1: "cuSOLVER's scratch memory is a model (what LAPACK documents for the same routine)",
     2: "cuSPARSE's buffers, and how many elements a sparse result has, are a model",
     3: "cuDNN's workspace for the CTC loss is a model (what the algorithm holds)",

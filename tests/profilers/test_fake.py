@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
 
-from dnnmem.profilers.faking import DataDependentError
+from dnnmem.profilers.faking import DataDependentError, Faking
 from tests.profilers.recorded import loss_step, on_fake, step_of, target_of
 
 
@@ -176,3 +176,15 @@ def test_a_conversion_by_to_keeps_ties_and_freezing():
     assert found == [("a", "bias", "param"), ("a", "weight", "param"), ("b", "bias", "param"),
                      ("c", "bias", "param"), ("c", "weight", "param")]  # fmt: skip
     assert not [name for module, name, kind in names if kind == "grad" and module == ("c",)]
+
+
+def test_lengths_of_ctc_may_be_numbers():
+    def program():
+        x, targets = torch.randn(50, 4, 30, requires_grad=True), torch.randint(1, 30, (4, 20))
+        loss = nn.functional.ctc_loss(x.log_softmax(-1), targets, (50,) * 4, [3, 20, 5, 7])
+        loss.backward()
+        return loss.shape, x.grad.shape
+
+    with Faking(None).active():
+        found = program()
+    assert found == ((), (50, 4, 30)) == program()
