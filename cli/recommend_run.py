@@ -92,8 +92,9 @@ def ask(asked: Asked) -> Asked:
     choose("--objective", asked.objective, OBJECTIVES)
     choose("--executor", asked.executor, EXECUTORS)
     headroom(asked.headroom)
-    if asked.top < 1 or asked.gpus < 1 or asked.verify < 0:
-        raise UsageError(f"--top {asked.top}, --gpus {asked.gpus}, --verify {asked.verify}: counts, none below 1, 1, 0")
+    for option, count, least in (("--top", asked.top, 1), ("--gpus", asked.gpus, 1), ("--verify", asked.verify, 0)):
+        if count < least:
+            raise UsageError(f"{option} is {count}; it is {least} or more", hint=f"give {option} {least} or more")
     if asked.cluster is not None and asked.gpu is not None:
         raise UsageError("--gpu and --cluster both name the GPUs", hint="give one of them")
     if asked.tokens is not None:

@@ -118,10 +118,7 @@ def fit(
 
     Raises `UsageError` for no step, or a time that is none.
     """
-    if not prepared or len(prepared) != len(measured_seconds):
-        raise UsageError(f"{len(prepared)} steps and {len(measured_seconds)} times; a calibration needs one of each")
-    if not all(0 < seconds < float("inf") for seconds in measured_seconds):
-        raise UsageError(f"a step took {min(measured_seconds)} s; a time is above 0", hint="give seconds per step")
+    _check(prepared, measured_seconds)
     spreads = {name: (priors or {}).get(name, model.spread[kind]) for name, kind in PARAMETERS.items()}
     names = [name for name, spread in spreads.items() if getattr(model, name) > 0 and spread > 0]
     target = np.log(np.array(measured_seconds))
@@ -156,6 +153,13 @@ def fit(
         before=tuple(np.exp(first).tolist()),
         after=tuple(np.exp(after).tolist()),
     )
+
+
+def _check(prepared: Sequence[LocalStep], measured_seconds: Sequence[float]) -> None:
+    if not prepared or len(prepared) != len(measured_seconds):
+        raise UsageError(f"{len(prepared)} steps and {len(measured_seconds)} times; a calibration needs one of each")
+    if not all(0 < seconds < float("inf") for seconds in measured_seconds):
+        raise UsageError(f"a step took {min(measured_seconds)} s; a time is above 0", hint="give seconds per step")
 
 
 def _moved(model: TimeModel, names: Sequence[str], logs: Floats) -> TimeModel:

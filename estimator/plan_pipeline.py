@@ -72,5 +72,11 @@ def check_pipeline(plan: Plan) -> None:
             f"varuna keeps the inputs of stages and runs forwards again, but remat.policy is {plan.remat.policy}",
             hint="--set remat.policy=full",
         )
+    if schedule in SPLITS and pp > 1 and plan.remat.policy != "none":
+        raise UsageError(
+            f"{schedule} goes without recomputation, but remat.policy is {plan.remat.policy}: PyTorch computes a block "
+            "again for each part of its backward pass, and keeps what each made",
+            hint="--set remat.policy=none, or pipeline.schedule=1f1b",
+        )
     if pipeline.cuts:
         cuts(pipeline.cuts, pp * chunks)

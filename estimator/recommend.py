@@ -30,6 +30,7 @@ from dnnmem.estimator.search import MEMORY_SLOWDOWN, OBJECTIVES, Priced, Search,
 from dnnmem.estimator.search_ahead import Ahead
 from dnnmem.estimator.search_core import Cost
 from dnnmem.estimator.search_cost import Costs
+from dnnmem.estimator.sparse_gradients import HINT, WHY, has_sparse_gradients
 from dnnmem.estimator.techniques import Choice, Scope, choices, context, experts, tensor
 from dnnmem.estimator.time_model import TimeModel, load
 from dnnmem.estimator.unreached import any_unreached
@@ -78,11 +79,7 @@ def recommend(
     scope = scope_of(recorded, wanted)
     space = choices(scope)
     if not space:
-        raise UsageError(
-            f"no plan shares {scope.global_batch} samples among {' or '.join(map(str, scope.gpus))} GPUs in "
-            f"micro-batches of {', '.join(map(str, sorted(scope.micro_batches)))}",
-            hint="give another --global-batch, or allow more techniques",
-        )
+        raise _empty(scope)
     costs = Costs(recorded=recorded, cluster=wanted.cluster, model=model)
     tally = Tally()
     plain = _plain(costs, space, wanted)
@@ -108,6 +105,17 @@ def recommend(
         candidates=told,
         nothing_fits=nothing,
         notes=recorded.notes + _notes(tally, wanted, precision_words(costs, found[0], wanted) if fits else ""),
+    )
+
+
+def _empty(scope: Scope) -> UsageError:
+    """Why no plan is left."""
+    if scope.sparse:
+        return UsageError(f"no plan uses {scope.cluster.gpus} GPUs: {WHY}", hint=HINT)
+    return UsageError(
+        f"no plan shares {scope.global_batch} samples among {' or '.join(map(str, scope.gpus))} GPUs in "
+        f"micro-batches of {', '.join(map(str, sorted(scope.micro_batches)))}",
+        hint="give another --global-batch, or allow more techniques",
     )
 
 
@@ -154,6 +162,7 @@ def scope_of(recorded: Recorded, wanted: Wanted) -> Scope:
         experts=experts.degrees(first, cluster),
         computes=recorded_in(first),
         unreached=any_unreached(first.origin.notes),
+        sparse=has_sparse_gradients(first),
         computes_again=computes_again(first),
         logits_share=logits_share(first),
     )

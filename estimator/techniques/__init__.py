@@ -68,6 +68,8 @@ class Scope:
     """What the step was recorded in, in the words of `Precision.compute`."""
     unreached: bool = False
     """Whether no gradient reaches some trainable parameter, which PyTorch's replicas wait for."""
+    sparse: bool = False
+    """Whether some gradients are sparse, which ranks cannot send each other."""
     computes_again: bool = False
     """Whether the model checkpoints parts of itself already."""
     logits_share: float = 0.0

@@ -26,7 +26,7 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     """Whole sequences, or parts over each number of ranks that divides them, by both ways that torch has."""
     rows = [Technique(name="")]
     most = max(scope.gpus) // plan.mesh.world_size
-    if "context" in scope.fields:
+    if "context" in scope.fields and not scope.sparse:
         rows += [_row(cp, method, did) for cp in scope.context if cp <= most for method, did in _METHODS.items()]
     return rows
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dnnmem.estimator.plan import Plan
-from dnnmem.estimator.plan_pipeline import CHUNKS
+from dnnmem.estimator.plan_pipeline import CHUNKS, SPLITS
 from dnnmem.estimator.schedules import ALTERS
 from dnnmem.estimator.techniques import Scope, Technique
 
@@ -14,8 +14,7 @@ _CHUNKS, _MOST_CHUNKS = (2, 3, 4, 6, 8), 9
 """Chunks of a rank under the interleaved schedule; and the most of them among thousands of GPUs, where every number is
 looked at: one may deal the blocks evenly."""
 _MANY = 1024
-"""GPUs from which that is so, and schedules are looked at that wait less and need more memory."""
-_WAIT_LESS = ("zb_h1", "zbv", "dualpipev")
+"""GPUs from which that is so."""
 _WHY = {
     "interleaved": "gives each stage {chunks} chunks of blocks, so that the first micro-batch passes sooner",
     "zb_h1": "makes gradients of weights while stages would wait",
@@ -35,12 +34,13 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     pp, m = plan.mesh.pp, plan.batch.accumulation
     if pp == 1:
         return rows
-    many = scope.cluster.gpus >= _MANY
-    asked = scope.allow | scope.only | (frozenset(_WAIT_LESS) if many else frozenset())
+    asked = scope.allow | scope.only
     if m % pp == 0:
-        chunks_of = range(2, _MOST_CHUNKS + 1) if many else _CHUNKS
+        chunks_of = range(2, _MOST_CHUNKS + 1) if scope.cluster.gpus >= _MANY else _CHUNKS
         rows += [_row("interleaved", chunks) for chunks in chunks_of if pp * chunks <= scope.blocks]
+    alone = plan.mesh.data_ranks == 1  # what sends gradients waits for those of weights, which come by themselves
     named = [name for name in _NAMED if name in asked or (FILE in asked and name in ALTERS)]
+    named = [name for name in named if alone or name not in SPLITS]
     return [*rows, *(_row(name) for name in named if _can(name, pp, m, scope.blocks))]
 
 

@@ -1,4 +1,7 @@
-"""Who holds what: data parallelism over the GPUs that a plan uses; no replicas where gradients do not reach all."""
+"""Who holds what: data parallelism over the GPUs that a plan uses.
+
+No replicas where gradients do not reach all, and nothing where some are sparse.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     shared = plan.mesh.world_size
     found: list[Technique] = []
     for gpus in scope.gpus:
-        if gpus % shared:
+        if gpus % shared or (scope.sparse and gpus > shared):
             continue
         found += _over(gpus // shared, plan, scope) if gpus > shared else [Technique(name="")]
     return found

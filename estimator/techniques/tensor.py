@@ -18,7 +18,7 @@ _SEQUENCE = ("tensor.sequence_parallel=true", "tensor.keep_gathered=true")
 
 def techniques(scope: Scope, plan: Plan) -> list[Technique]:
     """Whole matrices, or parts over each number of ranks that divides them, in models of equal blocks."""
-    most = max(scope.gpus) // plan.mesh.pp if scope.blocks else 0
+    most = max(scope.gpus) // plan.mesh.pp if scope.blocks and not scope.sparse else 0
     rows = [_row(tp, settings) for tp, settings in scope.tensor if tp <= most and "tensor" in scope.fields]
     return [Technique(name=""), *rows]
 

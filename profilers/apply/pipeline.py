@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.pipeline_cuts import chunk_of_blocks
 from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan_pipeline import SPLITS
 from dnnmem.estimator.schedules import SCHEDULES
 from dnnmem.profilers.apply import experts, sharding, tensor
 from dnnmem.profilers.apply.device_mesh import device_mesh, device_type
@@ -46,8 +47,6 @@ _SEVERAL: Mapping[str, Any] = {
     "dualpipev": getattr(pipelining, "ScheduleDualPipeV", None),
 }
 """By name: of one stage a rank, and of a list of them."""
-_IN_PARTS = frozenset({"zb_h1", "zbv", "dualpipev"})
-"""Those whose backward passes come in two parts."""
 
 
 class Pipelined:
@@ -152,17 +151,11 @@ def check_pipeline(plan: Plan) -> None:
             "alone, with data and expert parallelism and with plain tensor parallelism so far",
             hint="--set tensor.sequence_parallel=false, cp 1",
         )
-    if mesh.data_ranks > 1 and schedule in _IN_PARTS:
+    if mesh.data_ranks > 1 and schedule in SPLITS:
         raise UnsupportedError(
             f"{schedule} over {plan.sharding.strategy} can be estimated, but not applied: gradients of weights that "
             "PyTorch takes by themselves do not reach what sends them",
             hint="pipeline.schedule=1f1b, gpipe or interleaved",
-        )
-    if schedule in _IN_PARTS and plan.remat.policy != "none":
-        raise UnsupportedError(
-            f"{schedule} with recomputation can be estimated, but not applied: PyTorch computes a block again for each "
-            "part of its backward pass, and keeps what each made",
-            hint="--set remat.policy=none, or pipeline.schedule=1f1b",
         )
     if plan.offload.activations != "none" or plan.offload.optimizer:
         raise UnsupportedError("offload beside pp can be estimated, but not applied yet", hint="leave offload out")

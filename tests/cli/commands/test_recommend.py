@@ -131,7 +131,8 @@ def test_explain_without_a_recommendation_says_how_to_make_one():
         ({"tokens": 4096}, "--seq"),
         ({"tokens": 4096, "seq": 1000}, "whole number"),
         ({"gpu": "h100", "cluster": "h100:8"}, "both"),
-        ({"top": 0}, "--top 0"),
+        ({"top": 0}, "--top is 0; it is 1 or more"),
+        ({"verify": -1}, "--verify is -1; it is 0 or more"),
     ],
 )
 def test_what_contradicts_itself_is_refused(wrong, words):
