@@ -23,12 +23,13 @@ from pathlib import Path
 from sharding_ways import MODELS, WAYS, Way
 
 from dnnmem.cli.cache import cache_folder
-from dnnmem.estimator.devices import find_device
+from dnnmem.estimator.devices import Device, find_device
 from dnnmem.estimator.errors import DnnmemError
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import change
-from dnnmem.estimator.replay import replay_on
+from dnnmem.estimator.replay import ReplayResult, replay_on
+from dnnmem.estimator.stage_memory import stage_peak
 from dnnmem.estimator.trace import Trace
 from dnnmem.profilers.run import run
 from dnnmem.profilers.verify import verify
@@ -95,8 +96,7 @@ def _rows(way: Way, gpus: int, ranks: set[int]) -> Iterator[Row]:
         own = plan.sharding.strategy != "ddp"  # each rank's states are its own
         if plan.gradients.compression != "none":  # hooks begin in the third step
             request = replace(request, steps=6)
-        found = {rank: rewrite(_plain(way.model), plan, rank=rank)[0] for rank in sorted(ranks)[: 3 if own else 1]}
-        held = {rank: replay_on(trace, device) for rank, trace in found.items()}
+        held = {rank: _held(way.model, plan, device, rank) for rank in sorted(ranks)[: 3 if own else 1]}
     except DnnmemError as error:
         yield row | {"message": error.message}
         return
@@ -109,6 +109,14 @@ def _rows(way: Way, gpus: int, ranks: set[int]) -> Iterator[Row]:
             "ran_reserved": str(ran.peak_reserved_bytes or ""),
             "message": ran.outcome.replace("_", " ") if ran.outcome != "ran" else "",
         }  # fmt: skip
+
+
+def _held(model: str, plan: Plan, device: Device, rank: int) -> ReplayResult:
+    """What the passes say that a rank needs."""
+    chunks = rewrite(_plain(model), plan, rank=rank)
+    if len(chunks) > 1:
+        return stage_peak(chunks, plan, device, rank * plan.mesh.pp // plan.mesh.world_size)
+    return replay_on(chunks[0], device)
 
 
 def _key(way: Way, gpus: int) -> tuple[str, str, str]:

@@ -1,7 +1,8 @@
 """The models, strategies and combinations that `sharding_rows` runs: each way as `--set`, `{}` where GPUs are counted.
 
 GPT-2 XL has 25 heads, which no power of two divides: it is split over 5 ranks. The Llama shape has 8 of keys and
-values: at most 8 ranks share a matrix, and 64 GPUs are 8 groups of them, which is a combination.
+values: at most 8 ranks share a matrix, and 64 GPUs are 8 groups of them, which is a combination. Of the mixture of
+experts all 64 experts lie on 8 or 32 ranks; replicas of its 16B parameters fit with few buffers only.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ _LLAMA_8B = {
     "context": "2048", "norm": "rms", "mlp": "swiglu", "positions": "rope", "bias": "false", "tied": "false",
     "dtype": "bfloat16",
 }  # fmt: skip
-XL, LLAMA = "GPT-2 XL", "Llama-3-8B"
+XL, LLAMA, MOE = "GPT-2 XL", "Llama-3-8B", "DeepSeek-V2-Lite"
 MODELS = {
     XL: (Request(target=SAMPLE, batch_size=1, seq_len=1024, args=_XL), "h100-sxm-80gb"),
     LLAMA: (Request(target=SAMPLE, batch_size=1, seq_len=2048, args=_LLAMA_8B), "h200-sxm-141gb"),
+    MOE: (Request(target="hf:deepseek-v2-lite", batch_size=1, seq_len=2048), "h200-sxm-141gb"),
 }
 """What is trained, and on which GPU."""
 
@@ -69,6 +71,16 @@ def _alone() -> list[Way]:
     found.append(Way(name="TP", model=XL, settings=tensor, gpus=(5,)))
     found.append(Way(name="TP", model=LLAMA, settings=tensor, gpus=llama))
     found.append(Way(name="TP, sequence and loss", model=LLAMA, settings=f"{tensor} {_SEQUENCE}", gpus=llama))
+    tight = f"sharding.bucket_views=true optimizer.kernel=fused {_FULL}"
+    for name, gpus, way in (
+        ("DDP, views of buckets", (8,), f"{_DDP} {tight}"), ("ZeRO-1", (8,), f"{_ZERO1} {tight}"),
+        ("ZeRO-2", (8,), _ZERO2), ("FSDP2", (8,), _FSDP),
+        ("EP", (8,), "mesh.dp_shard={} mesh.ep=8 sharding.strategy=zero3"),
+        ("EP", (64,), "mesh.dp_shard={} mesh.ep=32 sharding.strategy=zero3"),
+        ("CP", (2, 8), f"mesh.cp={{}} context.method=ring sharding.strategy=ddp {tight}"),
+        ("CP, Ulysses", (8,), f"mesh.cp={{}} context.method=ulysses sharding.strategy=ddp {tight}"),
+    ):  # fmt: skip
+        found.append(Way(name=name, model=MOE, settings=way, gpus=gpus))
     return found
 
 
@@ -103,6 +115,13 @@ _COMBINED = (
     (XL, 20, (f"mesh.tp=5 mesh.dp_shard=4 sharding.strategy=zero3 precision.compute=bfloat16 {_MIXED} "
              "remat.policy=selective")),
     (XL, 20, "mesh.tp=5 mesh.dp_replicate=4 sharding.strategy=ddp batch.accumulation=2"),
+    (MOE, 16, "mesh.dp_shard=8 mesh.ep=8 mesh.cp=2 sharding.strategy=zero3"),
+    (MOE, 64, f"mesh.dp_shard=8 mesh.ep=8 mesh.cp=8 context.method=ulysses sharding.strategy=zero3 {_FULL}"),
+    (MOE, 16, f"mesh.dp_replicate=2 mesh.dp_shard=8 mesh.ep=8 sharding.strategy=zero3 {_FULL} batch.accumulation=2"),
+    (MOE, 8, f"mesh.dp_shard=8 mesh.ep=4 sharding.strategy=zero3 offload.optimizer=true {_FULL}"),
+    (MOE, 8, ("mesh.dp_shard=8 mesh.ep=8 sharding.strategy=zero3 experts.capacity=1.25 precision.param=float32 "
+             "precision.reduce=float32 precision.compute=bfloat16")),
+    (MOE, 32, "mesh.dp_shard=16 mesh.ep=8 mesh.pp=2 sharding.strategy=zero3 batch.accumulation=4"),
 )  # fmt: skip
 
 WAYS = [
