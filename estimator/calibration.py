@@ -4,8 +4,9 @@
              + sum over parameters  (ln p - ln p0)^2 / spread^2
 
 Each parameter begins at the packaged value with the spread of its kind of work, so one step moves the parameters that
-it depends on, each as far as it is unsure, and no other. Small errors count by their squares; a step that no likely
-rates explain beside the others is an odd one (Student's distribution, not the normal one) and is left alone.
+it depends on, each as far as it is unsure, and no other. Small errors count by their squares; among three steps or
+more, one that no likely rates explain beside the others is an odd one (Student's distribution, not the normal one)
+and is left alone. With fewer there is no telling: the tail is infinite, which leaves squares.
 Gauss-Newton on logarithms, weighted anew each round; the inverse of the last normal matrix says how sure the
 parameters are afterwards, and narrows the interval of a prediction.
 
@@ -66,6 +67,8 @@ _STEP = 0.02
 """Of a logarithm, for derivatives."""
 _TAIL = 3.0
 """Of `e^2`: a step that errs by so much counts half. Published steps of one site and shape scatter with such tails."""
+_TOLD_BY = 3
+"""Fewest steps of which one can be told to be odd."""
 _ROUNDS = 12
 _CLOSE = 1e-3
 Floats = npt.NDArray[np.float64]
@@ -130,9 +133,10 @@ def fit(
     sd = np.array([spreads[name] for name in names])
     first = predict(np.zeros(len(names)))
     noise = model.spread[_NOISE]
-    logs, slope = _best(predict, names, target, sd, noise)
+    tail = _TAIL if len(target) >= _TOLD_BY else np.inf
+    logs, slope = _best(predict, names, target, sd, noise, tail=tail)
     after = predict(logs)
-    slope = slope * np.sqrt(_weight((target - after) / noise, _TAIL))[:, None]
+    slope = slope * np.sqrt(_weight((target - after) / noise, tail))[:, None]
     covariance = np.asarray(np.linalg.inv(slope.T @ slope / noise**2 + np.diag(1 / sd**2)), np.float64)
     fitted = _moved(model, names, logs)
     posterior = np.sqrt(np.diag(covariance))
@@ -168,7 +172,9 @@ def _moved(model: TimeModel, names: Sequence[str], logs: Floats) -> TimeModel:
     return replace(model, **known)
 
 
-def _best(predict: Predict, names: Sequence[str], target: Floats, sd: Floats, noise: float) -> tuple[Floats, Floats]:
+def _best(
+    predict: Predict, names: Sequence[str], target: Floats, sd: Floats, noise: float, *, tail: float
+) -> tuple[Floats, Floats]:
     """The likelier of the minima from the packaged rates and from those that explain every step, none being odd.
 
     The latter are sought from the packaged rates and from a slower host.
@@ -179,7 +185,8 @@ def _best(predict: Predict, names: Sequence[str], target: Floats, sd: Floats, no
     def least(begins: Sequence[Floats], tail: float) -> tuple[Floats, Floats, float]:
         return min((_minimum(predict, b, target, sd, noise, tail=tail) for b in begins), key=lambda found: found[2])
 
-    logs, slope, _ = least([packaged, least([packaged, slower], np.inf)[0]], _TAIL)
+    even = least([packaged, slower], np.inf)
+    logs, slope, _ = even if np.isinf(tail) else least([packaged, even[0]], tail)
     return logs, slope
 
 

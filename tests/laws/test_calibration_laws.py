@@ -62,6 +62,14 @@ def test_an_odd_step_among_three_does_not_carry_the_others_with_it():
     assert time_step(other, found.model).seconds == pytest.approx(time_step(other, MODEL).seconds, rel=NOISE / 2)
 
 
+def test_a_single_step_is_believed_as_there_is_none_to_call_it_odd():
+    # GIVEN a site whose host is 14 times as slow, and one step of it
+    steps = [step(tiny=3000)]
+    found = fit(steps, seconds(steps, replace(MODEL, host_seconds=14 * MODEL.host_seconds)), MODEL)
+    # THEN the host is taken to be as slow as the prior lets it
+    assert found.model.host_seconds > 4 * MODEL.host_seconds
+
+
 def test_steps_as_predicted_change_nothing():
     found = fit([BIG, TINY], seconds([BIG, TINY], MODEL), MODEL)
     assert found.model.gemm == pytest.approx(MODEL.gemm, rel=1e-6)
