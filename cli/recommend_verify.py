@@ -106,7 +106,7 @@ def runner_of(
 
 
 def with_predictions(report: Report, recorded: Recorded) -> Report:
-    """`report` with what was predicted for each rank that ran of a pipeline."""
+    """`report` with what was predicted for each rank that ran."""
     from dnnmem.estimator.rank_samples import predicted_bytes
 
     def told(candidate: Candidate) -> Candidate:

@@ -27,6 +27,8 @@ def find_parts(name: str) -> tuple[Cluster, ...]:
     words = name.split(SIGN)
     if len(words) == 1:
         return (find_cluster(name),)
+    if not all(map(str.strip, words)):
+        raise UsageError(f"--cluster {name}: nothing stands on one side of a {SIGN}", hint="a100-80gb:4+h100:4")
     parts = [find_cluster(word.strip()) for word in words]
     network = min((_network(part, name) for part in parts), key=lambda link: link.bytes_per_s)
     per_node = math.gcd(*(part.gpus_per_node for part in parts))

@@ -66,14 +66,15 @@ def shapes_of(recorded: Recorded) -> frozenset[tuple[int, ...]]:
 
 
 def predicted_bytes(recorded: Recorded, plan: Plan, cluster: Cluster, ranks: Sequence[int]) -> Mapping[int, int]:
-    """What the allocators of ranks reserve at their peaks: of a pipeline, and where states are in parts.
+    """What the allocators of ranks reserve at their peaks, where those of `samples_of` are several; else nothing.
 
-    Ranks of other plans do the same. Raises what passes raise.
+    Raises what passes raise.
     """
+    if len(ranks) < 2:
+        return {}
     trace = recorded.trace(plan.batch.micro_batch or recorded.own_batch, plan.precision.compute)
     if plan.mesh.pp == 1:
-        apart = ranks if plan.sharding.strategy == "zero1" or (plan.splits_parameters and len(ranks) > 1) else ()
-        steps = {rank: rewrite(trace, plan, cluster, recorded.layers, rank)[0] for rank in apart}
+        steps = {rank: rewrite(trace, plan, cluster, recorded.layers, rank)[0] for rank in ranks}
         return {rank: replay_on(step, cluster.device).peak_reserved_bytes for rank, step in steps.items()}
     chunks = rewrite(trace, plan, cluster, recorded.layers)
     each = plan.mesh.world_size // plan.mesh.pp

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dnnmem.profilers.fake_kernels import BY_LENGTHS, REPLACEMENTS
+from dnnmem.profilers.gpu_assumptions import TRUTHS
 from dnnmem.profilers.tensors import tensors_in
 
 MOST_ELEMENTS = {False: 1 << 18, True: 1 << 12}
@@ -37,7 +38,6 @@ _INDEX = torch.ops.aten.index.Tensor
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _DYNAMIC = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _ATTRIBUTE = "_dnnmem_value"
-_ALL = frozenset({"aten::all", "aten::_is_all_true"})
 _EQUAL = {"aten::eq": True, "aten::ne": False}
 """What isfinite, isnan and isinf are made of, and its answer for a value and itself."""
 _SOUND = "values that nobody knows are taken to be neither infinite nor NaN, and questions about all of them as true"
@@ -181,8 +181,8 @@ def _real(tree: Any) -> Any:
 def _truth(func: Any, args: Any) -> bool | None:
     """The answer to a question about what nobody knows, None if none is assumed: nothing is infinite or missing."""
     name = func._schema.name
-    if name in _ALL and len(args) == 1:  # along a dimension it says which to choose: real runs know
-        return True
+    if name in TRUTHS and len(args) == 1:  # along a dimension it says which to choose: real runs know
+        return TRUTHS[name]
     if name not in _EQUAL:
         return None
     itself, infinite = args[0] is args[1], isinstance(args[1], float) and math.isinf(args[1])

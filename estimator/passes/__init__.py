@@ -67,8 +67,8 @@ def rewrite(
 
     With `layers` the model has as many blocks as that: what is done to every block alike is done to the few of the
     record, and then repeated; chunks that do the same are one trace. A chunk's gradients stay, and are sent, within
-    it, so that batch and sharding come after the split. Which `rank` it is counts for zero1, states of large parameters
-    or of small ones, and for rings of attention. Raises what the passes and `repeat` raise.
+    it, so that batch and sharding come after the split. Which `rank` it is counts where states are in unequal parts
+    (`sharding`), and for rings of attention (`context`). Raises what the passes and `repeat` raise.
     """
     if layers is not None and plan.remat.policy not in ("every", "segments", "ops"):
         with suppress(UnsupportedError):  # blocks may differ where they are rewritten, and not where they were recorded

@@ -88,6 +88,7 @@ def test_shares_are_the_best_of_all(counts):
         ("h100:2+a100-80gb:2", STAGES, "has 4 GPUs"),
         ("h100:1+a100-80gb:1", ("mesh.pp=1",), "wait for the slowest"),
         ("h100:2+a100-80gb:2", ("mesh.tp=2",), "wait for the slowest"),
+        ("h100:2+", STAGES, "on one side of"),
     ],
 )
 def test_ranks_must_fill_the_kinds(name, settings, said):

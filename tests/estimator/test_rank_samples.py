@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dnnmem.estimator.cluster import find_cluster
@@ -48,3 +50,16 @@ def test_each_stage_has_a_prediction_of_its_own():
     worst = price(local_step(recorded.traces[2], plan, cluster, 8), load(cluster.device))
     assert max(found.values()) == worst.peak_reserved_bytes
     assert shapes_of(recorded)
+
+
+@pytest.mark.parametrize(
+    "settings", [["mesh.cp=2", "sharding.strategy=ddp"], ["mesh.dp_shard=2", "sharding.strategy=zero1"]]
+)
+def test_so_has_each_rank_that_differs_and_no_other(settings):
+    trace, cluster = gpt(3, batch=2, **LLAMA), find_cluster("h100:2")
+    trace = replace(trace, batch={**trace.batch, "seq_len": 32})
+    recorded = Recorded(traces={2: trace}, layers=None, own_batch=2)
+    plan = change(Plan(), [*settings, "batch.micro_batch=2"])
+    ranks = samples_of(plan, shapes_of(recorded)).ranks
+    assert list(predicted_bytes(recorded, plan, cluster, ranks)) == [0, 1]
+    assert not predicted_bytes(recorded, plan, cluster, (0,))

@@ -72,6 +72,20 @@ def cost(priced):
     return Cost(seconds=priced.estimate.step_seconds, peak_bytes=priced.estimate.peak_reserved_bytes)
 
 
+def assert_no_bound_is_above(costs, space, all_):
+    """Each way to bound a plan's seconds and bytes is below what it really costs."""
+    grid = bounds(costs, space)
+    row = {choice.plan: n for n, choice in enumerate(space)}
+    for priced in all_:
+        plan, estimate = priced.choice.plan, priced.estimate
+        assert grid.seconds[row[plan]] * (1 - 1e-9) <= estimate.step_seconds, plan
+        assert grid.peak_bytes[row[plan]] <= estimate.peak_reserved_bytes, plan
+        for bound in (costs.guess(plan), costs.bound(plan), costs.drawn(plan), costs.by_runs(plan)):
+            assert bound.seconds * (1 - 1e-9) <= estimate.step_seconds, plan
+            assert bound.peak_bytes <= estimate.peak_reserved_bytes, plan
+        assert costs.families.least_bytes(plan) <= estimate.peak_reserved_bytes, plan
+
+
 @settings(max_examples=12)
 @given(
     objective=st.sampled_from(OBJECTIVES),
@@ -123,16 +137,7 @@ def test_so_it_is_among_tensor_and_pipeline_parallel_plans(objective, free_mib, 
     assert all_
     assert found[0].choice.plan == all_[0].choice.plan
     assert tally.considered == len(space)
-    grid = bounds(costs, space)
-    row = {choice.plan: n for n, choice in enumerate(space)}
-    for priced in all_:
-        plan, estimate = priced.choice.plan, priced.estimate
-        assert grid.seconds[row[plan]] * (1 - 1e-9) <= estimate.step_seconds, plan
-        assert grid.peak_bytes[row[plan]] <= estimate.peak_reserved_bytes, plan
-        drawn = costs.drawn(plan)
-        for bound in (costs.guess(plan), costs.bound(plan), drawn, costs.by_runs(plan)):
-            assert bound.seconds * (1 - 1e-9) <= estimate.step_seconds, plan
-            assert bound.peak_bytes <= estimate.peak_reserved_bytes, plan
+    assert_no_bound_is_above(costs, space, all_)
 
 
 @pytest.mark.parametrize(
@@ -154,16 +159,7 @@ def test_so_it_is_among_plans_that_share_experts(objective, free_mib, speed, ep)
     assert {choice.plan.mesh.ep for choice in space} == {1, 2, 4}
     assert found[0].choice.plan == all_[0].choice.plan
     assert found[0].choice.plan.mesh.ep == ep
-    grid = bounds(costs, space)
-    row = {choice.plan: n for n, choice in enumerate(space)}
-    for priced in all_:
-        plan, estimate = priced.choice.plan, priced.estimate
-        assert grid.seconds[row[plan]] * (1 - 1e-9) <= estimate.step_seconds, plan
-        assert grid.peak_bytes[row[plan]] <= estimate.peak_reserved_bytes, plan
-        for bound in (costs.guess(plan), costs.bound(plan), costs.drawn(plan), costs.by_runs(plan)):
-            assert bound.seconds * (1 - 1e-9) <= estimate.step_seconds, plan
-            assert bound.peak_bytes <= estimate.peak_reserved_bytes, plan
-        assert costs.families.least_bytes(plan) <= estimate.peak_reserved_bytes, plan
+    assert_no_bound_is_above(costs, space, all_)
 
 
 @pytest.mark.parametrize(("objective", "free_mib", "share"), [("throughput", 90, 1e-6), ("throughput", 70, 4)])
@@ -190,16 +186,7 @@ def test_so_it_is_where_ranks_share_sequences_and_hosts_hold_little(objective, f
     rests = next(c.plan for c in space if c.plan.offload.optimizer and c.plan.mesh.world_size == 4)
     with pytest.raises(UnsupportedError, match="rest on hosts") if share < 1 else nullcontext():
         costs.bound(rests)
-    grid = bounds(costs, space)
-    row = {choice.plan: n for n, choice in enumerate(space)}
-    for priced in all_:
-        plan, estimate = priced.choice.plan, priced.estimate
-        assert grid.seconds[row[plan]] * (1 - 1e-9) <= estimate.step_seconds, plan
-        assert grid.peak_bytes[row[plan]] <= estimate.peak_reserved_bytes, plan
-        for bound in (costs.bound(plan), costs.drawn(plan), costs.by_runs(plan)):
-            assert bound.seconds * (1 - 1e-9) <= estimate.step_seconds, plan
-            assert bound.peak_bytes <= estimate.peak_reserved_bytes, plan
-        assert costs.families.least_bytes(plan) <= estimate.peak_reserved_bytes, plan
+    assert_no_bound_is_above(costs, space, all_)
 
 
 @pytest.mark.parametrize("objective", ["throughput", "memory"])
