@@ -39,6 +39,7 @@ from dnnmem.estimator.errors import TraceError, UsageError
 from dnnmem.estimator.profile import Measurement
 from dnnmem.estimator.trace import Event, Kind, Lane, Module, Op, Origin, Part, Phase, Storage, Trace
 from dnnmem.estimator.units import format_bytes
+from dnnmem.estimator.whole_file import write_whole
 
 E = TypeVar("E", bound=Enum)
 
@@ -60,13 +61,8 @@ def save_trace(trace: Trace, measurement: Measurement, path: str | os.PathLike[s
     """
     text = json.dumps(_encode(trace, measurement), separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        try:
-            partial.write_bytes(gzip.compress(text.encode(errors="replace"), compresslevel=4, mtime=0))
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(target, gzip.compress(text.encode(errors="replace"), compresslevel=4, mtime=0))
     except OSError as error:
         raise UsageError(
             f"{target}: cannot write the trace: {error.strerror or error}",

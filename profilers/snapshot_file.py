@@ -10,7 +10,6 @@ Frames say what a real one's say: the operator, the user's line, the modules fro
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from dnnmem.estimator.allocator_settings import AllocatorSettings
 from dnnmem.estimator.errors import TraceError, UsageError
 from dnnmem.estimator.segment import Segment
 from dnnmem.estimator.trace import Event, Op, Storage, Trace
+from dnnmem.estimator.whole_file import write_whole
 
 MOST_EVENTS = 500_000
 """Events of a history that are written: about 100 MB. memory_viz draws fewer."""
@@ -32,14 +32,8 @@ def save_snapshot(trace: Trace, path: Path, settings: AllocatorSettings | None =
     Raises `UsageError` if the file cannot be written, `TraceError` for a trace whose events do not fit together.
     """
     data, count = _snapshot(trace, settings or AllocatorSettings())
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            with partial.open("wb") as file:
-                pickle.dump(data, file, protocol=4)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, pickle.dumps(data, protocol=4))
     except OSError as error:
         raise UsageError(
             f"{path}: cannot write the snapshot: {error.strerror or error}", hint="name a file in a writable folder"

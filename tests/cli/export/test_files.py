@@ -26,6 +26,37 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_what_is_no_file_stays_what_it_is(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+
+    check_writable(pipe, "--json")
+    write_atomic(pipe, "text")
+
+    assert os.read(reader, 99) == b"text"
+    assert pipe.is_fifo()
+    os.close(reader)
+
+
+def test_a_link_stays_and_what_it_names_is_written(tmp_path):
+    (tmp_path / "far").mkdir()
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "far" / "a.json")
+
+    check_writable(link, "--json")
+    write_atomic(link, "text")
+
+    assert link.is_symlink()
+    assert (tmp_path / "far" / "a.json").read_text() == "text"
+
+
+def test_a_name_that_is_not_text_costs_no_report(tmp_path):
+    write_atomic(tmp_path / "a.json", "of m\udcff.py")
+
+    assert (tmp_path / "a.json").read_text() == "of m?.py"
+
+
 def test_the_check_leaves_nothing_behind(tmp_path):
     check_writable(tmp_path / "a.json", "--json")
 
