@@ -53,6 +53,7 @@ class Counts:
             "aten::isin": self._of_members,
             "aten::repeat_interleave": self._of_repeats,
             "aten::bincount": self._of_bins,
+            "aten::histc": self._of_range,
             "aten::one_hot": self._of_classes,
             "aten::_coalesce": lambda name, args: (self._all_distinct(name, args[0]._nnz()),),
             "torchvision::nms": lambda name, args: (self._all_kept(name, len(args[0])),),
@@ -145,6 +146,18 @@ class Counts:
             return (int(known.min()), int(known.max())) if known.numel() else ()
         least = args[2] if len(args) > 2 else 0
         return 0, max(0, (least or self._below(name, args[0].numel())) - 1)
+
+    def _of_range(self, name: str, args: Sequence[Any]) -> Sequence[int] | None:
+        """Its least and greatest value, where the caller names no range: bit patterns, as the host takes them."""
+        del name
+        least, greatest = (*args[2:4], 0, 0)[:2]
+        if least != greatest or not args[0].numel():
+            return None
+        known = self._known(args[0])
+        if known is None:  # how full a bin is does not depend on it
+            return 0, 0
+        bits = {4: torch.int32, 8: torch.int64}.get(known.element_size(), known.dtype)
+        return int(known.min().view(bits)), int(known.max().view(bits))
 
     def _of_classes(self, name: str, args: Sequence[Any]) -> Sequence[int] | None:
         if len(args) > 1 and args[1] >= 0:

@@ -52,7 +52,7 @@ WAYS = [
     ("mixtral", 3, ("mesh.dp_shard=4", "mesh.ep=2", *ZERO3)),
     ("wider", 0, ("mesh.dp_shard=2", "mesh.ep=2", "mesh.cp=2", *ZERO3)),
     ("wider", 1, ("mesh.pp=2", "mesh.dp_shard=2", "mesh.ep=2", *ZERO3, "batch.accumulation=4")),
-    ("gpt_oss", 7, ("mesh.dp_shard=8", "mesh.ep=4", *ZERO3)),
+    ("gpt_oss", 7, ("mesh.dp_shard=8", "mesh.ep=8", *ZERO3)),
 ]
 """Model, rank that runs, plan."""
 

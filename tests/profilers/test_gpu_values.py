@@ -48,6 +48,8 @@ KNOWN = {
     "consecutive": lambda ids: torch.unique_consecutive(ids.flatten()),
     "isin": lambda ids: torch.isin(ids, ids[0]),
     "bincount": lambda ids: torch.bincount(ids.flatten()),
+    "histc": lambda ids: torch.histc(ids.float(), bins=4),
+    "histc of one": lambda ids: torch.histc((ids[1] * 0 + 7).float(), bins=1, min=0, max=0),
     "one_hot": nn.functional.one_hot,
     "repeats": lambda ids: ids.flatten().repeat_interleave(ids.flatten()),
     "degree": lambda ids: torch.zeros(4, device=ids.device).scatter_add(0, ids[1], torch.ones(4, device=ids.device)),
@@ -142,6 +144,15 @@ def test_routing_by_what_nobody_knows_is_balanced(values, unknown, name):
     assert torch.bincount(chosen.flatten(), minlength=8).tolist() == [chosen.numel() // 8] * 8
     assert any("equally often" in note for note in values.notes())
     assert not values.facts()
+
+
+def test_all_rows_are_those_of_a_ranks_only_expert():
+    # GIVEN the numbers of a rank's experts, of which it has one, in memory where others lay
+    others = [torch.tensor([9 - i] * 100, dtype=torch.int32, device="cuda") for i in range(2)]
+    chosen = torch.zeros(4096, dtype=torch.int32, device="cuda")
+    del others
+    # WHEN they are counted, from 0 to 0  THEN torch looks for the range itself, and all are in one bin
+    assert torch.histc(chosen, bins=1, min=0, max=0).tolist() == [4096]
 
 
 def test_tokens_go_to_experts_in_equal_parts(unknown):
