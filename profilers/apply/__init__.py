@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from dnnmem.estimator.context_ranks import from_context
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.plan import Kernels, Plan
+from dnnmem.estimator.plan import Kernels, Plan, Precision
 from dnnmem.profilers.apply import (
     batch,
     compression,
@@ -33,6 +33,7 @@ from dnnmem.profilers.apply import (
     sharding,
     tensor,
 )
+from dnnmem.profilers.apply.entrance import by_calls
 
 ToModel = Callable[[nn.Module, Plan], nn.Module]
 """Does its part to a model and returns it, or what wraps it."""
@@ -72,6 +73,8 @@ def apply_to_model(model: nn.Module, plan: Plan) -> nn.Module:
     """
     _check_known(plan)
     merged = from_context(plan)
+    if plan != Plan():
+        model = by_calls(model, once=plan.batch.accumulation > 1 or plan.precision != Precision())
     for field, done in MODEL_APPLIES.items():
         model = done(model, plan if field.startswith("context") else merged)
     return model

@@ -28,6 +28,7 @@ from dnnmem.estimator.passes.replicas import DEFAULT_BUCKET_MIB
 from dnnmem.estimator.plan import Plan
 from dnnmem.profilers.apply.beside_blocks import beside_blocks
 from dnnmem.profilers.apply.device_mesh import check_ranks, device_mesh, device_type
+from dnnmem.profilers.apply.entrance import only_by_calls
 from dnnmem.profilers.apply.expert_sharding import shard_experts
 from dnnmem.profilers.apply.loss_scaling import LossScaling
 from dnnmem.profilers.apply.master_weights import over_masters
@@ -51,6 +52,8 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
         _shard(model, plan)
     else:
         _replicate(model, plan)
+    if not isinstance(model, Stage):
+        only_by_calls(model, parameters=not plan.splits_parameters)
     return model
 
 

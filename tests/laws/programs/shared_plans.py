@@ -45,15 +45,26 @@ PLANS = {
     ),
     "ddp, bfloat16 with masters": ("mesh.dp_replicate=2", "sharding.strategy=ddp", *MASTERS),
     "zero1, bfloat16 with masters": (*SHARD, "sharding.strategy=zero1", *MASTERS),
+    "ddp, by a method": ("mesh.dp_replicate=2", "sharding.strategy=ddp"),
+    "zero3, by a method": (*SHARD, "sharding.strategy=zero3"),
     "hsdp of one": ("mesh.dp_replicate=2", "sharding.strategy=zero3"),
 }
 """Ways to train on two ranks, each by its `--set`."""
+
+
+class WithLoss(gpt.GPT):
+    """The model, with a method that a step may call instead of it."""
+
+    def loss(self, batch):
+        """The sample's loss, past the model's call."""
+        return gpt.make_loss(self.forward(batch[0]), batch)
 
 
 def build():
     """The model, its optimizer with two groups, and batches for all ranks."""
     torch.manual_seed(0)
     model = gpt.make_model(**SIZES, norm="rms", positions="rope", tied=False)
+    model.__class__ = WithLoss
     named = list(model.named_parameters())
     groups = [
         {"params": [p for _, p in named if p.dim() > 1], "weight_decay": 0.1},

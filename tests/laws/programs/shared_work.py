@@ -21,7 +21,7 @@ def whole(tensor):
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-def train(settings, rank, ranks):
+def train(settings, rank, ranks, *, by_method):
     """Some steps by a plan, on this rank's part of each batch."""
     model, optimizer, batches = build()
     plan = change(Plan(), settings)
@@ -30,7 +30,7 @@ def train(settings, rank, ranks):
     for batch in batches[:STEPS]:
         mine = [part.chunk(ranks)[rank] for part in batch]
         for piece in zip(*(part.chunk(plan.batch.accumulation) for part in mine), strict=True):
-            loss = loss_of(model, piece)
+            loss = model.loss(piece) if by_method else loss_of(model, piece)
             loss.backward()
             if not grads and plan.batch.accumulation == 1:
                 grads = {name: whole(p.grad) for name, p in model.named_parameters()}
@@ -46,7 +46,7 @@ def train(settings, rank, ranks):
 def main(rank, ranks, folder):
     """Each plan by itself."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
-    found = {way: train(settings, rank, ranks) for way, settings in PLANS.items()}
+    found = {way: train(some, rank, ranks, by_method=way.endswith("method")) for way, some in PLANS.items()}
     if rank == 0:
         torch.save(found, Path(folder, "rank0.pt"))
     distributed.barrier()
