@@ -28,7 +28,7 @@ from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import from_json
 from dnnmem.profilers.apply.layout import lay_out
 from dnnmem.profilers.apply.target import applied_target
-from dnnmem.profilers.planned_model import built_on_host, built_without_memory, fill
+from dnnmem.profilers.planned_model import built_on_device, built_on_host, built_without_memory, fill
 from dnnmem.profilers.request import Request
 from dnnmem.profilers.target import resolve
 from dnnmem.profilers.tensors import map_tensors
@@ -68,7 +68,7 @@ def _built(request: Request, plan: Plan, kind: str) -> Callable[[], object]:
     elif plan.offload.parameters or plan.mesh.tp > 1:
         plain = replace(plain, make_model=partial(built_on_host, plain.make_model))
     else:
-        make_model = plain.make_model
+        make_model = partial(built_on_device, plain.make_model, kind)
         plain = replace(plain, make_model=lambda: lay_out(make_model()))
     target = applied_target(plain, plan)
     with torch.device(kind):

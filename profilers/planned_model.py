@@ -40,6 +40,11 @@ def built_on_host(make_model: Callable[[], nn.Module]) -> nn.Module:
         return make_model()
 
 
+def built_on_device(make_model: Callable[[], nn.Module], kind: str) -> nn.Module:
+    """The model as after `model.to(kind)`: a default device is nothing to `torch.FloatTensor(n)` and `from_numpy`."""
+    return make_model().to(kind)
+
+
 def fill(model: nn.Module, device: torch.device, rest: torch.device | None = None) -> None:
     """Give what is on `meta` memory on `device` and values; what is elsewhere is moved there.
 

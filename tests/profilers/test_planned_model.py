@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
-from dnnmem.profilers.planned_model import built_without_memory, fill
+from dnnmem.profilers.planned_model import built_on_device, built_without_memory, fill
 from tests.estimator.passes.steps import LLAMA, SIZES, sample
 
 
@@ -57,3 +58,18 @@ def test_code_that_reads_parameters_builds_in_memory():
     assert model.scale == 3
     assert not model.weight.is_meta
     assert len(said) == 1
+
+
+def test_what_a_default_device_does_not_reach_is_moved():
+    # GIVEN a module whose code makes tensors where no default device has a say
+    class Old(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.FloatTensor(3, 3))
+            self.register_buffer("table", torch.from_numpy(np.ones(3)))
+            self.inner = nn.Linear(3, 3)
+
+    with torch.device("meta"):
+        model = built_on_device(Old, "meta")
+
+    assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
