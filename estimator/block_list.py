@@ -4,7 +4,8 @@
       0, 1, 2 (LlamaDecoderLayer)      their ops: a forward run each, in order; backward runs in the reverse order
 
 Children of a Sequential or ModuleDict may be named `encoder_layer_0`, `encoder_layer_1`, ... Lists inside blocks do not
-count. A residual network has several lists, one a stage.
+count. A residual network has several lists, one a stage. The first blocks of a model's only list may be others: a dense
+one before the mixtures of experts, one that alone has a table of positions.
 
 >>> modules = [Module(path=("h",), type="ModuleList"), *(Module(path=("h", str(i)), type="Block") for i in range(3))]
 >>> ops = (Op(name="aten.mm.default", module=("h", "0", "up")),)
@@ -21,6 +22,9 @@ from dnnmem.estimator.trace import Module, Op, Phase, Trace
 
 Path = tuple[str, ...]
 
+_UNCALLED = ("ModuleList", "ModuleDict")
+"""Hold modules and are not called: a list of them is no list of blocks, but they may be ones."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockList:
@@ -36,6 +40,13 @@ class BlockList:
     """True if their modules agree in names and classes too."""
     prefix: str = ""
     """What stands before the number in each name."""
+    others: int = 0
+    """How many blocks at the beginning are not like those that follow, which agree."""
+
+    @property
+    def pattern(self) -> int:
+        """The block that is like those after it: the second, or the first of two, or the first after the others."""
+        return max(self.others, 0 if self.count == 2 else 1)
 
     def index(self, path: Path) -> int | None:
         """Number of the block that `path` lies in, None if it lies in none."""
@@ -70,26 +81,36 @@ def block_lists(trace: Trace) -> tuple[BlockList, ...]:
         inside = children.get(parent.path, [])
         if any(parent.path[: len(known.root)] == known.root for known in found) or not _are_blocks(inside, used):
             continue
-        shapes = {_shape(inner[child.path], child.path) for child in inside}
+        shapes = [_shape(inner[child.path], child.path) for child in inside]
+        others = max((n + 1 for n, shape in enumerate(shapes) if shape != shapes[-1]), default=0)
         found.append(
             BlockList(
-                root=parent.path, type=inside[0].type, count=len(inside), equal=len(shapes) == 1,
-                prefix=_prefix(inside),
+                root=parent.path, type=inside[0].type, count=len(inside), equal=not others, prefix=_prefix(inside),
+                others=others,
             )
         )  # fmt: skip
     return tuple(found)
 
 
 def main_list(trace: Trace) -> BlockList | None:
-    """The list with the most flops, then ops, of those whose blocks are equal; None if there is no such list."""
+    """The list with the most flops, then ops, of those whose blocks are equal; None if there is no such list.
+
+    A model's only list counts too if all blocks but the first few are equal, two at least.
+    """
     best: tuple[tuple[int, int], BlockList] | None = None
-    for blocks in block_lists(trace):
+    lists = block_lists(trace)
+    for blocks in lists:
         numbers = blocks.numbers(trace.ops)
         inside = [op.flops for op, number in zip(trace.ops, numbers, strict=True) if number is not None]
         size = (sum(inside), len(inside))
-        if blocks.equal and (best is None or size > best[0]):
+        if repeats(blocks, lists) and (best is None or size > best[0]):
             best = (size, blocks)
     return best[1] if best else None
+
+
+def repeats(blocks: BlockList, lists: Sequence[BlockList]) -> bool:
+    """Whether `blocks`, one of a model's `lists`, are equal, or are its only ones and so but for the first few."""
+    return blocks.equal or (len(lists) == 1 and 0 < blocks.others <= blocks.count - 2)
 
 
 def blocks_of_ops(ops: Sequence[Op], blocks: BlockList) -> list[int | None]:
@@ -108,7 +129,7 @@ def blocks_of_ops(ops: Sequence[Op], blocks: BlockList) -> list[int | None]:
 
 
 def _are_blocks(inside: Sequence[Module], used: set[Path]) -> bool:
-    if len(inside) < 2 or len({m.type for m in inside}) != 1:
+    if len(inside) < 2 or len({m.type for m in inside}) != 1 or inside[0].type in _UNCALLED:
         return False
     if [m.path[-1] for m in inside] != [f"{_prefix(inside)}{i}" for i in range(len(inside))]:
         return False
