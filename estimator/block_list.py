@@ -3,9 +3,10 @@
     model.layers (ModuleList)          blocks of the step: model.layers.0, model.layers.1, model.layers.2
       0, 1, 2 (LlamaDecoderLayer)      their ops: a forward run each, in order; backward runs in the reverse order
 
-Children of a Sequential or ModuleDict may be named `encoder_layer_0`, `encoder_layer_1`, ... Lists inside blocks do not
-count. A residual network has several lists, one a stage. The first blocks of a model's only list may be others: a dense
-one before the mixtures of experts, one that alone has a table of positions.
+A child that the model calls by a method of its own, or whose parts it calls, is no block: nothing can be done around
+its call. Children of a Sequential or ModuleDict may be named `encoder_layer_0`, `encoder_layer_1`, ... Lists inside
+blocks do not count. A residual network has several lists, one a stage. The first blocks of a model's only list may be
+others: a dense one before the mixtures of experts, one that alone has a table of positions.
 
 >>> modules = [Module(path=("h",), type="ModuleList"), *(Module(path=("h", str(i)), type="Block") for i in range(3))]
 >>> ops = (Op(name="aten.mm.default", module=("h", "0", "up")),)
@@ -23,7 +24,7 @@ from dnnmem.estimator.trace import Module, Op, Phase, Trace
 Path = tuple[str, ...]
 
 _UNCALLED = ("ModuleList", "ModuleDict")
-"""Hold modules and are not called: a list of them is no list of blocks, but they may be ones."""
+"""Hold modules and are never called, which is known of them without a run: they may be lists, and are no blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,8 @@ def blocks_of_ops(ops: Sequence[Op], blocks: BlockList) -> list[int | None]:
 
 def _are_blocks(inside: Sequence[Module], used: set[Path]) -> bool:
     if len(inside) < 2 or len({m.type for m in inside}) != 1 or inside[0].type in _UNCALLED:
+        return False
+    if not all(m.called for m in inside):
         return False
     if [m.path[-1] for m in inside] != [f"{_prefix(inside)}{i}" for i in range(len(inside))]:
         return False

@@ -170,6 +170,9 @@ class Module:
     """Class name."""
     source: str = ""
     """Where its class is defined, `file:line`."""
+    called: bool = True
+    """False where what is inside it was called without it: a ModuleList, a block of which `block.attention(x)` or a
+    method is called. What is to be done around its call is never done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

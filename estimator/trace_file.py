@@ -89,6 +89,7 @@ def _encode(trace: Trace, measurement: Measurement) -> dict[str, object]:
         "path": [table.path(m.path) for m in trace.modules],
         "type": [table.string(m.type) for m in trace.modules],
         "source": [table.string(m.source) for m in trace.modules],
+        "uncalled": [k for k, m in enumerate(trace.modules) if not m.called],
     }
     origin, facts = trace.origin, measurement.facts
     return {
@@ -232,14 +233,18 @@ def _decode(reader: Reader) -> Trace:
     if not by_id.keys() >= set(pinned):
         raise reader.error("pinned", f"has {min(set(pinned) - by_id.keys())}, which is no storage's id")
     setup, modules, origin = reader.child("setup"), reader.child("modules"), reader.child("origin")
-    size = len(modules.column("path", (int,)))
-    columns = (modules.refs("path", paths), modules.refs("type", strings, size), modules.refs("source", strings, size))
+    names = modules.refs("path", paths)
+    size = len(names)
+    columns = zip(names, modules.refs("type", strings, size), modules.refs("source", strings, size), strict=True)
+    uncalled = set(modules.ints("uncalled") if modules.has("uncalled") else ())
     return Trace(
         ops=ops,
         storages=by_id,
         setup=tuple(_decode_events(setup, len(setup.column("nbytes", (int,))))),
         pinned=frozenset(pinned),
-        modules=tuple(Module(path=path, type=kind, source=source) for path, kind, source in zip(*columns, strict=True)),
+        modules=tuple(
+            Module(path=p, type=t, source=s, called=k not in uncalled) for k, (p, t, s) in enumerate(columns)
+        ),
         batch=reader.mapping("batch", int, str),
         origin=Origin(
             target=origin.text("target"),

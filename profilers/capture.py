@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import inspect
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
@@ -97,7 +97,7 @@ def capture(
     seconds = _median_seconds(recorder.log, clock) if clock is not None else []
     if history is not None:
         use_history(recorder.log, history())
-    modules = describe_modules(built.model)
+    modules = describe_modules(built.model, tracker.called)
     left = unreached_note(unreached(built.model, built.optimizer, reached))
     notes = (*origin.notes, *sorted(recorder.log.notes), *declared_notes(modules), left)
     origin = replace(origin, notes=tuple(filter(None, notes)))
@@ -117,8 +117,9 @@ def _median_seconds(log: Log, clock: Clock) -> list[float | None]:
     return result
 
 
-def describe_modules(model: nn.Module) -> tuple[Module, ...]:
-    """Path, class and source line of every module, in definition order."""
+def describe_modules(model: nn.Module, called: Collection[tuple[str, ...]] = ()) -> tuple[Module, ...]:
+    """Path, class and source line of every module, in definition order; `called`: paths of those that were."""
+    around = {path[:depth] for path in called for depth in range(len(path))} - set(called)
     sources: dict[type, str] = {}
     result = []
     for name, module in model.named_modules():
@@ -126,7 +127,7 @@ def describe_modules(model: nn.Module) -> tuple[Module, ...]:
         if kind not in sources:
             sources[kind] = _class_source(kind)
         path = tuple(name.split(".")) if name else ()
-        result.append(Module(path=path, type=kind.__name__, source=sources[kind]))
+        result.append(Module(path=path, type=kind.__name__, source=sources[kind], called=path not in around))
     return tuple(result)
 
 

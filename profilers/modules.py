@@ -65,6 +65,8 @@ class ModuleTracker:
         for name, module in model.named_modules():
             self._paths[id(module)] = tuple(name.split(".")) if name else ()
         self._owners = {id(p): tuple(name.split("."))[:-1] for name, p in model.named_parameters()}
+        self.called: set[tuple[str, ...]] = set()
+        """Paths of the modules that were called so far."""
         self._stack: list[tuple[str, ...]] = []
         self._by_sequence: dict[tuple[int, int], _Mark] = {}
         self._marks = 0
@@ -171,6 +173,8 @@ class ModuleTracker:
         path = self._paths.get(id(module))
         if path is None:
             path = self._stack[-1] if self._stack else LOSS
+        else:
+            self.called.add(path)
         self._stack.append(path)
 
     def _leave_module(self, _module: nn.Module, _args: object, _output: object) -> None:

@@ -78,7 +78,8 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
     if not regions and policy != "ops":
         raise UnsupportedError(
             f"remat.policy {policy} finds nothing to compute again in {trace.origin.target or 'this step'}: "
-            f"it needs blocks in a list (ModuleList, Sequential){', with attention' * (policy == 'attention')}",
+            "it needs blocks in a list (ModuleList, Sequential), called as such"
+            f"{', with attention' * (policy == 'attention')}",
             hint="--set remat.policy=none",
         )
     if policy in ("selective", "ops") and plan.kernels.fusion == "none":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dnnmem.estimator.block_list import block_lists, main_list
@@ -48,6 +50,15 @@ def test_a_list_of_lists_is_not_called_but_its_lists_hold_blocks(kind):
     found = block_lists(Trace(ops=ops, storages={}, modules=tuple(modules)))
     # THEN they are those that are called
     assert [(blocks.root, blocks.count) for blocks in found] == [(("stages", "0"), 2), (("stages", "1"), 2)]
+
+
+def test_what_is_not_called_is_no_block():
+    # GIVEN a list whose children are called by a method of theirs: torch calls what is inside them only
+    trace = step(["0", "1", "2"])
+    modules = tuple(replace(m, called=len(m.path) != 2) for m in trace.modules)
+    # THEN nothing can be done around a call of theirs
+    assert block_lists(trace)
+    assert block_lists(replace(trace, modules=modules)) == ()
 
 
 def lists_of(*kinds):

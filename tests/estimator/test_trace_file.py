@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dnnmem.estimator.errors import UsageError
 from dnnmem.estimator.profile import Measurement
-from dnnmem.estimator.trace import Event, Kind, Op, Part, Storage, Trace
+from dnnmem.estimator.trace import Event, Kind, Module, Op, Part, Storage, Trace
 from dnnmem.estimator.trace_file import load_trace, save_trace
 from tests.strategies import step_trace
 
@@ -294,6 +294,7 @@ def test_columns_of_later_writers_may_be_missing(written, tmp_path):
     # GIVEN a file from before masks and layouts were told  WHEN loaded  THEN nothing is masked and no image turned
     document = copy.deepcopy(written[1])
     del document["ops"]["masked_flops"], document["storages"]["channels_last"], document["storages"]["parts"]
+    del document["modules"]["uncalled"]
     assert load_trace(_write(tmp_path / "older.gz", document)) == (step_trace(8), MEASUREMENT)
 
 
@@ -303,6 +304,13 @@ def test_masks_and_layouts_come_back(tmp_path):
     trace = Trace(ops=(op,), storages={0: image}, pinned=frozenset({0}))
     save_trace(trace, MEASUREMENT, tmp_path / "step.gz")
     assert load_trace(tmp_path / "step.gz")[0] == trace
+
+
+def test_what_was_not_called_comes_back(tmp_path):
+    modules = Module(path=(), type="Net"), Module(path=("blocks",), type="ModuleList", called=False)
+    trace = Trace(ops=(), storages={}, modules=modules)
+    save_trace(trace, MEASUREMENT, tmp_path / "step.gz")
+    assert load_trace(tmp_path / "step.gz")[0].modules == modules
 
 
 def test_parts_come_back(tmp_path):

@@ -50,6 +50,23 @@ def test_forward_and_backward_of_a_module_are_its_own():
     assert places(trace, MM, Phase.BACKWARD) == [("blocks", "0"), ("blocks", "0"), ("first",)]
 
 
+class ByMethod(nn.Module):
+    """Its blocks have a method of their own: torch never calls the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Net(), Net()])
+
+    def forward(self, x):
+        return self.blocks[1](self.blocks[0].first(x))
+
+
+def test_what_is_around_calls_and_never_called_is_known():
+    modules = step_of(ByMethod, total, numbers).modules
+    uncalled = [".".join(m.path) for m in modules if not m.called]
+    assert uncalled == ["blocks", "blocks.0", "blocks.1.blocks"]
+
+
 def test_a_module_used_twice_keeps_its_path():
     class Twice(nn.Module):
         def __init__(self):
