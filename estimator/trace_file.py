@@ -236,15 +236,13 @@ def _decode(reader: Reader) -> Trace:
     names = modules.refs("path", paths)
     size = len(names)
     columns = zip(names, modules.refs("type", strings, size), modules.refs("source", strings, size), strict=True)
-    uncalled = set(modules.ints("uncalled") if modules.has("uncalled") else ())
+    others = set(modules.ints("uncalled") if modules.has("uncalled") else ())
     return Trace(
         ops=ops,
         storages=by_id,
         setup=tuple(_decode_events(setup, len(setup.column("nbytes", (int,))))),
         pinned=frozenset(pinned),
-        modules=tuple(
-            Module(path=p, type=t, source=s, called=k not in uncalled) for k, (p, t, s) in enumerate(columns)
-        ),
+        modules=tuple(Module(path=p, type=t, source=s, called=k not in others) for k, (p, t, s) in enumerate(columns)),
         batch=reader.mapping("batch", int, str),
         origin=Origin(
             target=origin.text("target"),
