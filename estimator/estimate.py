@@ -21,12 +21,14 @@ from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.local_step import LocalStep, local_step
 from dnnmem.estimator.op_class import ARITHMETIC
 from dnnmem.estimator.plan import Plan
-from dnnmem.estimator.replay import ReplayResult, replay_on
-from dnnmem.estimator.stage_memory import StageMemory, worst_stage
+from dnnmem.estimator.rank_samples import ring_ranks
+from dnnmem.estimator.replay import ReplayResult
+from dnnmem.estimator.stage_memory import StageMemory
 from dnnmem.estimator.step_time import StepTime, time_step
 from dnnmem.estimator.time_model import TimeModel, load
 from dnnmem.estimator.trace import Trace
 from dnnmem.estimator.work import DTYPES
+from dnnmem.estimator.worst_rank import worst_rank
 
 NINE_OF_TEN = 1.645
 """Standard deviations of a normal distribution on each side that leave one in ten out."""
@@ -108,12 +110,12 @@ def price(
     *,
     memory: bool = True,
     settings: AllocatorSettings | None = None,
-    known: ReplayResult | None = None,
+    known: StageMemory | None = None,
     places: Sequence[tuple[Cluster, TimeModel]] = (),
 ) -> Estimate:
     """The price of a prepared step by the rates of `model`; `memory` False leaves the bytes out.
 
-    `settings` are those of PyTorch's allocator; None = its defaults. `known`: what the step's replay gave. `places`:
+    `settings` are those of PyTorch's allocator; None = its defaults. `known`: what `worst_rank` gave. `places`:
     where each chunk runs, where GPUs are unlike.
     """
     timed = time_step(step, model, places)
@@ -124,7 +126,7 @@ def price(
     flops = step.model_flops * micro
     peak = _peak_rate(step)
     gpus = plan.mesh.world_size
-    stage = StageMemory(rank=0, held=known) if known else _worst_stage(step, settings) if memory else None
+    stage = known or (worst_rank(step, settings) if memory else None)
     held = stage.held if stage else None
     prices, hours = cluster.price_usd_per_h, timed.seconds / 3600 * gpus
     return Estimate(
@@ -188,16 +190,14 @@ def _peak_rate(step: LocalStep) -> float | None:
     return rates.get(DTYPES[int(np.argmax(flops))], rates["float32"]) if np.any(flops) else None
 
 
-def _worst_stage(step: LocalStep, settings: AllocatorSettings | None) -> StageMemory:
-    if step.plan.mesh.pp > 1:
-        return worst_stage([chunk.trace for chunk in step.chunks], step.plan, step.cluster.device)
-    return StageMemory(rank=0, held=replay_on(step.local, step.cluster.device, settings))
-
-
 def _notes(step: LocalStep, stage: StageMemory | None) -> list[str]:
     notes = []
-    if stage is not None and step.plan.mesh.pp > 1:
-        notes.append(f"Memory is that of pipeline stage {stage.rank}, which reserves most.")
+    mesh = step.plan.mesh
+    if stage is not None and mesh.pp > 1:
+        number = stage.rank * mesh.pp // mesh.world_size
+        notes.append(f"Memory is that of pipeline stage {number}, which reserves most.")
+    if stage is not None and len(ring_ranks(step.plan)) > 1:
+        notes.append(f"Memory is that of rank {stage.rank}, which reserves most of those whose parts of a ring differ.")
     recorded, gpu = step.recorded.origin.gpu, step.cluster.device.name
     if recorded not in (None, gpu):
         notes.append(f"The step was recorded with the kernels of {recorded}, which may not be those of {gpu}.")

@@ -14,8 +14,9 @@ what-if repeat only that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +91,8 @@ class LocalStep:
     """The step of a rank; of the first chunk, where there are several."""
     chunks: tuple[Chunk, ...]
     """In the order of the model; those that do the same may be one object."""
+    of_rank: Callable[[int], Sequence[Trace]] | None = None
+    """The chunks of another rank of the first stage; None = nobody asks for them."""
 
 
 def local_step(trace: Trace, plan: Plan, cluster: Cluster, layers: int | None = None) -> LocalStep:
@@ -101,7 +104,8 @@ def local_step(trace: Trace, plan: Plan, cluster: Cluster, layers: int | None = 
     check(plan)
     check_fits(plan, cluster)
     flops = sum(op.flops for op in trace.ops) if layers is None else repeated_flops(trace, layers)
-    return step_of(rewrite(trace, plan, cluster, layers), trace, plan, cluster, flops)
+    step = step_of(rewrite(trace, plan, cluster, layers), trace, plan, cluster, flops)
+    return replace(step, of_rank=partial(rewrite, trace, plan, cluster, layers))
 
 
 def step_of(parts: Sequence[Trace], trace: Trace, plan: Plan, cluster: Cluster, flops: int) -> LocalStep:

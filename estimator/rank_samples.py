@@ -18,6 +18,7 @@ from typing import NamedTuple
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.context_ranks import from_context
 from dnnmem.estimator.passes import rewrite
+from dnnmem.estimator.passes.context_ring import ROUNDS
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.replay import replay_on
@@ -43,20 +44,36 @@ def samples_of(plan: Plan, shapes: Iterable[Sequence[int]]) -> Samples:
     if stages > 1:
         each = world // stages
         ranks = tuple(sorted({0, stages // 2 * each, (stages - 1) * each}))
-        alike = f"of the {each} ranks of a stage the first ran, which needs most" if each > 1 else "a rank is a stage"
+        alike = f"of the {each} ranks of a stage the first ran" if each > 1 else "a rank is a stage"
         return Samples(ranks, alike)
     if merged.sharding.strategy == "zero1" and not merged.sharding.even_parts and merged.mesh.dp_shard > 1:
         return Samples(thirds, "each parameter's states are one rank's")
-    if _has_rings(plan):
-        return Samples(thirds, "ranks of a ring have halves of queries, of keys or of both in a round")
+    rings = ring_ranks(plan)
     parts = merged.mesh.dp_shard if plan.splits_parameters else 1
-    if parts > 1 and any(shape and shape[0] % (parts * plan.mesh.tp) for shape in shapes):
+    even = parts == 1 or not any(shape and shape[0] % (parts * plan.mesh.tp) for shape in shapes)
+    if len(rings) > 1:
+        last = () if even else (world - 1,)
+        why = "ranks of a ring have halves of queries, of keys or of both in a round, and others do as these"
+        return Samples(tuple(sorted({*rings, *last})), why)
+    if not even:
         return Samples(thirds, f"not all parameters have rows for {parts} equal parts: the first rank has most")
     return Samples((0,), f"all {world} ranks do the same, so that one ran")
 
 
-def _has_rings(plan: Plan) -> bool:
-    return plan.mesh.cp > 1 and plan.context.method != "ulysses"
+def ring_ranks(plan: Plan) -> tuple[int, ...]:
+    """Ranks of the first ring that do not all do the same: (0,) without one. The others do as one of these.
+
+    The first has halves of queries in all rounds, the last those of keys. Between them, rank r has keys' until round
+    r, and rounds are alike from the third on (`context_ring`).
+
+    >>> from dnnmem.estimator.plan import Mesh, Plan
+    >>> ring_ranks(Plan(mesh=Mesh(cp=8, tp=2)))
+    (0, 2, 4, 14)
+    """
+    cp, tp = plan.mesh.cp, plan.mesh.tp
+    if cp == 1 or plan.context.method == "ulysses":
+        return (0,)
+    return (*(r * tp for r in range(min(cp, ROUNDS) - 1)), (cp - 1) * tp)
 
 
 def shapes_of(recorded: Recorded) -> frozenset[tuple[int, ...]]:

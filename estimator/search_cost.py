@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from dnnmem.estimator.cluster import Cluster
 from dnnmem.estimator.coarsen import Runs, live_peak
@@ -19,12 +20,12 @@ from dnnmem.estimator.errors import InfeasibleError, UnsupportedError
 from dnnmem.estimator.estimate import Estimate, price
 from dnnmem.estimator.host_link import copy_bytes_per_s
 from dnnmem.estimator.local_step import LocalStep, step_of
-from dnnmem.estimator.passes import rewrite_chunks, rewrite_model, rewrite_rank
+from dnnmem.estimator.passes import rewrite, rewrite_chunks, rewrite_model, rewrite_rank
 from dnnmem.estimator.plan import Loss, Plan, Remat
 from dnnmem.estimator.planners.chain import Chain, chain_of
 from dnnmem.estimator.recorded import Recorded
 from dnnmem.estimator.repeat import repeat, repeated_flops
-from dnnmem.estimator.replay import ReplayResult, free_bytes, replay_trace
+from dnnmem.estimator.replay import free_bytes, replay_trace
 from dnnmem.estimator.search_again import CERTAIN, again_by_runs
 from dnnmem.estimator.search_core import (
     ALL_PARTS,
@@ -68,9 +69,11 @@ from dnnmem.estimator.search_stages import (
 )
 from dnnmem.estimator.search_traffic import least_traffic
 from dnnmem.estimator.segments import blocks_again
+from dnnmem.estimator.stage_memory import StageMemory
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.trace import Kind, Trace
+from dnnmem.estimator.worst_rank import worst_rank
 
 _LASTING = STATES | {Kind.COMM}
 WHOLE = ("every", "segments", "ops")
@@ -103,7 +106,7 @@ class Costs:
     """Costs of runs."""
     families: Families = field(default_factory=Families)
     """What plans hold that differ in little."""
-    held: tuple[Plan, ReplayResult, Trace] | None = None
+    held: tuple[Plan, StageMemory, LocalStep] | None = None
     """The last plan that fits of those that `reserved_bytes` was asked for, what it holds, and its step."""
     maker: Maker = field(init=False)
     """Makes cores."""
@@ -280,33 +283,32 @@ class Costs:
     @collector_paused()
     def exact(self, plan: Plan) -> Estimate:
         """The price, op by op; raises what passes raise."""
-        held = self.held[1] if self.held and self.held[0] == plan else None
-        return price(self.step(plan), self.model, known=held)
+        known = self.held[1] if self.held and self.held[0] == plan else None
+        return price(self.step(plan), self.model, known=known)
 
     @collector_paused()
     def reserved_bytes(self, plan: Plan) -> int:
         """What the allocator would reserve, op by op, if the GPU were large enough; raises what passes raise."""
-        [local] = self._local(plan)
-        held = replay_trace(local)
-        fits = held.peak_reserved_bytes <= free_bytes(self.cluster.device)
-        self.held = (plan, held, local) if fits else None
-        return held.peak_reserved_bytes
+        step = self.step(plan)
+        worst = worst_rank(step, play=replay_trace)
+        fits = worst.held.peak_reserved_bytes <= free_bytes(self.cluster.device)
+        self.held = (plan, worst, step) if fits else None
+        return worst.held.peak_reserved_bytes
 
-    def _local(self, plan: Plan) -> list[Trace]:
+    def _local(self, plan: Plan, recorded: Trace) -> list[Trace]:
         """A rank's step, op by op; or those of all chunks of a pipeline."""
-        if self.held and self.held[0] == plan:
-            return [self.held[2]]
-        recorded = self.recorded.trace(self.micro_batch(plan), plan.precision.compute)
         if plan.mesh.pp == 1:
             return [rewrite_rank(self._ops(plan, recorded), plan, self.cluster)]
-        core = self.core(plan)
-        return rewrite_chunks(chunks_in(core, plan), plan, self.cluster)
+        return rewrite_chunks(chunks_in(self.core(plan), plan), plan, self.cluster)
 
     def step(self, plan: Plan) -> LocalStep:
         """The planned step, op by op."""
+        if self.held and self.held[0] == plan:
+            return self.held[2]
         recorded, layers = self.recorded.trace(self.micro_batch(plan), plan.precision.compute), self.recorded.layers
         flops = repeated_flops(recorded, layers) if layers else sum(op.flops for op in recorded.ops)
-        return step_of(self._local(plan), recorded, plan, self.cluster, flops)
+        step = step_of(self._local(plan, recorded), recorded, plan, self.cluster, flops)
+        return replace(step, of_rank=partial(rewrite, recorded, plan, self.cluster, layers))
 
     def _ops(self, plan: Plan, recorded: Trace) -> Trace:
         """Of the plan's core, whole."""
@@ -343,7 +345,6 @@ class Costs:
         )  # fmt: skip
         if plan.precision != Plan().precision:  # whose pass leaves parameters at rest to them
             key = (*key, plan.sharding.strategy in ALL_PARTS)
-        known = self.cores.get(key)
-        if known is None:
-            known = self.cores[key] = self.maker.core(plan)
-        return known
+        if key not in self.cores:
+            self.cores[key] = self.maker.core(plan)
+        return self.cores[key]

@@ -13,16 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dnnmem.estimator.coarsen import live_peak
 from dnnmem.estimator.collector import collector_paused
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.pipeline_timing import in_flight
 from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_pipeline import has_buffers
+from dnnmem.estimator.rank_peak import rank_peak
 from dnnmem.estimator.rank_step import rank_step
 from dnnmem.estimator.replay import ReplayResult, replay_on
 from dnnmem.estimator.schedules import SCHEDULES
-from dnnmem.estimator.schedules.grid import Grid
+from dnnmem.estimator.schedules.grid import Grid, Step
 from dnnmem.estimator.send_waits import microbatches_behind
 from dnnmem.estimator.trace import Kind, Trace
 
@@ -41,7 +41,7 @@ class StageMemory:
     """The rank of a pipeline that holds most."""
 
     rank: int
-    """Stage, from 0."""
+    """Stage, from 0; of `worst_rank`, the rank of the whole plan."""
     held: ReplayResult
     """What its allocator held."""
 
@@ -75,8 +75,8 @@ def least_peak(chunks: Sequence[Trace], plan: Plan, kinds: frozenset[Kind] = fro
     units = plan.pipeline.schedule in _UNITS and wanted > ranks  # their buffers, which lie between, waste nothing here
     grid = _grid(plan, min(wanted, 2 * ranks) if units else microbatches(plan))
     rows = (tuple(s._replace(phase="B") if s.phase == "I" else s for s in row if s.phase != "W") for row in grid.ranks)
-    steps = _steps(chunks, plan, replace(grid, ranks=tuple(rows)))
-    return max(live_peak(step, kinds) for step in steps.values())
+    grid = replace(grid, ranks=tuple(rows))
+    return max(_stage_peak(chunks, grid, r, wanted, kinds) for r in _candidates(chunks, grid))
 
 
 def _grid(plan: Plan, played: int) -> Grid:
@@ -115,10 +115,25 @@ def stage_step(chunks: Sequence[Trace], grid: Grid, rank: int, microbatches: int
 
     `microbatches` are those of a step, for which there may be more places than there are in `grid`.
     """
+    mine, row = _of_rank(chunks, grid, rank)
+    return rank_step(mine, row, grid.extra_copies(rank), microbatches, folded=_is_folded(grid, rank))
+
+
+def _stage_peak(chunks: Sequence[Trace], grid: Grid, rank: int, microbatches: int, kinds: frozenset[Kind]) -> int:
+    """What is alive of `kinds` in the same step at most."""
+    mine, row = _of_rank(chunks, grid, rank)
+    return rank_peak(mine, row, grid.extra_copies(rank), microbatches, folded=_is_folded(grid, rank), kinds=kinds)
+
+
+def _of_rank(chunks: Sequence[Trace], grid: Grid, rank: int) -> tuple[list[Trace], tuple[Step, ...]]:
+    """Chunks of a rank, and the steps that show what it holds."""
     row = grid.ranks[rank]
     if len(grid.stages[rank]) == 1 and {step.phase for step in row} == {"F", "B"}:
         few = in_flight(row) + max(_BEYOND, microbatches_behind(chunks[grid.stages[rank][0]]))
         row = tuple(step for step in row if step.microbatch < few)
+    return [chunks[s] for s in grid.stages[rank]], row
+
+
+def _is_folded(grid: Grid, rank: int) -> bool:
     mine = grid.stages[rank]
-    folded = len(mine) == 2 and mine[1] == mine[0] + 1
-    return rank_step([chunks[s] for s in mine], row, grid.extra_copies(rank), microbatches, folded=folded)
+    return len(mine) == 2 and mine[1] == mine[0] + 1

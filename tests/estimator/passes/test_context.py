@@ -11,13 +11,17 @@ import pytest
 from dnnmem.estimator.cluster import find_cluster
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.estimate import estimate
-from dnnmem.estimator.local_step import local_step
+from dnnmem.estimator.local_step import local_step, step_of
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.passes.context import apply, split_storages
 from dnnmem.estimator.passes.context_ring import ROUNDS
 from dnnmem.estimator.plan import Context, Mesh, Plan, check
 from dnnmem.estimator.plan_text import change
+from dnnmem.estimator.replay import replay_on
 from dnnmem.estimator.simulate import simulate
+from dnnmem.estimator.stage_memory import stage_peak
+from dnnmem.estimator.step_time import time_step
+from dnnmem.estimator.time_model import load
 from dnnmem.estimator.trace import Kind, Lane, Phase
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, passes_peak, plain
 
@@ -192,3 +196,31 @@ def test_two_ways_to_split_sequences_do_not_meet():
         check(replace(plan, mesh=replace(plan.mesh, cp=2)))
     with pytest.raises(UsageError, match=r"context\.method is 'star'; it is one of all_gather, ring, ulysses"):
         change(Plan(), ["context.method=star"])
+
+
+@pytest.mark.parametrize("degrees", [{"cp": 4}, {"cp": 2, "tp": 2}, {"cp": 2, "pp": 2}], ids=str)
+def test_memory_is_that_of_the_worst_rank_of_a_ring_and_says_which(degrees):
+    # GIVEN a model whose ranks have other halves, and so other peaks
+    trace, cluster = sequences(3, **LLAMA, batch=256, vocab=64), find_cluster("h100:8")
+    plan = Plan(mesh=Mesh(**degrees), context=Context(method="ring"))
+    # WHEN the plan is priced
+    found = estimate(trace, plan, cluster)
+    # THEN its bytes are the most that any rank reserves, and the rank is told; seconds are the slowest's
+    mesh = plan.mesh
+    each = mesh.world_size // mesh.pp
+    peaks = {}
+    for rank in range(each):
+        chunks = rewrite(trace, plan, cluster, rank=rank)
+        peaks |= {s * each + rank: stage_peak(chunks, plan, cluster.device, s) for s in range(mesh.pp)}
+    if mesh.pp == 1:
+        peaks = {r: replay_on(rewrite(trace, plan, cluster, rank=r)[0], cluster.device) for r in range(each)}
+    worst = max(peaks, key=lambda r: (peaks[r].peak_reserved_bytes, peaks[r].peak_allocated_bytes))
+    assert (found.peak_reserved_bytes, found.peak_allocated_bytes) == (
+        peaks[worst].peak_reserved_bytes,
+        peaks[worst].peak_allocated_bytes,
+    )
+    assert any(f"of rank {worst}, which" in note for note in found.notes)
+    model = load(cluster.device)
+    for rank in range(each):
+        step = step_of(rewrite(trace, plan, cluster, rank=rank), trace, plan, cluster, 1)
+        assert time_step(step, model).seconds <= found.step_seconds * (1 + 1e-9)
