@@ -30,11 +30,11 @@ from dnnmem.estimator.passes.offload_optimizer import (
 from dnnmem.estimator.pipeline_timing import pipeline_seconds
 from dnnmem.estimator.roofline import by_class, host_seconds, op_seconds, peak_rates
 from dnnmem.estimator.schedules import SCHEDULES, UPDATES_EACH
-from dnnmem.estimator.schedules.grid import Grid
+from dnnmem.estimator.schedules.grid import Costs, Grid
 from dnnmem.estimator.simulate import Timing, simulate
 from dnnmem.estimator.time_model import TimeModel
 from dnnmem.estimator.trace import Kind, Lane, Op, Phase
-from dnnmem.estimator.traced_layer import traced_seconds
+from dnnmem.estimator.traced_layer import traced_seconds, with_sends
 
 Index = npt.NDArray[np.intp]
 _IN_PARTS = ("all_gather", "reduce_scatter")
@@ -239,13 +239,13 @@ def _pipelined(step: LocalStep, priced: list[_Priced], model: TimeModel) -> Step
     splits = any(s.phase == "W" for row in grid.ranks for s in row)
     later = {key: _weight_seconds(p) if splits else 0.0 for key, p in each.items()}
     ends = {key: [p.run(p.chunk.sync), p.run(p.chunk.step)] for key, p in each.items()}
-    timing = pipeline_seconds(
-        grid,
-        [[runs[id(p)][0].seconds for p in row] for row in held],
-        [[runs[id(p)][1].seconds for p in row] for row in held],
-        _send_seconds(step, model),
-        [[later[id(p)] for p in row] for row in held],
-    )
+    forward: Costs = [[runs[id(p)][0].seconds for p in row] for row in held]
+    backward: Costs = [[runs[id(p)][1].seconds for p in row] for row in held]
+    sent = _send_seconds(step, model)
+    if model.traced_layer:
+        forward, backward = with_sends(forward, backward, _longest_send(step))
+        sent = 0.0
+    timing = pipeline_seconds(grid, forward, backward, sent, [[later[id(p)] for p in row] for row in held])
     updates = count if schedule in UPDATES_EACH else 1
     after = [[run for p in row for run in ends[id(p)]] + _summed(row, grid, step, model) for row in held]
     last = max(after, key=lambda runs: sum(run.seconds for run in runs))
@@ -275,6 +275,11 @@ def _summed(row: Sequence[_Priced], grid: Grid, step: LocalStep, model: TimeMode
     seconds = collective_seconds("all_reduce", sum(grads), pair, step.cluster, model)
     spent = {"communication": seconds}
     return [_Run(seconds=seconds, shares=spent, classes=spent, lanes={Lane.COMM.value: seconds})]
+
+
+def _longest_send(step: LocalStep) -> int:
+    """Bytes of the longest message between stages."""
+    return max((m.nbytes for chunk in step.chunks for m in chunk.passed), default=0)
 
 
 def _send_seconds(step: LocalStep, model: TimeModel) -> float:

@@ -3,6 +3,7 @@
     traced    embedding | layer | norm, head, loss | their backward | layer's | embedding's       once, from idle
     span      of a kernel: from its start to the next one's; of the last one of a part, to its end
     step      the spans of the parts, as often as the model has them, then messages from a table, and the update
+    send      between stages: the sender stands still for twice the bytes at a quarter of 800 Gb/s
 
 So a layer keeps the pauses of that one run, however many layers there are: its forward pass begins on an idle GPU and
 waits wherever the host is slower; before its backward pass the host has got ahead by what the head takes. Gradients are
@@ -23,8 +24,13 @@ import numpy.typing as npt
 
 from dnnmem.estimator.block_list import BlockList, main_list
 from dnnmem.estimator.local_step import Chunk, LocalStep
+from dnnmem.estimator.schedules.grid import Costs
 from dnnmem.estimator.trace import Kind, Lane, Op
 
+_SENT_BYTES_PER_S = 800 * 2**30 / 8 / 4
+"""What the predictor (`_compute_p2p_latency`) takes for messages between stages, whatever connects them."""
+_SENT_TIMES = 2
+"""As often as it counts their bytes."""
 Floats = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 Indices = list[int]
@@ -67,6 +73,17 @@ def traced_seconds(step: LocalStep, seconds: Mapping[int, Floats], host: Mapping
                 alike = zip(ops, _names(chunk, ops), strict=True)
                 found[key][ops] = [known.get(name, found[key][i]) for i, name in alike]
     return found
+
+
+def with_sends(forward: Costs, backward: Costs, nbytes: int) -> tuple[Costs, Costs]:
+    """Seconds of each rank's chunks with their messages of `nbytes`: all but the last send on, all but the first back.
+
+    >>> with_sends([[1.0], [1.0]], [[2.0], [2.0]], 0)
+    ([[1.0], [1.0]], [[2.0], [2.0]])
+    """
+    gap, last = _SENT_TIMES * nbytes / _SENT_BYTES_PER_S, len(forward) - 1
+    onward = [[seconds + gap * (rank < last) for seconds in row] for rank, row in enumerate(forward)]
+    return onward, [[seconds + gap * (rank > 0) for seconds in row] for rank, row in enumerate(backward)]
 
 
 def spans_of(seconds: Sequence[Sequence[float]], host: Sequence[Sequence[float]]) -> list[list[float]]:

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from dnnmem.estimator import traced_layer
 from dnnmem.estimator.cluster import find_cluster
 from dnnmem.estimator.local_step import local_step
-from dnnmem.estimator.plan import Mesh, Plan, Tensor
+from dnnmem.estimator.plan import Batch, Mesh, Pipeline, Plan, Tensor
 from dnnmem.estimator.step_time import time_chunks, time_step
 from dnnmem.estimator.time_model import load
-from dnnmem.estimator.traced_layer import spans_of
+from dnnmem.estimator.traced_layer import spans_of, with_sends
 from tests.estimator.passes.steps import gpt
 
 CLUSTER = find_cluster("dgx-a100")
@@ -53,3 +54,23 @@ def test_a_step_is_its_parts_and_its_update() -> None:
     """GIVEN a host that costs nothing THEN the step is the sum of its parts, and waits for nothing else."""
     step, model = local_step(gpt(), Plan(), CLUSTER), traced(host_seconds=1e-12)
     assert time_step(step, model).seconds == pytest.approx(sum(time_chunks(step, model)[0]) + model.iteration_seconds)
+
+
+def test_a_stage_stands_still_while_it_sends() -> None:
+    """GIVEN three stages THEN the last sends nothing on, the first nothing back; twice the bytes at 26.8 GB/s."""
+    gap = 2 * 2**24 / (100 * 2**30 / 4)
+    forward, backward = with_sends([[1.0]] * 3, [[2.0]] * 3, 2**24)
+    assert forward == [[1.0 + gap], [1.0 + gap], [1.0]]
+    assert backward == [[2.0], [2.0 + gap], [2.0 + gap]]
+
+
+def test_every_slot_of_a_pipeline_waits_for_its_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GIVEN two stages and eight micro-batches THEN messages cost each slot, not the filling of the pipeline alone."""
+    plan = Plan(mesh=Mesh(pp=2), batch=Batch(accumulation=8), pipeline=Pipeline(schedule="1f1b"))
+    step, model = local_step(gpt(), plan, CLUSTER, 4), traced()
+    sent = max(m.nbytes for chunk in step.chunks for m in chunk.passed)
+    monkeypatch.setattr(traced_layer, "_SENT_BYTES_PER_S", 1e6)
+    slow = time_step(step, model).seconds
+    monkeypatch.setattr(traced_layer, "_SENT_BYTES_PER_S", 1e18)
+    gap = 2 * sent / 1e6
+    assert slow - time_step(step, model).seconds >= 8 * gap
