@@ -212,7 +212,7 @@ def _encoding(step: _Step, storage: Storage, life: Life, k: int) -> Encoding | N
     linear = op.name in PRODUCTS and op.module not in step.packed and _linear(step.trace, storage.id, life) is not None
     if plan.projection is not None and linear:
         return Encoding(kind="rows", share=plan.projection)
-    statistic = storage.shape[-1:] == (1,) and op.name not in PRODUCTS
+    statistic = storage.shape[-1:] == (1,) and op.name not in PRODUCTS | BATCHED  # einsum: what it copied has a 1 more
     return None if statistic else _codes(storage, plan)
 
 

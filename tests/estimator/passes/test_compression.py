@@ -8,7 +8,7 @@ from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Compression, Plan, Remat
 from dnnmem.estimator.plan_text import change
-from dnnmem.estimator.trace import Phase
+from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.work import work_of
 from tests.estimator.passes.steps import gpt, passes_peak
 
@@ -48,6 +48,26 @@ def test_statistics_and_the_loss_stay_exact():
     assert encoded
     assert all(storage.shape[-1] > 1 for storage in encoded)
     assert all(op.module != ("<loss>",) for op in ops(found, "encode"))
+
+
+@pytest.mark.parametrize(("name", "encoded"), [("aten.bmm.default", 1), ("aten.div.Tensor", 0)])
+def test_what_einsum_copies_for_a_product_is_no_statistic(name, encoded):
+    # GIVEN something saved whose last dimension is 1: a product's operand as einsum lays it out, or a row's statistic
+    saved = Storage(id=1, nbytes=2**20, kind=Kind.ACTIVATION, shape=(8, 64, 512, 1), dtype="float32", saved=True)
+    storages = {1: saved, **{i: Storage(id=i, nbytes=512, kind=Kind.TEMP, dtype="float32") for i in (2, 3)}}
+    trace = Trace(
+        ops=(
+            Op(name="aten.clone.default", writes=(1,), events=(Event(2**20, 0, 1),)),
+            Op(name=name, reads=(1,), writes=(2,), events=(Event(512, 0, 2),)),
+            Op(
+                name=name, phase=Phase.BACKWARD, reads=(1, 2), writes=(3,),
+                events=(Event(512, 0, 3), Event(-(2**20), 0, 1), Event(-512, 0, 2), Event(-512, 0, 3)),
+            ),
+        ),
+        storages=storages,
+    )  # fmt: skip
+    [found] = rewrite(trace, Plan(compression=Compression(bits=4)))
+    assert len(ops(found, "encode")) == encoded
 
 
 def test_linear_layers_alone_are_projected():
