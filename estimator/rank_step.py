@@ -45,7 +45,7 @@ def rank_step(
     apart = {step.chunk for step in steps if step.phase == "I"}
     held = {id(chunk): held_apart(chunk) for c, chunk in enumerate(chunks) if c in apart}
     chunks = [held.get(id(chunk), chunk) for chunk in chunks]
-    writer = _Writer(chunks, copies, places, folded=folded)
+    writer = writer_of(chunks, copies, places, folded=folded)
     ends = {step.chunk: n for n, step in enumerate(steps)}
     ahead = writer.ahead(steps, apart)
     ops = [
@@ -62,23 +62,23 @@ def rank_step(
     ways = {op.phase for chunk in chunks for op in chunk.ops if op.name == SEND and op.phase is not Phase.STEP}
     ops, waiting = with_waits([*ops, *update], kernels, sent, 1 + len(ways))
     setup = tuple(Event(writer.storages[i].nbytes, 0, i) for i in writer.early if writer.storages[i].nbytes)
-    first = chunks[0]
     note = f"At most {in_flight(tuple(steps))} micro-batches of its chunks are held at once."
-    origin = replace(first.origin, notes=(*first.origin.notes, note))
+    origin = replace(chunks[0].origin, notes=(*chunks[0].origin.notes, note))
     return replace(
-        first,
-        ops=tuple(ops),
-        storages=writer.storages,
-        setup=(*setup, *waiting),
-        pinned=frozenset(writer.pinned),
-        origin=origin,
-    )
+        chunks[0], ops=tuple(ops), storages=writer.storages, setup=(*setup, *waiting),
+        pinned=frozenset(writer.pinned), origin=origin,
+    )  # fmt: skip
 
 
-class _Writer:
+def writer_of(chunks: Sequence[Trace], copies: int = 0, places: int = 1, *, folded: bool = False) -> Writer:
+    """What writes the step of a rank; `rank_step` says how."""
+    return Writer(chunks, copies, places, folded=folded)
+
+
+class Writer:
     """Gives the storages of each chunk and micro-batch ids of their own."""
 
-    def __init__(self, chunks: Sequence[Trace], copies: int, places: int, *, folded: bool) -> None:
+    def __init__(self, chunks: Sequence[Trace], copies: int, places: int, *, folded: bool) -> None:  # noqa: D107
         self.chunks, self.copies, self.places = chunks, copies, places
         ways = (Phase.FORWARD, Phase.BACKWARD) if folded else ()
         self.given = [messages_of(chunk, RECEIVE, ways[1 - c : 2 - c]) for c, chunk in enumerate(chunks)]
@@ -90,6 +90,7 @@ class _Writer:
         self.alive: set[int] = set()
         self.terms = [terms_of(chunk) for chunk in chunks]
         self.grads: dict[tuple[int, int], int] = {}
+        self.same = dict[tuple[int, int], tuple[int, int]]()
         self.kept = self._kept()
         self.own: dict[tuple[int, int], dict[int, int]] = {}
         self.stays = [staying(chunk) for chunk in chunks]
@@ -97,8 +98,7 @@ class _Writer:
         self.late = [freed_late_of(chunk) for chunk in chunks]
         self.latest: dict[tuple[int, int], int] = {}
         self.whole = [whole_parameters(chunk) for chunk in chunks]
-        self.lives: dict[tuple[int, Owner], int] = {}
-        """Parameters that are whole now, by chunk."""
+        self.lives: dict[tuple[int, Owner], int] = {}  # parameters that are whole now, by chunk
         self.apart, self.sums = [sums_apart(chunk) for chunk in chunks], dict[tuple[int, int], int]()
         """Gradients in another type than a micro-batch's, and those that are there."""
         self.fetches: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
