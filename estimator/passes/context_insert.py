@@ -89,7 +89,8 @@ def _op_of(
     """One piece as an op of its own."""
     writes = tuple(dict.fromkeys(e.storage for e in events if e.nbytes > 0 and e.storage >= 0))
     takes = (new[piece.takes],) if piece.takes in new else ()
-    if piece.kind == "attention":
+    if piece.kind == "attention":  # the kernel's own result comes first: it is timed by that, not by a logsumexp
+        writes = tuple(dict.fromkeys((*(i for i in op.writes[:1] if i in writes), *writes)))
         return op_like(
             op, reads=tuple(dict.fromkeys((*reads, *takes))), writes=writes, events=events, flops=op.flops // count,
             masked_flops=op.masked_flops // count, moved_bytes=op.moved_bytes // count, releases=(),

@@ -11,6 +11,7 @@ import pytest
 from dnnmem.estimator.cluster import find_cluster
 from dnnmem.estimator.errors import UnsupportedError, UsageError
 from dnnmem.estimator.estimate import estimate
+from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.local_step import local_step, step_of
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.passes.context import apply, split_storages
@@ -23,6 +24,7 @@ from dnnmem.estimator.stage_memory import stage_peak
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import load
 from dnnmem.estimator.trace import Kind, Lane, Phase
+from dnnmem.estimator.work import DTYPES
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, passes_peak, plain
 
 BF16 = {**LLAMA, "dtype": "bfloat16"}
@@ -224,3 +226,16 @@ def test_memory_is_that_of_the_worst_rank_of_a_ring_and_says_which(degrees):
     for rank in range(each):
         step = step_of(rewrite(trace, plan, cluster, rank=rank), trace, plan, cluster, 1)
         assert time_step(step, model).seconds <= found.step_seconds * (1 + 1e-9)
+
+
+@METHODS
+def test_attention_is_timed_in_the_type_that_it_multiplies(method):
+    # GIVEN attention in half precision, of which kernels also make a logsumexp in float32
+    trace, cluster = sequences(3, **BF16), find_cluster("h100:2")
+    # WHEN two ranks share it
+    step = local_step(trace, Plan(mesh=Mesh(cp=2), context=Context(method=method)), cluster)
+    # THEN each of its pieces runs at the rate of half precision
+    kinds = [
+        DTYPES[i] for i, op in zip(step.chunks[0].work.dtype, step.local.ops, strict=True) if is_attention(op.name)
+    ]
+    assert set(kinds) == {"bfloat16"}
