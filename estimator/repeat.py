@@ -3,10 +3,10 @@
     recorded     embed  [0]  [1]  [2]  head  [2]' [1]' [0]'  update(0, 1, 2)       []' backward
     repeated     embed  [0]  [1]  [1a] [1b] [2]  head  [2]' [1b]' [1a]' [1]' [0]'  update(0, 1, 1a, 1b, 2)
 
-The second block is the pattern: between two others it is like all that follow. A storage that a block touches has a
-place in a chain (its input is the output of the block before), found by laying the pattern's ops beside those of the
-block after it; a copy touches the same places of its own. Lists of an update, and frees, are extended in their order.
-Only what the host does for each parameter (its step counters) keeps the recorded size.
+The second block is the pattern, or the first after some that are others: it is like all that follow. A storage that a
+block touches has a place in a chain (its input is the output of the block before), found by laying the pattern's ops
+beside those of the block after it; a copy touches the same places of its own. Lists of an update, and frees, are
+extended in their order. Only what the host does for each parameter (its step counters) keeps the recorded size.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def repeat(trace: Trace, count: int) -> Trace:
         )
     if count == blocks.count:
         return trace
-    chain = Chain(blocks=blocks, pattern=_pattern(blocks), copies=count - blocks.count)
+    chain = Chain(blocks=blocks, pattern=blocks.pattern, copies=count - blocks.count)
     owners = _owners(trace, chain)
     names = Names(fresh=counting(max(trace.storages, default=0) + 1))
     ops = tuple(_ops(trace.ops, owners, chain, names, trace.storages))
@@ -67,8 +67,7 @@ def repeat(trace: Trace, count: int) -> Trace:
 def note_of(blocks: BlockList, count: int) -> str:
     """What a trace says that has `count` of these blocks."""
     return (
-        f"{'.'.join(blocks.root)} has {count} blocks: {blocks.count} were recorded, block {_pattern(blocks)} is "
-        "repeated."
+        f"{'.'.join(blocks.root)} has {count} blocks: {blocks.count} were recorded, block {blocks.pattern} is repeated."
     )
 
 
@@ -78,13 +77,8 @@ def repeated_flops(trace: Trace, count: int) -> int:
     if blocks is None:
         return flops
     owners = blocks_of_ops(trace.ops, blocks)
-    each = sum(op.flops for op, owner in zip(trace.ops, owners, strict=True) if owner == _pattern(blocks))
+    each = sum(op.flops for op, owner in zip(trace.ops, owners, strict=True) if owner == blocks.pattern)
     return flops + (count - blocks.count) * each
-
-
-def _pattern(blocks: BlockList) -> int:
-    """The block that is like those after it: the second, or the first of two."""
-    return 0 if blocks.count == 2 else 1
 
 
 def _owners(trace: Trace, chain: Chain) -> list[Place]:

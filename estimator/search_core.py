@@ -72,7 +72,7 @@ class Spread:
     backward: tuple[float, ...]
     """Seconds of the backward pass from its begin until block 0, 1, ... is done; then 0, before it begins."""
     inside: Mapping[Kind, int]
-    """Bytes of blocks that live between steps, by kind."""
+    """Bytes of blocks that live between steps, by kind, each taken to have what the least one has."""
 
     @property
     def seconds(self) -> float:

@@ -8,6 +8,7 @@ rank r of a schedule that flushes:   fill before it + its own work on all micro-
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -51,15 +52,17 @@ def _spread(core: Core, plan: Plan, rates: Rates) -> Spread:
         raise UnsupportedError("the model has no list of equal blocks: stages are runs of them", hint="--set mesh.pp=1")
     if core.layers is None:
         forward, backward = _marks(core.few_runs, plan, rates)
-        return Spread(forward=tuple(forward), backward=tuple(backward), inside=_inside(core.few_runs, found))
+        return Spread(
+            forward=tuple(forward), backward=tuple(backward), inside=_inside(core.few_runs, found, found.count)
+        )
     (some, few), (_, more) = few_in_runs(core)
     mine, (forward, backward) = _marks(few, plan, rates), _marks(more, plan, rates)
     f, b = (forward[-1] - mine[0][-1]) * DRAWN, (backward[0] - mine[1][0]) * DRAWN
-    left, inside = core.layers - some, _inside(more, found)
+    left = core.layers - some
     return Spread(
         forward=(*forward[:-1], *(forward[-2] + n * f for n in range(1, left)), forward[-1] + (left - 1) * f),
         backward=(backward[0] + (left - 1) * b, *(backward[1] + n * b for n in range(left - 1, 0, -1)), *backward[1:]),
-        inside={kind: nbytes // (some + 1) * core.layers for kind, nbytes in inside.items()},
+        inside=_inside(more, found, core.layers),
     )
 
 
@@ -87,14 +90,15 @@ def _marks(runs: Trace, plan: Plan, rates: Rates) -> tuple[list[float], list[flo
     return forward, backward
 
 
-def _inside(runs: Trace, blocks: BlockList) -> dict[Kind, int]:
-    """Bytes of states of blocks."""
-    inside = dict.fromkeys(STATES, 0)
+def _inside(runs: Trace, blocks: BlockList, count: int) -> dict[Kind, int]:
+    """Bytes of states of `count` blocks, each taken to have no more than the one that has least."""
+    inside: dict[Kind, Counter[int]] = {kind: Counter() for kind in STATES}
     for i in runs.pinned:
         s = runs.storages[i]
-        if s.kind in inside and blocks.index(s.module) is not None:
-            inside[s.kind] += rounded(s.nbytes)
-    return inside
+        block = blocks.index(s.module)
+        if s.kind in inside and block is not None:
+            inside[s.kind][block] += rounded(s.nbytes)
+    return {kind: min(each.values(), default=0) * count for kind, each in inside.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

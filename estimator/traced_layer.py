@@ -56,7 +56,8 @@ def traced_seconds(step: LocalStep, seconds: Mapping[int, Floats], host: Mapping
     blocks = main_list(step.recorded)
     passes = {key: (_pass(c, c.forward, blocks), _pass(c, c.backward, blocks)) for key, c in chunks.items()}
     first, last = id(step.chunks[0]), id(step.chunks[-1])
-    one = min(passes[first][0].blocks, default=-1)
+    run = passes[first][0].blocks
+    one = blocks.pattern if blocks and blocks.pattern in run and blocks.others else min(run, default=-1)
     layer = [each.blocks.get(one, []) for each in passes[first]]
     parts = [
         (first, passes[first][0].ahead), (first, layer[0]), (last, passes[last][0].behind),

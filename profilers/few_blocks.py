@@ -3,7 +3,7 @@
     blocks 0, 1, 2, ... 31 of one class, with equal parameters and settings    ->    0, 1, 2, and that there were 32
 
 It is exact where blocks do the same, so that nothing is left out of a model whose blocks differ in a number, a word or
-a shape. What tells a block its own number (`layer_idx`) does not count.
+a shape. What tells a block its own number (`layer_idx`) does not count. First blocks that are others are kept besides.
 
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(*(nn.Sequential(nn.Linear(2, 2)) for _ in range(8))))
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from dnnmem.estimator.block_list import BlockList, Path, main_list
+from dnnmem.estimator.block_list import BlockList, Path, main_list, repeats
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.recorded import BLOCKS
 from dnnmem.estimator.trace import Trace
@@ -64,9 +64,12 @@ def marked(trace: Trace, kept: Kept) -> Trace:
 def keep_few(model: nn.Module, count: int) -> Kept | None:
     """Cut the longest list of equal blocks to `count`, at least 3; None = there is none longer, nothing was done."""
     lists = sorted(lists_of(model), key=lambda blocks: -blocks.count)
-    if not lists or lists[0].count <= count:
+    if not lists or not repeats(lists[0], lists):
         return None
     blocks = lists[0]
+    count = max(count, blocks.others + 2)
+    if blocks.count <= count:
+        return None
     holder = model.get_submodule(".".join(blocks.root))
     if not isinstance(holder, _HOLDERS) or not _are_equal(holder, blocks) or _is_shared(model, holder):
         return None
@@ -75,9 +78,9 @@ def keep_few(model: nn.Module, count: int) -> Kept | None:
 
 
 def _are_equal(holder: nn.Module, blocks: BlockList) -> bool:
-    children = list(holder.children())
-    first = _settings(children[0], 0)
-    return blocks.equal and all(_settings(child, n) == first for n, child in enumerate(children))
+    children = list(holder.children())[blocks.others :]
+    first = _settings(children[0], blocks.others)
+    return all(_settings(child, n) == first for n, child in enumerate(children, blocks.others))
 
 
 def _settings(block: nn.Module, number: int) -> list[Any]:

@@ -98,7 +98,7 @@ def split_repeated(trace: Trace, plan: Plan, layers: int) -> list[Trace]:
     count, blocks = plan.mesh.pp * plan.pipeline.chunks, main_list(trace)
     sizes = list(Counter(chunk_of_blocks(plan, count, layers)).values())
     few = [sizes[0], *dict.fromkeys(sizes[1:-1]), sizes[-1]]
-    if blocks is None or len(sizes) < count or len(few) >= count or sum(few) < blocks.count:
+    if blocks is None or len(sizes) < count or len(few) >= count or sum(few) < blocks.count or sizes[0] < blocks.others:
         return split(repeat(trace, layers), plan)
     cuts = ",".join(map(str, accumulate(few[:-1])))
     short = replace(plan, mesh=replace(plan.mesh, pp=len(few)), pipeline=replace(plan.pipeline, chunks=1, cuts=cuts))

@@ -80,6 +80,24 @@ def test_what_all_blocks_leave_in_a_list_goes_with_the_list():
     assert reserved(found) == reserved(long)
 
 
+class FirstIsOther(Keeping):
+    """Its first block does more."""
+
+    def __init__(self, count):
+        super().__init__(count)
+        self.blocks[0].linear = nn.Sequential(nn.Linear(64, 64, dtype=torch.bfloat16), nn.Tanh())
+
+
+def test_blocks_after_a_first_one_that_is_another_are_repeated():
+    # GIVEN models whose first block is another one, of 3 and of 6 blocks
+    loss, batch = (lambda model, x: model(x).float().pow(2).mean()), (lambda n: torch.randn(n, 64))
+    short, long = (step_of(partial(FirstIsOther, n), loss, batch, partial(torch.optim.SGD, lr=1e-3)) for n in (3, 6))
+    # THEN the shorter one's second is what the longer one has more of
+    found = repeat(short, 6)
+    found.check()
+    assert plain(found) == plain(long)
+
+
 def test_as_many_blocks_as_recorded_are_the_trace_itself():
     assert repeat(gpt(3), 3) is gpt(3)
 

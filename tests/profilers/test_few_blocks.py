@@ -44,6 +44,25 @@ def test_blocks_that_differ_stay():
         assert len(found["layers"]) == len(blocks)
 
 
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Block(0)
+
+
+def test_first_blocks_that_are_others_are_kept_besides():
+    # GIVEN blocks of one class of which the first two hold another module  WHEN three are kept  THEN four are
+    blocks = [Block(n) for n in range(8)]
+    for n in (0, 1):
+        blocks[n].linear = Wide()
+    found = model(blocks)
+    assert (keep_few(found, 3), len(found["layers"])) == ((("layers",), 8), 4)
+    # AND where those after them differ in a rate, nothing is cut
+    blocks = [Block(n, rate=n / 10) for n in range(8)]
+    blocks[0].linear = Wide()
+    assert keep_few(model(blocks), 3) is None
+
+
 def test_micro_batches_divide_the_largest():
     assert micro_batches(8) == [8, 4, 2, 1]
     assert micro_batches(1) == [1]
