@@ -119,7 +119,7 @@ def _can_cudnn(call: Attention, setup: Setup) -> bool:
         return False
     if torch.are_deterministic_algorithms_enabled() or (call.mask is not None and call.mask.requires_grad):
         return False
-    if not (_is_dense(call) and _have_unit_stride(call, but_single=True)) or max(q.shape[:2]) > _MOST_CUDNN:
+    if not (_is_dense(call, setup) and _have_unit_stride(call, but_single=True)) or max(q.shape[:2]) > _MOST_CUDNN:
         return False
     if k.shape[-2] == 1 or (call.dropout and q.shape[-2] == 1) or q.shape[-1] % 8 or v.shape[-1] % 8:
         return False
@@ -153,7 +153,7 @@ def _can_flash(call: Attention, setup: Setup) -> bool:
             return False
     if call.causal and q.shape[-2] != k.shape[-2]:
         return False
-    return _is_dense(call) and _have_unit_stride(call, but_single=True)
+    return _is_dense(call, setup) and _have_unit_stride(call, but_single=True)
 
 
 def _can_efficient(call: Attention, setup: Setup) -> bool:
@@ -166,7 +166,7 @@ def _can_efficient(call: Attention, setup: Setup) -> bool:
     if q.shape[-1] != k.shape[-1] or q.shape[-1] % aligned or v.shape[-1] % aligned:
         return False
     gqa = call.gqa and setup.torch < (2, 12, 0)
-    return not gqa and _is_dense(call) and _have_unit_stride(call, but_single=False)
+    return not gqa and _is_dense(call, setup) and _have_unit_stride(call, but_single=False)
 
 
 def _alignment(kind: torch.dtype, capability: tuple[int, int]) -> int:
@@ -182,13 +182,16 @@ def _are_half(call: Attention) -> bool:
     return all(x.dtype in _HALVES and x.dtype is call.query.dtype for x in (call.query, call.key, call.value))
 
 
-def _is_dense(call: Attention) -> bool:
-    """True for four dimensions, no empty sequence, and heads that agree or divide under `enable_gqa`."""
+def _is_dense(call: Attention, setup: Setup) -> bool:
+    """True for four dimensions, no empty sequence, and heads that agree or divide under `enable_gqa`.
+
+    From torch 2.14 one head of keys and values goes with any number of queries' without that.
+    """
     q, k, v = call.query, call.key, call.value
     if any(x.dim() != 4 or x.shape[-2] == 0 for x in (q, k, v)) or not q.shape[0] == k.shape[0] == v.shape[0]:
         return False
     heads = q.shape[1], k.shape[1], v.shape[1]
-    if call.gqa:
+    if call.gqa or (setup.torch >= (2, 14, 0) and heads[1] == heads[2] == 1):
         return heads[1] == heads[2] and heads[1] > 0 and heads[0] % heads[1] == 0
     return heads[0] == heads[1] == heads[2]
 

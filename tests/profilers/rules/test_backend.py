@@ -77,6 +77,22 @@ def test_cudnn_comes_first_where_the_version_says_so(version, cudnn, capability,
     assert prefers_cudnn(setup(capability, version, cudnn)) is preferred
 
 
+@pytest.mark.parametrize(
+    ("version", "key_heads", "value_heads", "kind", "wanted"),
+    [
+        ((2, 14, 1), 1, 1, torch.float32, Backend.EFFICIENT),
+        ((2, 14, 1), 1, 1, torch.bfloat16, Backend.CUDNN),
+        ((2, 14, 1), 1, 4, torch.float32, Backend.MATH),
+        ((2, 14, 1), 4, 1, torch.bfloat16, Backend.MATH),
+        ((2, 13, 0), 1, 1, torch.float32, Backend.MATH),
+    ],
+)
+def test_one_head_of_keys_and_values_goes_with_many_of_queries(version, key_heads, value_heads, kind, wanted):
+    # GIVEN as many heads as named, and no enable_gqa  THEN torch takes these kernels, on the virtual GPU too
+    query, key, value = (heads(kind, n, 64) for n in (4, key_heads, value_heads))
+    assert choose(Attention(query=query, key=key, value=value), setup(version=version)) is wanted
+
+
 def test_the_users_choice_of_kernels_counts():
     with sdpa_kernel(SDPBackend.MATH):
         assert choose(attention(), setup()) is Backend.MATH
