@@ -195,6 +195,7 @@ def _titled(case: Case) -> str:
     row, mesh, sharding = case.row, case.plan.mesh, case.plan.sharding
     parts = [
         f"{row['model']}, {case.batch} x {case.seq} tokens on {mesh.world_size} GPUs",
+        f"cp {mesh.cp}" * (mesh.cp > 1),
         f"tp {mesh.tp}" * (mesh.tp > 1),
         f"{case.plan.remat.policy} recompute" if case.plan.remat.policy != "none" else "no recompute",
         "never resharded" * (not sharding.reshard_after_forward),

@@ -103,6 +103,7 @@ class Case:
         parts = [
             f"hsdp {plan.sharding.strategy}" * (mesh.dp_replicate > 1 and mesh.dp_shard > 1)
             or plan.sharding.strategy * (mesh.data_ranks > 1),
+            f"cp {plan.context.method}" * (mesh.cp > 1),
             "tp" * (mesh.tp > 1) + " sp" * (mesh.tp > 1 and plan.tensor.sequence_parallel),
             plan.pipeline.schedule * (mesh.pp > 1),
         ]

@@ -1,9 +1,11 @@
-"""torchtitan's published runs of Llama and Qwen3: FSDP2 with tensor parallelism, times and peaks of reserved memory.
+"""torchtitan's published runs of Llama, Qwen3 and DeepSeek: FSDP2 with tensor or context parallelism, times and peaks.
 
 RMSNorm, rotary positions as complex numbers, grouped keys and values, fused causal attention, fp32 cross entropy.
 Weights, gradients and AdamW's states are float32 shards; what is computed and gathered is bfloat16. Tensor parallelism
-comes with sequence parallelism and a split loss. What the table leaves out follows from its day, by the project's
-history.
+comes with sequence parallelism and a split loss, context parallelism gathers keys and values at once. flex_attention is
+taken for flash. The 16B DeepSeek-V3 has the shape of DeepSeek-V2-Lite, and is recorded as transformers
+has that, whose experts weigh their results in bfloat16 where torchtitan does so in float32. What the table leaves out
+follows from its day, by the project's history.
 """
 
 from __future__ import annotations
@@ -27,11 +29,10 @@ _RECOMPUTE = {
     "none": "none", "full": "full", "selective op": "selective", "selective (eager)": "selective",
     "unstated (likely selective op)": "selective",
 }  # fmt: skip
-_DENSE = ("llama", "qwen3")
+_DENSE, _MIXTURES = ("llama", "qwen3"), {"deepseek_v3-16B": "hf:deepseek-v2-lite"}
+"""How a dense model's name begins; mixtures of experts, and what has their shape."""
 _NOTES = {
     "STEP 1": "the first step is measured, before the optimizer's states exist",
-    "flex": "flex_attention is not predicted",
-    "FlexAttention": "flex_attention is not predicted",
     "memory-leak": "a commit that leaked memory",
     "#1344": "the peak is disputed in an issue of the project",
 }
@@ -60,30 +61,43 @@ def read(row: Mapping[str, str]) -> Case:
 
 
 def _usable(row: Mapping[str, str], measured: Case) -> Case:
-    seq, batch, heads, width = (whole(row, name) for name in ("seq", "local_bs", "heads", "dim"))
-    qwen = row["model"].startswith("qwen3")
-    args, layers = decoder(
-        layers=whole(row, "layers"), heads=heads, width=width, kv_heads=whole(row, "kv_heads"), ffn=whole(row, "ffn"),
-        vocab=whole(row, "vocab"), context=seq, norm="rms", mlp="swiglu", positions="rope", bias=False, tied=False,
-        dtype="bfloat16", **({"qk_norm": True, "head_dim": 128} if qwen else {}),
-    )  # fmt: skip
+    seq, batch = whole(row, "seq"), whole(row, "local_bs")
+    target, args, layers = _mixture(row) if row["model"] in _MIXTURES else _decoder(row, seq)
     return Case(
-        target=GPT, target_args=args, batch=batch, seq=seq, layers=layers,
+        target=target, target_args=args, batch=batch, seq=seq, layers=layers,
         allocator="expandable_segments:True" if _day(row) >= _EXPANDABLE else "", out_of_memory=measured.out_of_memory,
         plan=_plan(row), cluster=f"{measured.gpu}:{whole(row, 'ngpu')}", gpu=measured.gpu,
         measured_seconds=measured.measured_seconds, measured_reserved_bytes=measured.measured_reserved_bytes,
-        rates=FLASH if _day(row) < _UNLISTED[0] else {},
+        rates=FLASH if _day(row) < _UNLISTED[0] or "flex" in row.get("note", "") else {},
     )  # fmt: skip
 
 
+def _decoder(row: Mapping[str, str], seq: int) -> tuple[str, tuple[str, ...], int | None]:
+    qwen = row["model"].startswith("qwen3")
+    args, layers = decoder(
+        layers=whole(row, "layers"), heads=whole(row, "heads"), width=whole(row, "dim"),
+        kv_heads=whole(row, "kv_heads"), ffn=whole(row, "ffn"), vocab=whole(row, "vocab"), context=seq, norm="rms",
+        mlp="swiglu", positions="rope", bias=False, tied=False, dtype="bfloat16",
+        **({"qk_norm": True, "head_dim": 128} if qwen else {}),
+    )  # fmt: skip
+    return GPT, args, layers
+
+
+def _mixture(row: Mapping[str, str]) -> tuple[str, tuple[str, ...], int | None]:
+    """All blocks are recorded: the first has no experts. A note may say that the run had other words."""
+    said = re.search(r"vocab (\d+) in this run", row.get("note", ""))
+    words = int(said[1]) if said else whole(row, "vocab")
+    return _MIXTURES[row["model"]], (f"vocab_size={words}", "dtype=bfloat16"), None
+
+
 def _plan(row: Mapping[str, str]) -> p.Plan:
-    shard, tp, batch = whole(row, "dp_shard"), whole(row, "tp"), whole(row, "local_bs")
-    replicas = divided(whole(row, "ngpu"), shard * tp, "GPUs over dp_shard * tp")
+    shard, tp, cp, batch = (whole(row, name) for name in ("dp_shard", "tp", "cp", "local_bs"))
+    replicas = divided(whole(row, "ngpu"), shard * tp * cp, "GPUs over dp_shard * tp * cp")
     accumulation = max(1, divided(whole(row, "global_bs"), batch * shard * replicas, "global batch over local batches"))
     reshard, compiled, day = row.get("reshard_after_forward", ""), row.get("torch_compile", ""), _day(row)
     fusion = "blocks" if compiled == "True" and day < _LOSS else "pointwise"
     return p.Plan(
-        mesh=p.Mesh(dp_replicate=replicas, dp_shard=shard, tp=tp),
+        mesh=p.Mesh(dp_replicate=replicas, dp_shard=shard, tp=tp, cp=cp),
         batch=p.Batch(micro_batch=batch, accumulation=accumulation, keep_output=day < _DROPS),
         precision=p.Precision(param="float32", grad="float32", reduce="float32"),
         tensor=p.Tensor(sequence_parallel=tp > 1, keep_gathered=tp > 1, loss_parallel=tp > 1),
@@ -120,13 +134,13 @@ def _reasons(row: Mapping[str, str], gpu: str) -> Iterator[str]:
     said, note = row.get("activation_ckpt", ""), row.get("note", "")
     way = " ".join((note, row.get("version", ""), row.get("torch_compile", "")))
     float8 = row.get("float8", "").strip()
-    if not row.get("model", "").startswith(_DENSE):
-        yield f"{row.get('model')}: mixtures of experts are not predicted yet"
+    if not row.get("model", "").startswith(_DENSE) and row.get("model") not in _MIXTURES:
+        yield f"{row.get('model')}: no model of that name is known here"
     if float8:
         kind = "asynchronous tensor parallelism" if float8 == "+ AsyncTP" else f"{float8}: float8 and the like"
         yield f"{kind} is not predicted yet"
-    if number(row, "cp") != 1 or number(row, "pp") != 1 or number(row, "ep") != 1:
-        yield "context and expert parallelism, and its pipelines, are not predicted yet"
+    if number(row, "pp") != 1 or number(row, "ep") != 1:
+        yield "its pipelines, and its expert parallelism, are not predicted yet"
     if any(mark in way for mark in _TRACED):
         yield "FSDP as ops of one traced graph (SimpleFSDP), which a compiler places, is not predicted"
     if not gpu:

@@ -14,7 +14,7 @@ from dnnmem.estimator.validation.sources import cases
 
 USABLE = {
     "vtrain_single": 680, "vtrain_multi": 68, "megatron_selective_recompute_2022": 8, "llmfoundry_mpt_throughput": 105,
-    "torchtitan_llama_moe_curated": 34, "internevo_a100_a800": 20, "fms_megatron_throughput": 1,
+    "torchtitan_llama_moe_curated": 36, "internevo_a100_a800": 20, "fms_megatron_throughput": 1,
     "torchao_torchtune_curated": 2, "xmem_sample": 5, "torchgpipe": 0, "litgpt_resource": 0,
 }  # fmt: skip
 
@@ -66,8 +66,20 @@ def test_tokens_of_a_step_over_its_rate_are_its_seconds(found):
 
 def test_float8_and_experts_say_so(found):
     reasons = " ".join(case.reason for case in found if case.source == "torchtitan_llama_moe_curated")
-    for word in ("float8", "mixtures of experts", "context and expert parallelism"):
+    for word in ("float8", "expert parallelism"):
         assert word in reasons
+
+
+def test_context_parallelism_and_the_shape_of_a_mixture_are_in_the_case(found):
+    # GIVEN Llama on four GPUs of which two share a sequence, and DeepSeek's 16B on eight
+    dense, mixture = (of(found, "torchtitan_llama_moe_curated", line) for line in (53, 69))
+    # THEN ranks gather keys and values at once, and the words of the run are those of its note
+    assert [case.plan.mesh for case in (dense, mixture)] == [p.Mesh(dp_shard=2, cp=2), p.Mesh(dp_shard=4, cp=2)]
+    assert dense.strategy == "zero3 + cp all_gather, full recompute"
+    assert (mixture.target, mixture.layers) == ("hf:deepseek-v2-lite", None)
+    assert "vocab_size=129280" in mixture.target_args
+    # AND flex_attention is no kernel of cuDNN's
+    assert dense.rates == FLASH
 
 
 def test_what_torchtitan_did_follows_from_the_day(found):
