@@ -36,6 +36,17 @@ def terms_of(chunk: Trace) -> dict[int, int]:
     return {term: grad for (grad, term), _ in found if chunk.storages[grad].kind is Kind.GRAD}
 
 
+def lent_gradients(chunks: Sequence[Trace], terms: Sequence[dict[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
+    """Gradients that a second chunk makes and does not update by: it adds to those of the first one, by chunk."""
+    if len(chunks) != 2 or chunks[0] is chunks[1]:
+        return {}
+    first, second = chunks
+    used = {i for op in second.ops if op.phase is Phase.STEP for i in op.reads}
+    of = {(s.module, s.name): i for i in terms[0].values() for s in [first.storages[i]]}
+    named = {i: (s.module, s.name) for i in terms[1].values() if i not in used for s in [second.storages[i]]}
+    return {(1, i): (0, of[owner]) for i, owner in named.items() if owner in of}
+
+
 def in_turns(updates: Sequence[Sequence[Op]]) -> list[tuple[int, Op]]:
     """The ops of the update of each chunk of a rank, as one optimizer makes them over all parameters: (chunk, op).
 

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dnnmem.estimator.coarsen import rounded
-from dnnmem.estimator.rank_step import Writer, writer_of
+from dnnmem.estimator.rank_step import writer_of
+from dnnmem.estimator.rank_writer import Writer
 from dnnmem.estimator.schedules.grid import Step
 from dnnmem.estimator.send_waits import held_by_its_send
 from dnnmem.estimator.trace import Kind, Op, Trace

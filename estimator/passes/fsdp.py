@@ -85,7 +85,7 @@ class _Sharder:
         self._backward(order, forward)
         for root in roots:
             self._use(root, root.backward)
-        self._scatter_all(*((in_order(self.trace, [*roots, *forward]), []) if self.at_end else (order, roots)))
+        self._scatter_all(*((in_order([*roots, *forward]), []) if self.at_end else (order, roots)))
         merge_gradients(self.draft, self.sum_of, stay=not self.at_end)
         if self.at_end:
             drop_at_end(self.draft, self.trace, set(self.sum_of.values()))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dnnmem.estimator.block_list import block_lists
 from dnnmem.estimator.passes.draft import Draft, made_storage
 from dnnmem.estimator.passes.fsdp_groups import Group
 from dnnmem.estimator.passes.fsdp_parts import SCATTER_STREAM
@@ -32,11 +31,9 @@ REDUCTIONS = ("dnnmem.copy_in.dp_shard", "dnnmem.reduce_scatter.", "dnnmem.all_r
 """What the names of ops begin with that reduce a stage's gradients."""
 
 
-def in_order(trace: Trace, groups: Sequence[Group]) -> list[Group]:
-    """`groups` as their hooks run at the end of a step: the root's, those of blocks, those beside blocks."""
-    lists = block_lists(trace)
-    beside = {id(g): all(some.index(g.path) is None for some in lists) for g in groups}
-    return sorted(groups, key=lambda g: 0 if g.root else 1 + beside[id(g)])
+def in_order(groups: Sequence[Group]) -> list[Group]:
+    """`groups`, in the order of forward passes, as their hooks run at the end of a step: the root's first."""
+    return sorted(groups, key=lambda g: not g.root)
 
 
 def summed_apart(draft: Draft, whole: int, dtype: str | None, k: int) -> int:

@@ -24,7 +24,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.draft import Life
 from dnnmem.estimator.passes.pipeline_buffers import RECEIVE, SEND, with_buffers, with_stand_ins
 from dnnmem.estimator.passes.pipeline_cuts import chunk_of_blocks
-from dnnmem.estimator.passes.pipeline_tied import untie
+from dnnmem.estimator.passes.pipeline_tied import at_its_head, untie
 from dnnmem.estimator.plan_pipeline import FOLDED, has_buffers
 from dnnmem.estimator.repeat import note_of, repeat
 from dnnmem.estimator.trace import Event, Kind, Lane, Op, Phase, Storage, Trace
@@ -71,6 +71,9 @@ def split(trace: Trace, plan: Plan) -> list[Trace]:
             block = blocks.index(s.module)
             stages.used.setdefault(i, set()).add(0 if block is None else of_block[block])
     chunks = [_chunk(stages, c) for c in range(count)]
+    if not stages.lent:
+        shared = {(s.module, s.name.split(".")[0]) for own in tied.values() for s in map(trace.storages.get, own) if s}
+        chunks[-1] = at_its_head(chunks[-1], shared)
     if not has_buffers(plan):
         return chunks
     before = _before_blocks(stages, inside)
@@ -280,6 +283,10 @@ def _update(stages: _Stages, c: int, mine: set[int]) -> list[Op]:
         else:
             owned.update(made)
         found += _narrowed(op, owned, alias, storages)
+    if stages.lent and found:  # what this chunk adds to the first one's gradients is there until these go
+        theirs = (i for i in stages.tied.get(c, {}).values() if storages[i].nbytes)
+        frees = tuple(Event(-storages[i].nbytes, 0, i) for i in theirs)
+        found[-1] = op_like(found[-1], events=(*found[-1].events, *frees))
     return found
 
 

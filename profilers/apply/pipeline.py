@@ -100,15 +100,18 @@ class Pipelined:
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(m)
-        if self._pair is not None and self._holds_tied:
-            for module, name in self._cut.tied:
-                grad = getattr(module, name).grad
-                distributed.all_reduce(grad.to_local() if isinstance(grad, DTensor) else grad, group=self._pair)
+        self._add_tied()
         loss = torch.stack([one.detach() for one in losses]).mean() if losses else None
         losses.clear()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss
+
+    def _add_tied(self) -> None:
+        """Add up gradients of what the first stage and the last one share; none is held on to."""
+        for module, name in self._cut.tied if self._pair is not None and self._holds_tied else ():
+            grad = getattr(module, name).grad
+            distributed.all_reduce(grad.to_local() if isinstance(grad, DTensor) else grad, group=self._pair)
 
     def _made(self, m: int) -> Any:
         """The schedule, once the parameters lie where they are to be."""

@@ -75,11 +75,16 @@ class Cut:
 class Stage(nn.Module):
     """What PyTorch's pipelines run: `forward` is the loop's code on one micro-batch."""
 
+    parts: nn.ModuleList
+    beside: nn.ModuleDict
+
     def __init__(self, cut: Cut, chunk: int, forward: Forward, batches: Sequence[Any]) -> None:
-        """Parameters are those of the chunk; `batches` are filled before each step."""
+        """Parameters are those of the chunk, in the model's order; `batches` are filled before each step."""
         super().__init__()
-        self.parts = nn.ModuleList(cut.blocks[name] for name in cut.names[chunk])
-        self.beside = nn.ModuleDict({f"part_{chr(ord('a') + n)}": it for n, it in enumerate(cut.beside.get(chunk, ()))})
+        blocks = nn.ModuleList(cut.blocks[name] for name in cut.names[chunk])
+        beside = nn.ModuleDict({f"part_{chr(ord('a') + n)}": it for n, it in enumerate(cut.beside.get(chunk, ()))})
+        for name, module in (("parts", blocks), ("beside", beside))[:: 1 if chunk else -1]:
+            self.add_module(name, module)
         self.__dict__["sides"] = ([], []) if not self.beside else ([], [*self.beside.values()])[:: 1 if chunk else -1]
         self.__dict__.update(_cut=cut, _chunk=chunk, _forward=forward, _batches=batches, _number=0)
 

@@ -6,7 +6,8 @@ from dnnmem.estimator.coarsen import live_peak
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.plan import Batch, Mesh, Pipeline, Plan, Remat, Sharding
 from dnnmem.estimator.rank_peak import rank_peak
-from dnnmem.estimator.rank_step import Writer, rank_step
+from dnnmem.estimator.rank_step import rank_step
+from dnnmem.estimator.rank_writer import Writer
 from dnnmem.estimator.schedules import SCHEDULES
 from dnnmem.estimator.trace import Kind
 from tests.estimator.passes.steps import LLAMA, gpt

@@ -9,7 +9,7 @@ from dnnmem.estimator.rank_step import rank_step
 from dnnmem.estimator.replay import replay_trace
 from dnnmem.estimator.schedules import SCHEDULES
 from dnnmem.estimator.schedules.grid import Step
-from dnnmem.estimator.stage_memory import worst_stage
+from dnnmem.estimator.stage_memory import stage_step, worst_stage
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from tests.estimator.passes.steps import LLAMA, gpt, reserved
 
@@ -151,6 +151,56 @@ def test_the_steady_state_shows_in_few_micro_batches(schedule):
     # THEN playing some on some ranks finds the peak of playing all on all
     found = worst_stage(parts, plan, DEVICE)
     assert found.held.peak_reserved_bytes == max(every) == every[found.rank]
+
+
+def step_of(plan, parts, rank):
+    pipeline = plan.pipeline
+    grid = SCHEDULES[pipeline.schedule](plan.mesh.pp, plan.batch.accumulation, pipeline.chunks)
+    found = stage_step(parts, grid, rank, plan.batch.accumulation)
+    found.check()
+    return found
+
+
+def test_each_chunk_gathers_and_sends_on_streams_of_its_own():
+    plan, parts = planned(4, "interleaved", stages=2, chunks=2, base=STRATEGIES["zero3"])
+    streams = {event.stream for op in step_of(plan, parts, 0).ops for event in op.events}
+    assert len(streams) == 5  # the computing one; of each chunk two
+
+
+def test_a_tied_gradient_is_there_once_where_a_rank_has_both_ends_of_the_model():
+    plan = Plan(mesh=Mesh(pp=2), batch=Batch(accumulation=4), pipeline=Pipeline(schedule="zbv", chunks=2))
+    step = step_of(plan, rewrite(gpt(4), plan), 0)
+    grads = {i for i, s in step.storages.items() if s.kind is Kind.GRAD}
+    made = [e for op in step.ops for e in op.events if e.nbytes > 0 and e.storage in grads]
+    # THEN the head makes it, before the first chunk has a gradient, and it goes with the update
+    owners = [step.storages[e.storage].module for e in made]
+    assert owners.count(("tokens",)) == 1
+    assert owners.index(("tokens",)) < owners.index(("blocks", "0", "mlp", "2"))
+    freed = [op.name for op in step.ops for e in op.events if e.storage == made[owners.index(("tokens",))].storage]
+    assert freed[-1] == "dnnmem.zero_grad"
+
+
+def test_what_a_chunk_hands_on_is_there_until_the_next_steps_takes_its_place():
+    # GIVEN the rank at the bottom of a vee, which hands to itself
+    plan = Plan(mesh=Mesh(pp=2), batch=Batch(accumulation=4), pipeline=Pipeline(schedule="zbv", chunks=2))
+    step = step_of(plan, rewrite(gpt(4, **LLAMA), plan), 1)
+    # THEN there are outputs and gradients of all micro-batches, and places for as many that come from elsewhere
+    stream = 2 * 32 * 64 * 4
+    resting = [s for s in step.storages.values() if s.id in step.pinned and s.kind is Kind.INPUT and s.nbytes == stream]
+    assert len(resting) == 4 * 4
+
+
+def test_a_whole_backward_pass_adds_up_in_place_beside_ones_that_are_taken_apart():
+    # GIVEN a schedule of both, and layers whose backward passes add to what a later part would begin with
+    plan = Plan(mesh=Mesh(pp=2), batch=Batch(accumulation=4), pipeline=Pipeline(schedule="dualpipev", chunks=2))
+    parts = rewrite(gpt(4), plan)
+    step = step_of(plan, parts, 1)
+    # THEN the one allocates what the chunk does
+    whole = [op for op in step.ops if op.name.startswith("dnnmem.backward.")]
+    plain = {
+        sum(e.nbytes > 0 for op in part.ops if op.phase is Phase.BACKWARD for e in op.events) for part in parts[1:3]
+    }
+    assert plain & {sum(e.nbytes > 0 for e in op.events) for op in whole}
 
 
 def test_one_stage_holds_what_a_plain_step_does():

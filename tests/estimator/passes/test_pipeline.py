@@ -68,6 +68,21 @@ def test_a_tied_embedding_is_summed_once_a_step():
         assert len(grads) == 1
 
 
+def test_a_tied_embedding_is_the_heads_in_the_last_chunk():
+    # GIVEN a table that comes first in the model, and that its last stage knows as the head's
+    last = chunks(gpt(4), 4)[3]
+    table = [i for i, s in last.storages.items() if s.module == ("tokens",) and s.kind is not Kind.TEMP]
+    # THEN it follows the norm before the head: in memory, and in every list of the update
+    for order in (last.storages, [e.storage for e in last.setup if e.storage >= 0]):
+        assert [i for i in order if last.storages[i].kind is Kind.PARAM][-1] in table
+    lists = [op for op in last.ops if op.name.startswith("aten._foreach_") and {*op.reads} & {*table}]
+    assert lists
+    assert all(op.reads[len(op.writes) - 1] in table for op in lists)
+    [roots] = [op for op in last.ops if op.name.startswith("aten._foreach_sqrt")]
+    sizes = [e.nbytes for e in roots.events]
+    assert max(sizes) == sizes[-1] == 320 * 64 * 4
+
+
 def test_embeddings_are_first_and_the_loss_is_last():
     found = chunks(gpt(4), 2)
     modules = [{op.module for op in chunk.ops if op.phase is Phase.FORWARD} for chunk in found]
