@@ -128,6 +128,7 @@ def price(
     gpus = plan.mesh.world_size
     stage = known or (worst_rank(step, settings) if memory else None)
     held = stage.held if stage else None
+    utilization = flops / (timed.seconds * gpus * peak) if peak and timed.seconds else None
     prices, hours = cluster.price_usd_per_h, timed.seconds / 3600 * gpus
     return Estimate(
         plan=plan,
@@ -141,14 +142,14 @@ def price(
         samples=samples,
         tokens=samples * int(length) if length else None,
         model_flops=flops,
-        mfu=flops / (timed.seconds * gpus * peak) if peak and timed.seconds else None,
+        mfu=utilization,
         usd_per_step=prices and (prices[0] * hours, prices[1] * hours),
         joules_bound=cluster.device.power_watts * gpus * timed.seconds,
         peak_allocated_bytes=held.peak_allocated_bytes if held else None,
         peak_reserved_bytes=held.peak_reserved_bytes if held else None,
         context_bytes=cluster.device.context_bytes,
         fits=fits_on(held, cluster),
-        notes=(*step.local.origin.notes, *_notes(step, stage)),
+        notes=(*step.local.origin.notes, *_notes(step, stage, utilization)),
     )
 
 
@@ -190,8 +191,10 @@ def _peak_rate(step: LocalStep) -> float | None:
     return rates.get(DTYPES[int(np.argmax(flops))], rates["float32"]) if np.any(flops) else None
 
 
-def _notes(step: LocalStep, stage: StageMemory | None) -> list[str]:
+def _notes(step: LocalStep, stage: StageMemory | None, mfu: float | None) -> list[str]:
     notes = []
+    if mfu is not None and mfu > 1 and any(op.masked_flops for op in step.recorded.ops):
+        notes.append("MFU counts attention whole, as PaLM does; causal kernels skip half of it: it may exceed 100 %.")
     mesh = step.plan.mesh
     if stage is not None and mesh.pp > 1:
         number = stage.rank * mesh.pp // mesh.world_size

@@ -13,7 +13,7 @@ from dnnmem.estimator.plan import Plan
 from dnnmem.estimator.plan_text import change
 from dnnmem.estimator.step_time import SHARES, time_layers, time_step
 from dnnmem.estimator.time_model import load
-from dnnmem.estimator.trace import Lane
+from dnnmem.estimator.trace import Kind, Lane, Op, Storage, Trace
 from tests.estimator.passes.steps import gpt, reserved
 
 H100 = "h100-sxm-80gb:8"
@@ -178,3 +178,16 @@ def test_utilization_is_of_the_type_that_the_plan_computes_in():
     rates = find_cluster(H100).device.flops_per_s
     for found, dtype in ((plain, "float32"), (cast, "bfloat16")):
         assert found.mfu == pytest.approx(found.model_flops / (found.step_seconds * rates[dtype]))
+
+
+def test_more_than_all_flops_are_explained():
+    # GIVEN a causal kernel that skips half of what MFU counts  WHEN it runs at 0.9 of the peak  THEN a note says why
+    op = Op(name="aten._scaled_dot_product_flash_attention.default", flops=10**12, masked_flops=5 * 10**11, writes=(0,))
+    out = Storage(id=0, nbytes=2 * 2**20, kind=Kind.TEMP, shape=(1, 2**14, 64), dtype="bfloat16")
+    step = local_step(Trace(ops=(op,), storages={0: out}), Plan(), find_cluster("h100:1"))
+    model = load(step.cluster.device)
+    for share, told in ((0.9, True), (0.2, False)):
+        found = price(step, replace(model, attention_forward=share, iteration_seconds=0.0), memory=False)
+        assert found.mfu is not None
+        assert (found.mfu > 1) is told
+        assert any("exceed 100 %" in note for note in found.notes) is told
