@@ -66,9 +66,10 @@ def from_json(data: object, where: str = "plan") -> Plan:
             continue
         if part not in _parts() or not isinstance(table, Mapping) or set(table) - set(_types(part)):
             raise UsageError(f"{where}: {part} means nothing in a plan", hint=f"known: {', '.join(_known())}")
-        for name, value in table.items():
+        values = {name: _as_number(value, _types(part)[name]) for name, value in table.items()}
+        for name, value in values.items():
             _check_type(f"{where}: {part}.{name}", value, _types(part)[name])
-        plan = replace(plan, **{part: replace(getattr(plan, part), **table)})
+        plan = replace(plan, **{part: replace(getattr(plan, part), **values)})
     check(plan)
     return plan
 
@@ -104,11 +105,16 @@ def _read(setting: str, text: str, kind: str) -> object:
     value: object = text
     if "str" not in kind:
         try:
-            value = json.loads(text.lower())
+            value = _as_number(json.loads(text.lower()), kind)
         except json.JSONDecodeError:
             value = text
     _check_type(f"--set {setting}", value, kind)
     return value
+
+
+def _as_number(value: object, kind: str) -> object:
+    """A whole number where any number may stand is one."""
+    return float(value) if type(value) is int and "float" in kind else value
 
 
 def _check_type(where: str, value: object, kind: str) -> None:
@@ -116,5 +122,5 @@ def _check_type(where: str, value: object, kind: str) -> None:
         return
     wanted = next((some for some in (bool, int, float) if some.__name__ in kind), str)
     if type(value) is not wanted:
-        names = {bool: "true or false", int: "a whole number", float: "a number with a point", str: "a text"}
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
         raise UsageError(f"{where} has {value!r}; it is {names[wanted]}")

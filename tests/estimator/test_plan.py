@@ -86,6 +86,12 @@ def test_a_wrong_file_is_one_error(data):
         from_json(data, "my.json")
 
 
+def test_a_whole_number_is_a_number():
+    # GIVEN a field that takes any number  WHEN it is given a whole one  THEN it is that, from words and from a file
+    ways = change(Plan(), ["experts.capacity=2"]), from_json({"experts": {"capacity": 2}})
+    assert [(type(plan.experts.capacity), plan.experts.capacity) for plan in ways] == [(float, 2.0)] * 2
+
+
 def test_what_a_file_leaves_out_keeps_its_default():
     plan = from_json({"mesh": {"pp": 4}, "pipeline": {"schedule": "gpipe"}})
     assert plan == Plan(mesh=Mesh(pp=4), pipeline=Pipeline(schedule="gpipe"))
