@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnnmem.profilers.rules.packed_sequences import pack
+
 _aten = torch.ops.aten
 _MOST_STEPS = 128
 
@@ -124,6 +126,7 @@ BY_LENGTHS: dict[Any, tuple[int, Callable[..., Any]]] = {
     _aten._ctc_loss.Tensor: (3, _ctc_loss),
     _aten._ctc_loss_backward.default: (4, _ctc_loss_backward),
     _aten._ctc_loss_backward.Tensor: (4, _ctc_loss_backward),
+    _aten._pack_padded_sequence.default: (1, pack),
 }
 """Operators without a fake form, whose shapes hang on one list of lengths alone: its place, and the form."""
 

@@ -30,6 +30,8 @@ from torch.utils import _foreach_utils
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.rules.cuda import Rules, cuda_rules
+from dnnmem.profilers.rules.dispatch import kernels
+from dnnmem.profilers.rules.packed_sequences import PACKED
 from dnnmem.profilers.values import SmallValues
 
 
@@ -135,6 +137,7 @@ class Faking:
                 _as_plain_tensors(),
                 _swapping(self.mode),
                 _lengths_as_tensors(),
+                kernels(PACKED),
             ):
                 self.rules = rules
                 yield

@@ -14,6 +14,7 @@ from torch import Tensor
 from dnnmem.estimator.reduction import buffers
 from dnnmem.profilers.rules.gpu import Gpu
 from dnnmem.profilers.rules.needs import Find, Needs
+from dnnmem.profilers.rules.packed_sequences import numbers, runs
 from dnnmem.profilers.tensors import tensors_in
 
 _aten = torch.ops.aten
@@ -194,6 +195,15 @@ def _ctc_loss_backward(_gpu: Gpu, args: Any, _kwargs: Any, out: Any) -> Needs:
     return Needs(before=(*(out.shape[1] * _LONG,) * 3, nbytes(args[6])))
 
 
+def _pack_padded_sequence(_gpu: Gpu, args: Any, _kwargs: Any, out: Any) -> Needs:
+    """Steps with as many sequences are copied together, and then joined: PackedSequence.cpp."""
+    padded, _, batch_first = args
+    by_steps = padded.transpose(0, 1) if batch_first else padded
+    row, whole = nbytes(by_steps[0, :1]), int(by_steps.shape[1])
+    copied = (n for n in runs(numbers(out[1])) if not (by_steps.is_contiguous() and (n[0] == whole or n == (1, 1))))
+    return Needs(before=tuple(row * size * steps for size, steps in copied))
+
+
 _FAMILIES: tuple[tuple[Find, list[Any]], ...] = (
     (_reduction(), [*_overloads("sum", "default", "dim_IntList"), *_overloads("mean", "default", "dim")]),
     (_reduction(), [*_overloads("norm", "Scalar"), *_overloads("prod", "default", "dim_int")]),
@@ -228,6 +238,7 @@ _FAMILIES: tuple[tuple[Find, list[Any]], ...] = (
     (_cumulative, [*_overloads("cumsum"), *_overloads("cumprod")]),
     (_dropout, _overloads("native_dropout")),
     (_foreach_norm, _overloads("_foreach_norm", "Scalar")),
+    (_pack_padded_sequence, _overloads("_pack_padded_sequence")),
     (_ctc_loss, _overloads("_ctc_loss", "default", "Tensor")),
     (_ctc_loss_backward, _overloads("_ctc_loss_backward", "default", "Tensor")),
 )
