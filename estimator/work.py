@@ -108,26 +108,31 @@ def work_of(trace: Trace) -> Work:
     graphs = GRAPHS in trace.origin.versions
     tf32 = _TF32.get(trace.origin.versions.get(COMPUTE, ""), CONVOLUTIONS)
     like = _likeness(trace.storages)
-    known: dict[tuple[object, ...], _Row] = {}
-    rows = []
+    known: dict[tuple[object, ...], int] = {}
+    rows: list[_Row] = []
+    row_of, names = [], dict[str, str]()
     for op in trace.ops:  # blocks are alike
         used = (*op.reads, *op.writes)
-        places = () if len(set(used)) == len(used) else tuple(map(used.index, used))
+        first = dict(zip(reversed(used), range(len(used) - 1, -1, -1), strict=True))
+        places = () if len(first) == len(used) else tuple([first[i] for i in used])
         key = (
-            op.name, op.lane, op.flops, op.masked_flops, op.moved_bytes, op.seconds, len(op.reads), places,
+            op.name, id(op.lane), op.flops, op.masked_flops, op.moved_bytes, op.seconds, len(op.reads), places,
             *map(like.get, used),
         )  # fmt: skip
         row = known.get(key)
         if row is None:
-            row = known[key] = _row(op, trace.storages, graphs=graphs, tf32=tf32)
-        rows.append(row)
+            row = known[key] = len(rows)
+            rows.append(_row(op, trace.storages, graphs=graphs, tf32=tf32))
+            names[op.name] = op.name.partition(".")[2].partition(".")[0].rstrip("_")
+        row_of.append(row)
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(_COLUMNS)
+    places_of = np.array(row_of, dtype=np.intp)
     return Work(
         **{
-            name: np.array(column, dtype=_TYPES.get(name, np.float64))
+            name: np.array(column, dtype=_TYPES.get(name, np.float64))[places_of]
             for name, column in zip(_COLUMNS, columns, strict=True)
         },
-        names=tuple(op.name.partition(".")[2].partition(".")[0].rstrip("_") for op in trace.ops),
+        names=tuple([names[op.name] for op in trace.ops]),
         fresh_bytes=fresh_bytes(trace),
     )
 

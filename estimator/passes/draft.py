@@ -149,10 +149,11 @@ class Draft:
     def resize(self, sizes: Mapping[int, int]) -> None:
         """Give storages other sizes in bytes, and their events with them; for ops by index only, not those between."""
         for i, nbytes in sizes.items():
-            self.storages[i] = storage_like(self.storages[i], nbytes=nbytes)
+            if self.storages[i].nbytes != nbytes:
+                self.storages[i] = storage_like(self.storages[i], nbytes=nbytes)
         for k, op in enumerate(self.ops):
-            for event in op.events:
-                if event[2] in sizes:
+            for _, _, i in op.events:
+                if i in sizes:
                     self.ops[k] = op_like(op, events=resized(op.events, sizes))
                     break
 
@@ -181,12 +182,9 @@ class Draft:
         places = (later.get(e.storage, e.storage) for e in self.trace.setup if e.nbytes > 0)
         order = dict.fromkeys(i for i in places if i in self.pinned)
         order.update(dict.fromkeys(sorted(self.pinned)))
-        again = {e.storage for op in ops for e in op.events}
-        first = [
-            s
-            for s in (self.storages[i] for i in order)
-            if s.nbytes and (not is_of_first_step(s) or (is_kept(s) and s.id in again))
-        ]
+        held = [s for s in (self.storages[i] for i in order) if s.nbytes]
+        again = {e.storage for op in ops for e in op.events} if any(map(is_kept, held)) else set()
+        first = [s for s in held if not is_of_first_step(s) or (is_kept(s) and s.id in again)]
         start = [e for e in self.trace.setup if e.storage in self.storages and self._is_start(e.storage)] + self.start
         waits = bool(start) or any(is_master(s) for s in first)
         late = [s.id for s in first if waits and s.kind is Kind.INPUT]
@@ -231,11 +229,12 @@ def resized(events: Iterable[Event], sizes: Mapping[int, int]) -> tuple[Event, .
     """Events with storages of other sizes; what has no bytes has no events."""
     found = []
     for event in events:
-        nbytes = sizes.get(event.storage)
+        old, stream, i = event
+        nbytes = sizes.get(i)
         if nbytes is None:
             found.append(event)
         elif nbytes:
-            found.append(Event(nbytes if event.nbytes > 0 else -nbytes, event.stream, event.storage))
+            found.append(Event(nbytes if old > 0 else -nbytes, stream, i))
     return tuple(found)
 
 

@@ -60,6 +60,7 @@ class _Sharder:
         self.experts = {group.path for group in self.groups if group.experts}
         self.parts = {i: self._split(trace.storages[i]) for group in self.groups for i in group.params}
         """The rank's part of each parameter, in its recorded type."""
+        self.part_of_grad: dict[tuple[int, int], Storage] = {}
         self.whole: dict[int, int] = {}
         """Parameter -> its gathered storage, of the latest gather."""
         self.sum_of: dict[int, int] = {}
@@ -102,13 +103,18 @@ class _Sharder:
             own[i] = rest[i] = self._own(in_type(self._split(storages[i]), precision.param), storages[i])
         shares = {i: Fraction(s.nbytes, storages[i].nbytes) for i, s in own.items() if storages[i].nbytes}
         scale_update(self.draft, self.known, shares)
-        self.draft.resize({i: s.nbytes for i, s in rest.items()})
         self.draft.storages.update(rest)
+        self.draft.resize({i: s.nbytes for i, s in rest.items()})
         pad_late(self.draft, self.groups, own)
 
     def _part(self, grad: int, param: int) -> Storage:
         """A gradient is split as its parameter, whatever shape it was made in."""
-        return self._split(storage_like(self.trace.storages[grad], shape=self.trace.storages[param].shape))
+        known = self.part_of_grad.get((grad, param))
+        if known is None:
+            whole, shape = self.trace.storages[grad], self.trace.storages[param].shape
+            known = self._split(whole if whole.shape == shape else storage_like(whole, shape=shape))
+            self.part_of_grad[grad, param] = known
+        return known
 
     def _split(self, storage: Storage) -> Storage:
         """The rank's part."""
@@ -202,7 +208,7 @@ class _Sharder:
         whole = {i: self.whole[i] for i in group.params}
         for k in ops:
             op = self.draft.ops[k]
-            if any(i in whole for i in op.reads):
+            if not whole.keys().isdisjoint(op.reads):
                 self.draft.ops[k] = op_like(op, reads=tuple(whole.get(i, i) for i in op.reads))
 
     def _forward(self, order: Sequence[Group], flat: int) -> None:

@@ -135,17 +135,22 @@ def _sides(trace: Trace, outside: set[int]) -> dict[int, int]:
 def _place(trace: Trace, of_param: dict[int, Group], of_module: dict[Path, Group]) -> None:
     """Fill in the ops of each group."""
     of_grad = {g: of_param[p] for p, mine in gradients(trace.storages).items() if p in of_param for g in mine}
+    read, made = of_param.keys(), of_grad.keys()
     for k, op in enumerate(trace.ops):
-        if op.phase is Phase.STEP:
+        phase, own = op.phase, of_module.get(op.module)
+        if phase is Phase.STEP:
+            continue
+        if read.isdisjoint(op.reads) and (phase is Phase.FORWARD or made.isdisjoint(op.writes)):
+            if own is not None:
+                (own.forward if phase is Phase.FORWARD else own.backward).append(k)
             continue
         groups = {id(group): group for i in op.reads if (group := of_param.get(i)) is not None}
-        if op.phase is Phase.BACKWARD:
+        if phase is Phase.BACKWARD:
             groups.update({id(group): group for i in op.writes if (group := of_grad.get(i)) is not None})
-        own = of_module.get(op.module)
         if own is not None:
             groups[id(own)] = own
         for group in groups.values():
-            (group.forward if op.phase is Phase.FORWARD else group.backward).append(k)
+            (group.forward if phase is Phase.FORWARD else group.backward).append(k)
     for group in {id(group): group for group in of_param.values() if group.experts}.values():
         group.again = _computed_again(trace, group)
 

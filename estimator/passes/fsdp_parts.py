@@ -42,6 +42,8 @@ def without_padding(part: Storage, whole: Storage, number: int) -> Storage:
     if not rows or part.shape[1:] != whole.shape[1:]:
         return part
     own = min(max(whole.shape[0] - rows * number, 0), rows)
+    if own == rows:
+        return part
     return storage_like(part, nbytes=part.nbytes // rows * own, shape=(own, *part.shape[1:]))
 
 
@@ -82,10 +84,15 @@ def merge_gradients(draft: Draft, sums: Mapping[int, int], *, stay: bool) -> Non
 
     `sums`: the storage of its group's gradients, by gradient; `stay`: it stays where they stayed.
     """
-    last = {sums[e.storage]: k for k, op in enumerate(draft.ops) for e in op.events if e.storage in sums}
+    merged, last = sums.keys(), dict[int, int]()
+    held: set[int] = set()
     for k, op in enumerate(draft.ops):
-        touched = any(i in sums for i in (*op.reads, *op.writes))
-        if not touched and not any(e.storage in sums for e in op.events):
+        for _, _, i in op.events:
+            if i in sums:
+                last[sums[i]] = k
+                held.add(k)
+    for k, op in enumerate(draft.ops):
+        if k not in held and merged.isdisjoint(op.reads) and merged.isdisjoint(op.writes):
             continue
         reads, writes = (tuple(dict.fromkeys(sums.get(i, i) for i in ids)) for ids in (op.reads, op.writes))
         at = {sums[e.storage]: n for n, e in enumerate(op.events) if e.storage in sums}

@@ -49,10 +49,16 @@ def gradients(storages: Mapping[int, Storage], *, shared: bool = False) -> dict[
 
     `shared`: a storage with gradients of several parameters is each one's; else the first one's.
     """
-    params = {(t.module, t.name): i for i, s in storages.items() if s.kind is Kind.PARAM for t in s.tensors}
-    found: dict[int, dict[int, None]] = {}
+    params: dict[tuple[tuple[str, ...], str], int] = {}
+    grads = []
     for i, s in storages.items():
-        for tensor in s.tensors[: None if shared else 1] if s.kind is Kind.GRAD else ():
+        if s.kind is Kind.PARAM:
+            params.update(((t.module, t.name), i) for t in s.tensors)
+        elif s.kind is Kind.GRAD:
+            grads.append((i, s))
+    found: dict[int, dict[int, None]] = {}
+    for i, s in grads:
+        for tensor in s.tensors[: None if shared else 1]:
             owner = params.get(trained(tensor))
             if owner is not None:
                 found.setdefault(owner, {})[i] = None
@@ -74,28 +80,27 @@ def scale_update(draft: Draft, known: Mapping[int, Life], shares: Mapping[int, F
 
     Sizes of storages in `shares` that exist outside of the update are the caller's to change.
     """
-    shares = dict(shares)
+    parts = {i: (share.numerator, share.denominator) for i, share in shares.items()}
     sizes: dict[int, int] = {}
     storages = draft.trace.storages
     for k, op in enumerate(draft.trace.ops):
         if op.phase is not Phase.STEP:
             continue
-        made = [i for i in op.writes if i in known and known[i].made == k and i not in shares]
+        made = [i for i in op.writes if i in known and known[i].made == k and i not in parts]
         if made and len(op.reads) % len(made) == 0:
             for w, r in zip(made, op.reads, strict=False):
-                if r in shares:
-                    shares[w] = shares[r]
-                    sizes[w] = _times(storages[w].nbytes, shares[w])
+                if r in parts:
+                    n, d = parts[w] = parts[r]
+                    sizes[w] = -(-storages[w].nbytes * n // d)
         old = new = 0
         for i in (*op.reads, *op.writes):
             nbytes = storages[i].nbytes
             old += nbytes
-            new += _times(nbytes, shares[i]) if i in shares else nbytes
+            if i in parts:
+                n, d = parts[i]
+                nbytes = -(-nbytes * n // d)
+            new += nbytes
         if old and new != old:
             moved, flops = op.moved_bytes * new // old, op.flops * new // old
             draft.ops[k] = op_like(draft.ops[k], moved_bytes=moved, flops=flops)
     draft.resize(sizes)
-
-
-def _times(nbytes: int, share: Fraction) -> int:
-    return -(-nbytes * share.numerator // share.denominator)

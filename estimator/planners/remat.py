@@ -58,8 +58,8 @@ def plan_remat(
         return known[remat] <= budget_bytes
 
     for look in range(_LOOKS):
-        if table.seconds_at(aim) == math.inf or (look and not any(map(fits, lightest))):
-            break
+        if table.seconds_at(aim) == math.inf or (look > 1 and not any(map(fits, lightest))):
+            break  # most fit at the second look
         found = named(stages, table.runs(aim))
         if fits(found):
             return found
