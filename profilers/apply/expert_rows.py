@@ -40,8 +40,13 @@ class Route:
     """Expert of each row that arrives, counted among this rank's; (R,)."""
 
 
-def route(chosen: Tensor, experts: int, group: distributed.ProcessGroup, capacity: float | None) -> Route:
-    """The way of each choice of `chosen` (T, k) to `experts` over the ranks of `group`."""
+def route(
+    chosen: Tensor, experts: int, group: distributed.ProcessGroup, capacity: float | None, busier: float = 1.0
+) -> Route:
+    """The way of each choice of `chosen` (T, k) to `experts` over the ranks of `group`.
+
+    Args: `busier` is how many times as many rows arrive as are told: where nobody computes what routers choose.
+    """
     flat = chosen.reshape(-1)
     order = flat.argsort(stable=True)
     place = torch.empty_like(order)
@@ -53,11 +58,24 @@ def route(chosen: Tensor, experts: int, group: distributed.ProcessGroup, capacit
     arriving = torch.empty_like(counts)
     distributed.all_to_all_single(arriving, counts, group=group)
     leaving, arrived = torch.stack((counts, arriving)).cpu().view(2, ranks, -1)  # the host waits here
+    if busier > 1:
+        arrived = with_more(arrived, busier)
     own = torch.arange(experts // ranks).repeat(ranks).repeat_interleave(arrived.reshape(-1))
     return Route(
         group=group, source=order, place=place, dropped=None, empty=None, sent=leaving.sum(1).tolist(),
         received=arrived.sum(1).tolist(), chosen=own.to(flat.device),
     )  # fmt: skip
+
+
+def with_more(counts: Tensor, times: float) -> Tensor:
+    """`counts` of rows on the host, so many `times` as many in all: the first takes what is left over.
+
+    >>> with_more(torch.tensor([[3, 3], [3, 3]]), 1.5).tolist()
+    [[6, 4], [4, 4]]
+    """
+    found = (counts * times).floor().to(counts.dtype)
+    found.view(-1)[0] += math.ceil(int(counts.sum()) * times) - int(found.sum())
+    return found
 
 
 def _with_room(flat: Tensor, place: Tensor, counts: Tensor, group: distributed.ProcessGroup, room: int) -> Route:

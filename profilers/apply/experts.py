@@ -18,10 +18,11 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.utils.checkpoint import SAC_IGNORED_OPS
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.plan import Plan
+from dnnmem.estimator.plan import Experts, Plan
 from dnnmem.profilers.apply.device_mesh import check_ranks, device_type
 from dnnmem.profilers.apply.expert_modules import COUNT, arguments_of, find_experts
 from dnnmem.profilers.apply.expert_rows import Route, give_back, route, send
+from dnnmem.profilers.virtual import is_virtual
 
 _known: dict[tuple[int, ...], tuple[object, DeviceMesh]] = {}
 _SENT = "_dnnmem_sent"
@@ -40,7 +41,7 @@ def to_model(model: nn.Module, plan: Plan) -> nn.Module:
     _uncount_labels()
     mesh = expert_mesh(plan)["ep"]
     for module in find_experts(model, plan.mesh.ep).modules.values():
-        _Sent(module, mesh, plan.experts.capacity).attach()
+        _Sent(module, mesh, plan.experts).attach()
     return model
 
 
@@ -88,8 +89,10 @@ def _uncount_labels() -> None:
 class _Sent:
     """One module of experts, with hooks that send its tokens."""
 
-    def __init__(self, module: nn.Module, mesh: DeviceMesh, capacity: float | None) -> None:
-        self.module, self.mesh, self.capacity = module, mesh, capacity
+    def __init__(self, module: nn.Module, mesh: DeviceMesh, wanted: Experts) -> None:
+        self.module, self.mesh, self.capacity = module, mesh, wanted.capacity
+        self.busier = wanted.imbalance if is_virtual() else 1.0
+        """On a GPU the router decides; on a virtual one nobody knows what it does, and the plan says it."""
         self.experts: int = getattr(module, COUNT)
         self.names = arguments_of(module)
         self.ways: list[tuple[Route, int]] = []
@@ -114,7 +117,7 @@ class _Sent:
     def _before(self, _: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         tokens, chosen, weights = (*args, *(named[name] for name in self.names[len(args) :]))
         choices = chosen.shape[-1]
-        way = route(chosen, self.experts, self.mesh.get_group(), self.capacity)
+        way = route(chosen, self.experts, self.mesh.get_group(), self.capacity, self.busier)
         self.ways.append((way, choices))
         for holder in self.module.modules():
             for name, p in holder.named_parameters(recurse=False):

@@ -1,7 +1,8 @@
 """Prediction = execution for experts on several ranks: the pass against ranks on a virtual GPU, routing balanced.
 
 On a virtual GPU nobody computes what a router chooses: each expert is taken to be chosen equally often, in an order
-that is always the same, and other ranks to send what this one sends. What is allocated is then equal to a few kB.
+that is always the same, and other ranks to send what this one sends, or as many times more as the plan says. What is
+allocated is then equal to a few kB.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ WAYS = [
     ("deepseek", 0, ("mesh.dp_shard=2", "mesh.ep=2", *ZERO3, "experts.capacity=1.25")),
     ("deepseek", 5, ("mesh.dp_replicate=2", "mesh.dp_shard=4", "mesh.ep=2", *ZERO3, "sharding.split_root=true")),
     ("deepseek", 0, ("mesh.dp_shard=64", "mesh.ep=8", *ZERO3, "remat.policy=full")),
-    ("mixtral", 3, ("mesh.dp_shard=4", "mesh.ep=2", *ZERO3)),
+    ("mixtral", 3, ("mesh.dp_shard=4", "mesh.ep=2", *ZERO3, "experts.imbalance=1.5")),
     ("wider", 0, ("mesh.dp_shard=2", "mesh.ep=2", "mesh.cp=2", *ZERO3)),
     ("wider", 1, ("mesh.pp=2", "mesh.dp_shard=2", "mesh.ep=2", *ZERO3, "batch.accumulation=4")),
     ("gpt_oss", 7, ("mesh.dp_shard=8", "mesh.ep=8", *ZERO3)),
