@@ -26,7 +26,7 @@ from dnnmem.estimator.allocator import CachingAllocator
 from dnnmem.estimator.allocator_settings import AllocatorSettings
 from dnnmem.estimator.allocator_versions import AllocatorRules, rules_of
 from dnnmem.estimator.errors import TraceError
-from dnnmem.estimator.first_step import first_step, is_of_first_step
+from dnnmem.estimator.first_step import first_step, is_of_first_step, remade
 from dnnmem.estimator.out_of_memory import OutOfMemoryError
 from dnnmem.estimator.timeline import Timeline
 from dnnmem.estimator.trace import Event, Kind, Trace
@@ -91,7 +91,7 @@ def replay_trace(
     Without a number it is played twice, and once more where that still made the allocator reserve more.
 
     Pinned storages that the set-up does not allocate (a trace that a pass has made may have none) are allocated after
-    it, in the order of their ids; `FIRST_STEP` within the first step. Raises `TraceError` as `replay` does.
+    it, in their order in `storages`; `FIRST_STEP` within the first step. Raises `TraceError` as `replay` does.
     """
     allocator = CachingAllocator(settings, capacity_bytes, rules=_rules(trace))
     step = [event for _, event in trace.events()]
@@ -219,9 +219,13 @@ def _started(allocator: CachingAllocator, trace: Trace) -> _Player:
     late = frozenset(e.storage for e in chain(trace.setup, *(op.events for op in trace.ops)) if not e.nbytes)
     player = _Player(allocator=allocator, late=late)
     player.play(trace.setup)
-    missing = [trace.storages[i] for i in sorted(trace.pinned - player.addresses.keys()) if trace.storages[i].nbytes]
-    first = [s for s in missing if is_of_first_step(s)]
-    player.play(Event(s.nbytes, 0, s.id) for s in missing if not is_of_first_step(s))
+    unmade = trace.pinned - player.addresses.keys()
+    missing = [
+        s for i, s in trace.storages.items() if i in unmade and s.nbytes
+    ]  # copies of blocks stand in their places
+    absent = remade(trace.ops, missing)
+    first = [s for s in missing if is_of_first_step(s) or s.id in absent]
+    player.play(Event(s.nbytes, 0, s.id) for s in missing if s not in first)
     if first:
         player.play(first_step(trace, [s for s in first if s.kind is not Kind.COMM]))
         buckets = [s for s in first if s.kind is Kind.COMM]

@@ -111,7 +111,7 @@ def with_first_steps(trace: Trace) -> Trace:
     grads = set(terms.values())
     if not grads:
         return trace
-    new = [trace.storages[i] for i in sorted(trace.pinned) if is_of_first_step(trace.storages[i])]
+    new = [s for i, s in trace.storages.items() if i in trace.pinned and is_of_first_step(s)]
     late = {kind: [s.id for s in new if s.kind is kind] for kind in FIRST_STEP}
     first = {i for some in late.values() for i in some}
     events = [e for e in trace.setup if e.storage not in grads | first]

@@ -26,7 +26,7 @@ def with_first_steps(trace: Trace) -> Trace:
     if not any(op.module == RENEWAL for op in trace.ops):
         return trace
     there = {e.storage for e in trace.setup if e.nbytes > 0} - {e.storage for e in trace.setup if e.nbytes < 0}
-    missing = [s for i in sorted(trace.pinned - there) if (s := trace.storages[i]).nbytes]
+    missing = [s for i, s in trace.storages.items() if i in trace.pinned and i not in there and s.nbytes]
     early = (Event(s.nbytes, 0, s.id) for s in missing if not is_of_first_step(s))
     first = first_step(replace(trace, ops=tuple(first_ops(trace))), [s for s in missing if is_of_first_step(s)])
     return replace(trace, setup=(*trace.setup, *early, *first, *_without_renewal(trace)))

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from dnnmem.estimator.allocator import CachingAllocator
 from dnnmem.estimator.errors import UnsupportedError, UsageError
+from dnnmem.estimator.passes import rewrite
+from dnnmem.estimator.plan import Plan, Remat
 from dnnmem.estimator.repeat import repeat
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, plain, reserved
 from tests.profilers.recorded import step_of
@@ -96,6 +99,19 @@ def test_blocks_after_a_first_one_that_is_another_are_repeated():
     found = repeat(short, 6)
     found.check()
     assert plain(found) == plain(long)
+
+
+def test_states_of_copies_are_made_in_their_places(monkeypatch):
+    # GIVEN steps whose set-up has parameters alone, so that the first step makes the optimizer's states
+    short, long = (rewrite(gpt(n, **LLAMA), Plan(remat=Remat(policy="full")))[0] for n in (3, 6))
+    asked, malloc = [], CachingAllocator.malloc
+    monkeypatch.setattr(CachingAllocator, "malloc", lambda self, *size: asked.append(size[0]) or malloc(self, *size))
+    # WHEN the shorter one's blocks are repeated  THEN the allocator is asked for the same sizes in the same order
+    reserved(long)
+    wanted = asked.copy()
+    asked.clear()
+    reserved(repeat(short, 6))
+    assert asked == wanted
 
 
 def test_as_many_blocks_as_recorded_are_the_trace_itself():
