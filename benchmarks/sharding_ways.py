@@ -74,10 +74,11 @@ def _alone() -> list[Way]:
     tight = f"sharding.bucket_views=true optimizer.kernel=fused {_FULL}"
     for name, gpus, way in (
         ("DDP, views of buckets", (8,), f"{_DDP} {tight}"), ("ZeRO-1", (8,), f"{_ZERO1} {tight}"),
-        ("ZeRO-2", (8,), _ZERO2), ("FSDP2", (8,), _FSDP),
+        ("ZeRO-2", (8,), _ZERO2), ("FSDP2", (2, 8, 64), _FSDP),
+        ("EP", (2,), "mesh.dp_shard={} mesh.ep=2 sharding.strategy=zero3"),
         ("EP", (8,), "mesh.dp_shard={} mesh.ep=8 sharding.strategy=zero3"),
         ("EP", (64,), "mesh.dp_shard={} mesh.ep=32 sharding.strategy=zero3"),
-        ("CP", (2, 8), f"mesh.cp={{}} context.method=ring sharding.strategy=ddp {tight}"),
+        ("CP", (2, 8, 64), f"mesh.cp={{}} context.method=ring sharding.strategy=ddp {tight}"),
         ("CP, Ulysses", (8,), f"mesh.cp={{}} context.method=ulysses sharding.strategy=ddp {tight}"),
     ):  # fmt: skip
         found.append(Way(name=name, model=MOE, settings=way, gpus=gpus))
