@@ -30,7 +30,7 @@ _NAMES: dict[Policy, frozenset[str]] = {
     Policy.LOWER: frozenset({
         "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "addr", "matmul", "linear", "einsum", "chain_matmul",
         "convolution", "cudnn_convolution", "conv1d", "conv2d", "conv3d", "_convolution", "_thnn_fused_lstm_cell",
-        "_thnn_fused_gru_cell", "_grouped_mm", "_scaled_dot_product_efficient_attention",
+        "_thnn_fused_gru_cell", "_scaled_dot_product_efficient_attention",
         "_scaled_dot_product_flash_attention", "_scaled_dot_product_cudnn_attention",
     }),
     Policy.FLOAT32: frozenset({

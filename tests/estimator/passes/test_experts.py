@@ -11,7 +11,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.local_step import local_step
 from dnnmem.estimator.passes import PASSES, rewrite
 from dnnmem.estimator.passes.expert_layers import SENT
-from dnnmem.estimator.plan import Experts, Mesh, Plan, Sharding, Tensor
+from dnnmem.estimator.plan import Experts, Mesh, Plan, Precision, Sharding, Tensor
 from dnnmem.estimator.trace import Kind, Lane, Phase
 from tests.estimator.passes.expert_steps import EXPERTS, ROWS, WIDTH, mixture
 
@@ -118,3 +118,18 @@ def test_a_step_without_experts_is_refused():
     with pytest.raises(UnsupportedError) as error:
         PASSES["experts"](dense, planned(), None)
     assert "no grouped products" in error.value.message
+
+
+def test_autocast_leaves_the_weights_of_experts_as_they_are():
+    # GIVEN autocast, which knows no grouped products  WHEN a step in float32 is rewritten
+    plan = planned(precision=Precision(compute="bf16_amp"))
+    found = PASSES["precision"](mixture(), plan, None)
+    # THEN no copies of weights are made for them, and ranks can share the experts
+    read = [
+        [found.storages[i].shape for i in op.reads if found.storages[i].kind is Kind.PARAM]
+        for op in found.ops
+        if op.name.startswith("aten._grouped_mm") and op.phase is Phase.FORWARD
+    ]
+    assert [len(shapes) for shapes in read] == [1, 1]
+    for chunk in rewrite(mixture(), plan):
+        chunk.check()
