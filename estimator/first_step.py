@@ -10,7 +10,7 @@ first call (cuDNN's states of dropout, tables of positions) is made then as well
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 
@@ -42,6 +42,18 @@ def is_master(storage: Storage) -> bool:
 def has_own_workspace(op: Op) -> bool:
     """True for products that do not use cuBLAS's."""
     return any(kernel in op.name for kernel in _OWN_WORKSPACES)
+
+
+def remade(ops: Sequence[Op], storages: Iterable[Storage]) -> frozenset[int]:
+    """Ids of gradients that a step finds, lets go of (`zero_grad` before the backward pass) and makes anew.
+
+    The first step finds none.
+    """
+    begins: dict[int, int] = {}
+    for op in ops:
+        for event in op.events:
+            begins.setdefault(event.storage, event.nbytes)
+    return frozenset(s.id for s in storages if s.kind is Kind.GRAD and begins.get(s.id, 0) < 0)
 
 
 class Unmade:
@@ -104,7 +116,10 @@ def first_step(trace: Trace, late: Sequence[Storage]) -> list[Event]:
     """Events of a step that also makes the states, before its update, and workspaces, in the first products of a pass.
 
     What modules keep comes before it is used first. The backward pass runs on a thread with a workspace of its own.
+    Gradients among `late` are not there yet when the step lets go of them.
     """
+    absent = {s.id for s in late if s.kind is Kind.GRAD}
+    late = [s for s in late if s.id not in absent]
     unmade = Unmade(trace, [s for s in late if s.kind is Kind.OPTIMIZER])
     spaces: dict[Phase, list[Storage]] = {phase: [] for phase in Phase}
     kept = {s.id: s for s in late if is_kept(s)}
@@ -115,7 +130,11 @@ def first_step(trace: Trace, late: Sequence[Storage]) -> list[Event]:
         events += [Event(trace.storages[i].nbytes, 0, i) for i in unmade.due(op)]
         if kept:
             events += [Event(kept.pop(i).nbytes, 0, i) for i in (*op.reads, *op.writes) if i in kept]
-        events += op.events
+        for event in op.events:
+            if event.storage in absent:
+                absent.remove(event.storage)
+            else:
+                events.append(event)
         if op.flops and spaces[op.phase] and not has_own_workspace(op):
             s = spaces[op.phase].pop(0)
             events.append(Event(s.nbytes, 0, s.id))

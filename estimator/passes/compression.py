@@ -31,7 +31,7 @@ from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.passes.draft import Draft, Life, back_uses, lives
 from dnnmem.estimator.passes.remat import BATCHED, PRODUCTS
-from dnnmem.estimator.passes.remat_frees import is_cast
+from dnnmem.estimator.passes.remat_frees import is_cast, let_go
 from dnnmem.estimator.plan import Compression
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, renamed, storage_like
@@ -136,7 +136,7 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         if known[i].made == gone[i][0]:  # no variable of the program's has ever held it
             _free_first(draft, gone[i][0], i)
         else:
-            draft.free(gone[i][0], i)
+            let_go(draft, i, gone[i][0])
     for k, behind in draft.after.items():
         _move_frees(draft, k, behind)
     return draft.finish()

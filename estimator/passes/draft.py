@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Generic, TypeVar
 
-from dnnmem.estimator.first_step import is_kept, is_master, is_of_first_step
+from dnnmem.estimator.first_step import is_kept, is_master, is_of_first_step, remade
 from dnnmem.estimator.trace import Event, Kind, Op, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
 
@@ -170,7 +170,7 @@ class Draft:
         """The trace; its set-up allocates what is pinned, in the recorded order, new storages last, then `start`.
 
         Where there is a `start`, or masters, inputs follow: batches come when the model is there. What the first steps
-        make is left out: the optimizer's states, workspaces, buckets of gradients.
+        make is left out: the optimizer's states, workspaces, buckets of gradients, gradients that each makes anew.
         """
         ops: list[Op] = []
         for k, op in enumerate(self.ops):
@@ -184,7 +184,8 @@ class Draft:
         order.update(dict.fromkeys(sorted(self.pinned)))
         held = [s for s in (self.storages[i] for i in order) if s.nbytes]
         again = {e.storage for op in ops for e in op.events} if any(map(is_kept, held)) else set()
-        first = [s for s in held if not is_of_first_step(s) or (is_kept(s) and s.id in again)]
+        absent = remade(ops, held)
+        first = [s for s in held if s.id not in absent and (not is_of_first_step(s) or (is_kept(s) and s.id in again))]
         start = [e for e in self.trace.setup if e.storage in self.storages and self._is_start(e.storage)] + self.start
         waits = bool(start) or any(is_master(s) for s in first)
         late = [s.id for s in first if waits and s.kind is Kind.INPUT]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dnnmem.estimator.first_step import first_step
+from dnnmem.estimator.first_step import first_step, remade
 from dnnmem.estimator.passes.draft import Draft
 from dnnmem.estimator.replay import replay_trace
 from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
@@ -72,3 +72,37 @@ def test_moments_of_16_bits_are_made_when_they_are_rounded_to():
     trace = Trace(ops=ops, storages=held, pinned=frozenset({0, 1}))
     # THEN the first step makes it in 16 bits only then: the optimizer began it in float32
     assert [(e.nbytes, e.storage) for e in first_step(trace, [held[1]])] == [(8, 2), (4, 1), (-8, 2)]
+
+
+def test_gradients_that_each_step_makes_anew_are_not_there_in_the_first():
+    # GIVEN `zero_grad` between the passes: the step finds a gradient of 64 MiB, lets go of it and makes it again
+    held = {
+        0: Storage(id=0, nbytes=64 * MIB, kind=Kind.ACTIVATION),
+        1: Storage(id=1, nbytes=64 * MIB, kind=Kind.GRAD),
+    }
+    ops = (
+        Op(name="f", writes=(0,), events=(Event(64 * MIB, 0, 0), Event(-64 * MIB, 0, 1))),
+        Op(name="b", phase=Phase.BACKWARD, writes=(1,), events=(Event(-64 * MIB, 0, 0), Event(64 * MIB, 0, 1))),
+    )
+    trace = Trace(ops=ops, storages=held, pinned=frozenset({1}))
+    # THEN the first step makes it where the activation was, and no set-up of a rewritten trace has it
+    assert [(e.nbytes > 0, e.storage) for e in first_step(trace, [held[1]])] == [(True, 0), (False, 0), (True, 1)]
+    assert remade(ops, held.values()) == {1}
+    assert Draft(trace).finish().setup == ()
+    # AND a gradient that is made first, and let go of when the step ends, is none of them
+    assert not remade(ops[::-1], held.values())
+
+
+def test_the_second_step_has_the_segments_that_the_first_one_left():
+    # GIVEN a gradient of 30 MiB that is let go of before an activation of 64 MiB is made
+    held = {
+        0: Storage(id=0, nbytes=64 * MIB, kind=Kind.ACTIVATION),
+        1: Storage(id=1, nbytes=30 * MIB, kind=Kind.GRAD),
+    }
+    ops = (
+        Op(name="f", writes=(0,), events=(Event(-30 * MIB, 0, 1), Event(64 * MIB, 0, 0), Event(-64 * MIB, 0, 0))),
+        Op(name="b", phase=Phase.BACKWARD, writes=(1,), events=(Event(30 * MIB, 0, 1),)),
+    )
+    # THEN it lies where the activation of the first step was, from which no second one can be served
+    found = replay_trace(Trace(ops=ops, storages=held, pinned=frozenset({1})))
+    assert (found.peak_reserved_bytes, found.segment_count) == (64 * MIB, 1)
