@@ -34,7 +34,6 @@ from dnnmem.estimator.search_core import (
     Core,
     Cost,
     Rates,
-    Spread,
     check_host,
     held_bytes,
     host_update_seconds,
@@ -94,6 +93,8 @@ class Costs:
     """By what decides them."""
     plans: dict[object, Remat | None] = field(default_factory=dict)
     """What `planned` found; None = nothing fits."""
+    bounds: dict[Plan, Cost] = field(default_factory=dict)
+    """What `bound` found, of plans that compute nothing again."""
     priced: dict[Plan, Cost] = field(default_factory=dict)
     """What `by_runs` found."""
     lasting: dict[Plan, int] = field(default_factory=dict)
@@ -127,7 +128,9 @@ class Costs:
         `kept_bytes`: what keeping everything needs, if more is known of it than a bound.
         """
         plain = replace(plan, remat=Remat())
-        kept, resting = self.bound(plain), self.resting_bytes(plain)
+        if plain not in self.bounds:
+            self.bounds[plain] = self.bound(plain)
+        kept, resting = self.bounds[plain], self.resting_bytes(plain)
         kept = replace(kept, peak_bytes=max(kept.peak_bytes, kept_bytes))
         if self.recorded.layers is None:  # blocks may differ
             return replace(kept, peak_bytes=resting)
@@ -180,17 +183,14 @@ class Costs:
         peak = self.resting_bytes(plan) + others
         if plan.mesh.pp > 1:
             saved = saved_by_blocks(core, self.runs)[0]
-            peak = max(peak, least_bytes(self._spread(core, plan), saved, plan, parts))
+            peak = max(peak, least_bytes(spread_of(core, plan, self.rates), saved, plan, parts))
         return Cost(seconds=seconds, peak_bytes=peak)
 
     def passes_seconds(self, core: Core, plan: Plan) -> float:
         """Of forward and backward passes, at least."""
         if plan.mesh.world_size == plan.mesh.data_ranks:
             return core.micro_seconds * plan.batch.accumulation
-        return least_seconds(self._spread(core, plan), plan)
-
-    def _spread(self, core: Core, plan: Plan) -> Spread:
-        return spread_of(core, plan, self.rates)
+        return least_seconds(spread_of(core, plan, self.rates), plan)
 
     def _is_apart(self, plan: Plan) -> bool:
         """Whether blocks that are alike are not all treated alike: its core would be as long as the model."""
@@ -263,7 +263,7 @@ class Costs:
         alike = replace(plan, optimizer=replace(plan.optimizer, kernel=None))
         core, chunks = self.core(alike), chunks_in_runs(self.core(alike), alike)
         others = others_bytes(chunks, core, alike, self.rates)
-        return int((others + least_states(self._spread(core, alike), alike, parts_of(alike))) * RUNS_MARGIN)
+        return int((others + least_states(spread_of(core, alike, self.rates), alike, parts_of(alike))) * RUNS_MARGIN)
 
     def keeping(self, plan: Plan) -> Drawn:
         """What a plan that keeps everything costs: `drawn`, or where all blocks were recorded, by runs of them."""
