@@ -48,7 +48,29 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
         )
     if not plan.batch.keep_output or has_buffers(plan):  # stages hand over the loss, which is all that is left
         trace = _drop_output(trace)
-    return trace if plan.batch.accumulation == 1 else _accumulated(trace, plan)
+    if plan.batch.accumulation == 1:
+        return trace
+    if _updates_again(trace.ops):
+        raise UnsupportedError(
+            f"batch.accumulation is {plan.batch.accumulation}, but a step of {trace.origin.target or 'this model'} "
+            "updates more than once, with whole passes between: which of them belong together is not known",
+            hint="accumulate in the loop itself, and leave batch.accumulation out",
+        )
+    return _accumulated(trace, plan)
+
+
+def _updates_again(ops: Sequence[Op]) -> bool:
+    """Whether whole passes lie between two updates: a GAN's step, or a closure that an optimizer calls repeatedly."""
+    passes: set[Phase] | None = None  # since the last update
+    for op in ops:
+        if op.phase is not Phase.STEP:
+            if passes is not None:
+                passes.add(op.phase)
+        elif passes == {Phase.FORWARD, Phase.BACKWARD}:
+            return True
+        else:
+            passes = set()
+    return False
 
 
 def _accumulated(trace: Trace, plan: Plan) -> Trace:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.passes.batch import apply
+from dnnmem.estimator.passes.batch import _updates_again, apply
 from dnnmem.estimator.plan import Batch, Mesh, Plan, Sharding
 from dnnmem.estimator.trace import Kind, Phase
 from tests.estimator.passes.steps import gpt
@@ -39,6 +41,18 @@ def test_another_micro_batch_is_refused():
     assert apply(gpt(3), Plan(batch=Batch(micro_batch=2))) is gpt(3)
     with pytest.raises(UnsupportedError, match="micro_batch is 8, but the step was recorded with 2"):
         apply(gpt(3), Plan(batch=Batch(micro_batch=8)))
+
+
+def test_a_step_of_several_updates_is_refused():
+    # GIVEN a step as a GAN's: passes and an update, and again  THEN nobody knows which passes make one update
+    trace = gpt(3)
+    with pytest.raises(UnsupportedError, match="updates more than once"):
+        apply(replace(trace, ops=trace.ops * 2), Plan(batch=Batch(accumulation=2)))
+    # AND an update in the backward pass, or one of several parts, is one
+    parted = [
+        replace(op, phase=Phase.STEP) if k % 2 else op for k, op in enumerate(trace.ops) if op.phase is Phase.BACKWARD
+    ]
+    assert not _updates_again((*trace.ops, *parted))
 
 
 def test_logits_that_the_program_drops_are_gone_when_the_backward_pass_begins():
