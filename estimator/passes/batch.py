@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnnmem.estimator.errors import UnsupportedError
-from dnnmem.estimator.first_step import FIRST_STEP, Unmade, has_own_workspace, is_kept, is_of_first_step
+from dnnmem.estimator.first_step import FIRST_STEP, Unmade, has_own_workspace, is_kept, is_of_first_step, remade
 from dnnmem.estimator.passes.draft import Draft, Life, lives
 from dnnmem.estimator.passes.fsdp_groups import LOSS
 from dnnmem.estimator.passes.pipeline_buffers import ALL_SENT
@@ -56,7 +56,25 @@ def apply(trace: Trace, plan: Plan, cluster: Cluster | None = None) -> Trace:
             "updates more than once, with whole passes between: which of them belong together is not known",
             hint="accumulate in the loop itself, and leave batch.accumulation out",
         )
-    return _accumulated(trace, plan)
+    return _accumulated(_let_go_last(trace), plan)
+
+
+def _let_go_last(trace: Trace) -> Trace:
+    """Gradients that `zero_grad` lets go of before the backward pass go behind the update, as in other loops.
+
+    A second micro-batch finds them either way, and lets go of none.
+    """
+    late = remade(trace.ops, (trace.storages[i] for i in trace.pinned))
+    if not late:
+        return trace
+    ops, left = [], set(late)
+    for op in trace.ops:
+        gone = [e for e in op.events if e.nbytes < 0 and e.storage in left]
+        left.difference_update(e.storage for e in gone)
+        ops.append(op_like(op, events=tuple(e for e in op.events if e not in gone)) if gone else op)
+    freed = (Event(-trace.storages[i].nbytes, 0, i) for i in sorted(late))
+    ops[-1] = op_like(ops[-1], events=(*ops[-1].events, *freed))
+    return replace(trace, ops=tuple(ops), pinned=trace.pinned - late)
 
 
 def _updates_again(ops: Sequence[Op]) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.estimator.passes.batch import _updates_again, apply
 from dnnmem.estimator.plan import Batch, Mesh, Plan, Sharding
-from dnnmem.estimator.trace import Kind, Phase
+from dnnmem.estimator.trace import Event, Kind, Op, Phase, Storage, Trace
 from tests.estimator.passes.steps import gpt
 
 
@@ -41,6 +41,29 @@ def test_another_micro_batch_is_refused():
     assert apply(gpt(3), Plan(batch=Batch(micro_batch=2))) is gpt(3)
     with pytest.raises(UnsupportedError, match="micro_batch is 8, but the step was recorded with 2"):
         apply(gpt(3), Plan(batch=Batch(micro_batch=8)))
+
+
+def test_zero_grad_before_the_backward_pass_is_for_the_first_micro_batch():
+    # GIVEN a loop that lets go of its gradients between the passes, so that a step ends with them
+    held = {
+        0: Storage(id=0, nbytes=4096, kind=Kind.ACTIVATION, saved=True),
+        1: Storage(id=1, nbytes=4096, kind=Kind.GRAD, dtype="float32"),
+        2: Storage(id=2, nbytes=4096, kind=Kind.PARAM, dtype="float32"),
+    }
+    ops = (
+        Op(name="f", reads=(2,), writes=(0,), events=(Event(4096, 0, 0), Event(-4096, 0, 1))),
+        Op(
+            name="b", phase=Phase.BACKWARD, reads=(0,), writes=(1,), events=(Event(4096, 0, 1), Event(-4096, 0, 0)),
+        ),
+        Op(name="update", phase=Phase.STEP, reads=(1, 2), writes=(2,)),
+    )  # fmt: skip
+    trace = Trace(ops=ops, storages=held, pinned=frozenset({1, 2}))
+    trace.check()
+    # WHEN two micro-batches make a step  THEN the second adds to gradients that live all the time
+    found = apply(trace, Plan(batch=Batch(accumulation=2)))
+    found.check()
+    assert not [e for op in found.ops for e in op.events if e.storage == 1]
+    assert [op.writes for op in found.ops if op.name == "aten.add_.Tensor"] == [(1,)]
 
 
 def test_a_step_of_several_updates_is_refused():
