@@ -8,6 +8,8 @@ from itertools import takewhile
 from dnnmem.estimator.trace import Kind, Lane, Op, Phase, Trace
 
 _ADD = "aten.add_.Tensor"
+_OF_LISTS = ("aten._foreach_", "aten._fused_")
+"""What the names of ops begin with that take lists of parameters."""
 
 
 def messages_of(chunk: Trace, name: str, phases: Sequence[Phase]) -> set[int]:
@@ -47,17 +49,18 @@ def lent_gradients(chunks: Sequence[Trace], terms: Sequence[dict[int, int]]) -> 
     return {(1, i): (0, of[owner]) for i, owner in named.items() if owner in of}
 
 
-def in_turns(updates: Sequence[Sequence[Op]]) -> list[tuple[int, Op]]:
-    """The ops of the update of each chunk of a rank, as one optimizer makes them over all parameters: (chunk, op).
+def in_turns(updates: Sequence[Sequence[Op]]) -> list[list[tuple[int, Op]]]:
+    """The ops of the update of each chunk of a rank, (chunk, op): in rows, those that one optimizer makes as one.
 
     What chunks wait for and send before comes first. Where their ops are not alike they come chunk by chunk.
     """
     before = [[*takewhile(lambda op: op.lane is Lane.COMM, ops)] for ops in updates]
     rest = [ops[len(sent) :] for ops, sent in zip(updates, before, strict=True)]
-    turns = [(c, op) for c, ops in enumerate(before) for op in ops]
+    rows = [[(c, op)] for c, ops in enumerate(before) for op in ops]
     if any([op.name for op in ops] != [op.name for op in rest[0]] for ops in rest):
-        return turns + [(c, op) for c, ops in enumerate(rest) for op in ops]
+        return rows + [[(c, op)] for c, ops in enumerate(rest) for op in ops]
     for row in zip(*rest, strict=True):
         frees = all(event.nbytes < 0 for op in row for event in op.events)  # a list lets go of its last tensor first
-        turns += [*enumerate(row)][:: -1 if frees else 1]
-    return turns
+        turns = [*enumerate(row)][:: -1 if frees else 1]
+        rows += [turns] if row[0].name.startswith(_OF_LISTS) else [[turn] for turn in turns]
+    return rows

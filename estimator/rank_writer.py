@@ -189,11 +189,13 @@ class Writer:
     def update(self) -> Iterator[Op]:
         """The optimizer's step: one over the parameters of all chunks, where their ops are alike."""
         lists = [[op for op in chunk.ops if op.phase is Phase.STEP and not is_reduction(op)] for chunk in self.chunks]
-        turns = in_turns(lists)
-        for c, op in turns:
-            kept = self.kept[c]
-            reads, writes = (tuple(kept[i] for i in ids if i in kept) for ids in (op.reads, op.writes))
-            yield op_like(op, reads=reads, writes=writes, events=tuple(self._renamed(op.events, c, -1)))
+        for row in in_turns(lists):
+            parts = [(self.kept[c], op) for c, op in row]
+            reads = tuple(kept[i] for kept, op in parts for i in op.reads if i in kept)
+            writes = tuple(kept[i] for kept, op in parts for i in op.writes if i in kept)
+            events = tuple(event for c, op in row for event in self._renamed(op.events, c, -1))
+            moved = sum(op.moved_bytes for _, op in row)
+            yield op_like(row[0][1], reads=reads, writes=writes, events=events, moved_bytes=moved)
         if self.grads:
             params = [(s.module, s.name) for s in self.storages.values() if s.kind is Kind.PARAM]
             place = {owner: n for n, owner in enumerate(params)}  # in which an optimizer goes through them

@@ -51,9 +51,9 @@ def with_waits(
 ) -> tuple[list[Op], list[Event]]:
     """`ops`, of a step that is repeated, with the ends of the waits of what is in `sent` when it is freed.
 
-    `streams`: how many send; each direction has its own, and what goes both ways at once another one
-    (`batch_isend_irecv`). Also what the set-up needs where a block waits for longer than a step: others, of hardly a
-    size, whose ends are those that the first steps come to.
+    `streams`: how many send; each peer has its own, and what is sent and received at once another one (`_batch_p2p`
+    of torch/distributed/pipelining/schedules.py). Also what the set-up needs where a block waits for longer than a
+    step: others, of hardly a size, whose ends are those that the first steps come to.
     """
     total = sum(kernels)
     if not sent or not total:

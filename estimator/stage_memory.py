@@ -116,7 +116,9 @@ def stage_step(chunks: Sequence[Trace], grid: Grid, rank: int, microbatches: int
     `microbatches` are those of a step, for which there may be more places than there are in `grid`.
     """
     mine, row = _of_rank(chunks, grid, rank)
-    return rank_step(mine, row, grid.extra_copies(rank), microbatches, folded=_is_folded(grid, rank))
+    return rank_step(
+        mine, row, grid.extra_copies(rank), microbatches, folded=_is_folded(grid, rank), peers=grid.peers(rank)
+    )
 
 
 def _stage_peak(chunks: Sequence[Trace], grid: Grid, rank: int, microbatches: int, kinds: frozenset[Kind]) -> int:

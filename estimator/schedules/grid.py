@@ -65,6 +65,11 @@ class Grid:
         """Copies of its weights that a rank holds besides the one that is updated."""
         return (self.versions[rank] if self.versions else 1) - 1 + self.averages
 
+    def peers(self, rank: int) -> int:
+        """How many other ranks have the stages before a rank's and after them."""
+        wanted = {near for stage in self.stages[rank] for near in (stage - 1, stage + 1)} - {*self.stages[rank]}
+        return sum(1 for r, row in enumerate(self.stages) if r != rank and wanted & {*row})
+
 
 Costs = Sequence[Sequence[float]]
 """Seconds by rank and chunk."""

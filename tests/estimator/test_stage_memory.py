@@ -190,6 +190,27 @@ def test_what_a_chunk_hands_on_is_there_until_the_next_steps_takes_its_place():
     assert len(resting) == 4 * 4
 
 
+def test_one_update_is_made_over_the_parameters_of_all_chunks():
+    # GIVEN two chunks a rank, and a list of the update that is made at once
+    plan, parts = planned(4, "interleaved", stages=2, chunks=2, layers=4)
+    [roots] = [op for op in step_of(plan, parts, 1).ops if op.name.startswith("aten._foreach_sqrt")]
+    # THEN it has a tensor for each parameter of the rank
+    params = [s for part in parts[1::2] for i, s in part.storages.items() if i in part.pinned and s.kind is Kind.PARAM]
+    assert sum(event.nbytes > 0 for event in roots.events) == len(params)
+
+
+def test_each_rank_that_is_sent_to_has_a_stream():
+    # GIVEN a rank that sends both ways to one other, to two, and a vee's last one
+    looped, vee = SCHEDULES["interleaved"], SCHEDULES["zbv"]
+    counts = [
+        looped(2, 4, 2).peers(0),
+        *(looped(3, 6, 2).peers(r) for r in (0, 1)),
+        *map(vee(4, 8, 2).peers, (0, 1, 3)),
+    ]
+    assert counts == [1, 2, 2, 1, 2, 1]
+    assert [SCHEDULES["gpipe"](3, 3, 1).peers(r) for r in range(3)] == [1, 2, 1]
+
+
 def test_a_whole_backward_pass_adds_up_in_place_beside_ones_that_are_taken_apart():
     # GIVEN a schedule of both, and layers whose backward passes add to what a later part would begin with
     plan = Plan(mesh=Mesh(pp=2), batch=Batch(accumulation=4), pipeline=Pipeline(schedule="dualpipev", chunks=2))

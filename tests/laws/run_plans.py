@@ -37,6 +37,24 @@ def run_plans(request: Request, plans: Sequence[Plan], gpu: str) -> list[int | s
         return [_read(Path(name, str(number), "rank0.json"), lines) for number in range(len(plans))]
 
 
+def run_ranks(request: Request, plan: Plan, ranks: Sequence[int], gpu: str) -> list[tuple[int, int]]:
+    """Bytes allocated and reserved at the peak of the last step on each of several `ranks` of a plan, run at once."""
+    with tempfile.TemporaryDirectory(prefix="dnnmem-") as name:
+        asked, planned = Path(name, "request.json"), Path(name, "plan.json")
+        asked.write_text(request.to_json(), "utf-8")
+        planned.write_text(json.dumps(to_json(plan)), "utf-8")
+        script = ScriptRequest(
+            script="dnnmem.profilers.planned", is_module=True, arguments=(str(asked), str(planned)),
+            steps=request.steps or STEPS,
+        )  # fmt: skip
+        run = ScriptRun(request=script, gpu=find_device(gpu), ranks=tuple(ranks), world_size=plan.mesh.world_size)
+        found = run_script(run, {**QUIET, **os.environ}, cache=cache_folder(os.environ), on_output=lambda _: None)
+    for result in found:
+        assert result.outcome == "ran", result.message
+    peaks = [result.memory[0].steps[-1] for result in found]
+    return [(peak.allocated_bytes, peak.reserved_bytes) for peak in peaks]
+
+
 def _read(path: Path, lines: Sequence[str]) -> int | str:
     if not path.exists():
         return "\n".join(lines[-20:]) or "it died"
