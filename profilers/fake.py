@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnnmem.estimator.device import Device
 from dnnmem.estimator.devices import find_device
@@ -42,7 +42,7 @@ _BENCHMARK = (
 def profile_fake(
     target: Target, *, steps: int, origin: Origin, on_step: Callable[[int], None], gpu: Device | None = None
 ) -> tuple[Trace, Measurement]:
-    """Trace of the last of `steps` fake steps. Raises `DataDependentError` naming the operator.
+    """Trace of the last of `steps` fake steps. Raises `DataDependentError` naming the operator, and for torch.compile.
 
     `gpu` describes `origin.gpu` if that is not one of `specs/`.
     """
@@ -55,6 +55,7 @@ def profile_fake(
     with faking.active():
         rules = faking.rules
         model = target.make_model()
+        _refuse_compiled(model)
         built = Built(
             model=model, batch=map_tensors(batch, values.adopt), optimizer=target.make_optimizer(model.parameters())
         )
@@ -81,6 +82,16 @@ def profile_fake(
         notes = (*notes, rules.note(), *unsure)
     trace = replace(trace, origin=replace(trace.origin, notes=(*trace.origin.notes, *notes)))
     return trace, Measurement(growth_bytes=growth, facts=facts)
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    """Raise `UnsupportedError` for torch.compile: compiled graphs under a fake mode of another's crash the process."""
+    for name, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+            raise UnsupportedError(
+                f"{name or 'the model'} is compiled (torch.compile), which the fake device cannot run",
+                hint="use --device virtual or cuda, or leave torch.compile out here",
+            )
 
 
 def _workspaces(workspaces: Workspaces, gpu: Device) -> tuple[Facts, list[str]]:

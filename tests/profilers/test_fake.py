@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
 
+from dnnmem.estimator.errors import UnsupportedError
 from dnnmem.profilers.faking import DataDependentError, Faking
 from tests.profilers.recorded import loss_step, on_fake, step_of, target_of
 
@@ -121,6 +122,16 @@ def test_a_shape_that_hangs_on_values_names_its_operator(needs, operator):
     assert error.message == f"{operator} depends on values that a fake run does not have"
     assert "--device cpu" in error.hint
     assert error.exit_code == 4
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_compiled_modules_are_refused_before_they_crash(whole):
+    def make_model():
+        inner = torch.compile(nn.Linear(8, 8), backend="eager")
+        return inner if whole else nn.Sequential(nn.Linear(8, 8), inner)
+
+    with pytest.raises(UnsupportedError, match=r"is compiled \(torch.compile\), which the fake device cannot run"):
+        step_of(make_model, total, numbers)
 
 
 def test_masks_of_small_batches_are_true():
