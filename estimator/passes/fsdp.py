@@ -25,6 +25,7 @@ from dnnmem.estimator.passes.fsdp_parts import (
     SCATTER_STREAM,
     chunk_table,
     free_after,
+    is_made,
     merge_gradients,
     pad_late,
     part_of,
@@ -239,10 +240,7 @@ class _Sharder:
             if group not in forward or self._reshards(group, forward):
                 issue = gathers_at(order[n - ahead], order) if n >= ahead else self.first_backward
                 flat = self._gather_ahead(group, issue, begin_of(group, order), held if group.again else None)
-                if (
-                    group.again
-                ):  # as in a forward pass, the buffer goes with the end of it, or with the next one's copies
-                    held = flat
+                held = flat if group.again else held  # as forward: it goes at its end, or with the next one's copies
             if held >= 0 and (group.stops or group is order[-1]):  # at the latest with the next step's first copies
                 free_after(self.draft, group.stops or len(self.trace.ops) - 1, [held], GATHER_STREAM)
                 held = -1
@@ -250,11 +248,11 @@ class _Sharder:
 
     def _scatter_all(self, order: Sequence[Group], roots: Sequence[Group]) -> None:
         """Reduce each group's gradients when they are made; the root's, and those of what has no input, at the end."""
-        previous = -1
-        for group in sorted(order, key=lambda g: g.backward[-1]) if self.experts and not self.at_end else order:
+        previous, timely = -1, [group for group in order if group.fed or self.at_end]
+        for group in sorted(timely, key=lambda g: g.backward[-1]) if self.experts and not self.at_end else timely:
             previous = self._scatter(group, self.last_backward if self.at_end else group.backward[-1], previous)
-        for root in roots:
-            previous = self._scatter(root, self.last_backward, previous)
+        for group in (*roots, *(g for g in reversed(order) if g not in timely)):  # in the order of the model
+            previous = self._scatter(group, self.last_backward, previous)
         if previous >= 0:
             free_after(self.draft, self.last_backward, [previous])
         free_after(self.draft, self.last_backward, self.sums, SCATTER_STREAM)
@@ -262,7 +260,7 @@ class _Sharder:
     def _scatter(self, group: Group, k: int, previous: int) -> int:
         """Drop the group's parameters, reduce its gradients after op `k`; returns the input, still alive."""
         dropped = [self.whole[i] for i in group.params]
-        mine = [(g, p) for p in group.params for g in self.grads.get(p, ()) if g in self.known and self._is_made(g)]
+        mine = [(g, p) for p in group.params for g in self.grads.get(p, ()) if is_made(self.trace, self.known, g)]
         if not mine:
             free_after(self.draft, k, dropped)
             return previous
@@ -323,10 +321,6 @@ class _Sharder:
         merged = self.draft.add(made_storage(nbytes, Kind.GRAD, "", like))
         self.sum_of.update({g: merged for g, _ in mine})
         return merged
-
-    def _is_made(self, grad: int) -> bool:
-        ops = (self.trace.ops[k] for k in self.known[grad].uses)
-        return any(op.phase is Phase.BACKWARD and grad in op.writes for op in ops)
 
     def _summed(self, group: Group, grad: int, last: int, dtype: str | None) -> int:
         """What is scattered of a gradient: it, or its sum in the type of the wire, which stages keep."""

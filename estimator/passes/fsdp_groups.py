@@ -9,7 +9,7 @@ A group's hooks run before its first op and after its last one, of either pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -39,6 +39,8 @@ class Group:
     """Ops of the forward pass that lie in its modules or read its parameters."""
     backward: list[int] = field(default_factory=list)
     """Ops of the backward pass that do, or that write its gradients."""
+    fed: bool = True
+    """Whether what its modules are given needs a gradient: else only the step's end tells that theirs are done."""
     again: int = 0
     """Of those, the first ones, which compute experts again: FSDP2 takes them for a forward pass."""
 
@@ -110,26 +112,35 @@ def _known_groups(same: Same[Trace], split_root: bool) -> tuple[Group, ...]:  # 
         if block is not None and (block, 0) in found:
             of_module[path] = found[block, 0]
     _place(trace, of_param, of_module)
+    needing = _needing_gradients(trace)
+    for (block, _), group in found.items():
+        group.fed = _is_fed(trace, group, needing, block=block is not None)
     return tuple(found.values())
 
 
 def _sides(trace: Trace, outside: set[int]) -> dict[int, int]:
-    """-1 for parameters that are used before the blocks only, 1 for those after them only, else 0."""
-    lists = block_lists(trace)
-    inside = [
-        k
-        for k, op in enumerate(trace.ops)
-        if op.phase is Phase.FORWARD and any(some.index(op.module) is not None for some in lists)
-    ]
-    uses: dict[int, set[int]] = {i: set() for i in outside}
+    """-1 for parameters of one module that is defined before the blocks, 1 for those of one defined after them.
+
+    Not by use: which modules are one group is said before any has run.
+    """
+    roots = [some.root for some in block_lists(trace)]
+    defined = {module.path: n for n, module in enumerate(trace.modules)}
+    inside = [n for path, n in defined.items() if any(path[: len(root)] == root for root in roots)]
     if not inside:
         return {}
-    for k, op in enumerate(trace.ops):
+    users: dict[int, set[Path]] = {i: {trace.storages[i].module} for i in outside}
+    for op in trace.ops:
         if op.phase is Phase.FORWARD:
             for i in op.reads:
-                if i in outside:
-                    uses[i].add(-1 if k < inside[0] else 1 if k > inside[-1] else 0)
-    return {i: next(iter(where)) for i, where in uses.items() if len(where) == 1}
+                if i in outside and op.module in defined:
+                    users[i].add(op.module)
+    found: dict[int, int] = {}
+    for i, modules in users.items():
+        n = defined.get(trace.storages[i].module)
+        holds = any(root[: len(trace.storages[i].module)] == trace.storages[i].module for root in roots)
+        if n is not None and len(modules) == 1 and not holds and not inside[0] <= n <= inside[-1]:
+            found[i] = -1 if n < inside[0] else 1
+    return found
 
 
 def _place(trace: Trace, of_param: dict[int, Group], of_module: dict[Path, Group]) -> None:
@@ -153,6 +164,26 @@ def _place(trace: Trace, of_param: dict[int, Group], of_module: dict[Path, Group
             (group.forward if phase is Phase.FORWARD else group.backward).append(k)
     for group in {id(group): group for group in of_param.values() if group.experts}.values():
         group.again = _computed_again(trace, group)
+
+
+def _is_fed(trace: Trace, group: Group, needing: Mapping[int, int], *, block: bool) -> bool:
+    """Whether a block, or the first module to run of others, is given what an earlier op made of parameters."""
+    if not group.forward:
+        return True
+    first = group.forward[0]
+    ops = [trace.ops[k] for k in group.forward]
+    run = [op for op in ops if block or op.module == ops[0].module]
+    return any(needing.get(i, first) < first for op in run for i in op.reads)
+
+
+def _needing_gradients(trace: Trace) -> dict[int, int]:
+    """The first op of the forward pass that writes each storage which parameters with gradients have gone into."""
+    own, found = gradients(trace.storages).keys(), dict[int, int]()
+    for k, op in enumerate(trace.ops):
+        if op.phase is Phase.FORWARD and not (own.isdisjoint(op.reads) and found.keys().isdisjoint(op.reads)):
+            for i in op.writes:
+                found.setdefault(i, k)
+    return found
 
 
 def _computed_again(trace: Trace, group: Group) -> int:

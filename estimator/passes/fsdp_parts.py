@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from dnnmem.estimator.passes.draft import UNPADDED, Draft, made_storage
+from dnnmem.estimator.passes.draft import UNPADDED, Draft, Life, made_storage
 from dnnmem.estimator.passes.fsdp_groups import LOSS, Group
 from dnnmem.estimator.trace import Event, Kind, Phase, Storage, Trace
 from dnnmem.estimator.trace_copy import op_like, storage_like
@@ -64,6 +64,12 @@ def span(trace: Trace, phase: Phase) -> tuple[int, int]:
     """First and last op of the model in a phase, the loss left out; all of the trace where there is none."""
     inside = [k for k, op in enumerate(trace.ops) if op.phase is phase and op.module != LOSS]
     return (inside[0], inside[-1]) if inside else (0, len(trace.ops) - 1)
+
+
+def is_made(trace: Trace, known: Mapping[int, Life], grad: int) -> bool:
+    """Whether the backward pass makes a gradient, or adds to it."""
+    ops = (trace.ops[k] for k in known[grad].uses) if grad in known else ()
+    return any(op.phase is Phase.BACKWARD and grad in op.writes for op in ops)
 
 
 def free_after(draft: Draft, k: int, ids: Iterable[int], stream: int = 0) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from dnnmem.estimator.passes import precision, remat, rewrite, sharding
 from dnnmem.estimator.passes.draft import UNPADDED, Draft
+from dnnmem.estimator.passes.fsdp_groups import find_groups
 from dnnmem.estimator.passes.fsdp_parts import SCATTER_STREAM
 from dnnmem.estimator.plan import Mesh, Plan, Precision, Remat, Sharding
 from dnnmem.estimator.trace import Kind, Lane, Phase
 from tests.estimator.passes.steps import LLAMA, gpt, passes_peak
 
 BF16 = {**LLAMA, "dtype": "bfloat16"}
+BESIDE = {"tokens", "positions", "blocks"}
+"""Modules of the sample with parameters, but for the norm behind the blocks."""
 
 
 def sharded(trace, strategy, ranks=4, *, replicas=1, precision=None, policy="none", **options):
@@ -217,6 +221,29 @@ def test_a_split_root_gathers_embedding_and_head_by_themselves():
     assert sent(found, "all_gather")["backward"] == sent(found, "all_gather")["forward"] - sizes[5]
     # AND less is alive than where both stay until the end
     assert passes_peak(found) < passes_peak(sharded(trace, "zero3"))
+
+
+def test_gradients_of_what_is_given_numbers_alone_are_sent_after_the_roots():
+    # GIVEN a table that is the head too, so the root's, and one of positions as a group before the blocks
+    trace = gpt(4)
+    found = sharded(trace, "zero3", split_root=True)
+    reduced = [op for op in found.ops if op.name == "dnnmem.reduce_scatter.dp_shard"]
+    sizes = {s.module: s.nbytes for s in trace.storages.values() if s.kind is Kind.PARAM}
+    # THEN positions, which no gradient passes through, go last: no hook tells that they are done
+    assert [op.moved_bytes for op in reduced[-2:]] == [sizes["tokens",], sizes["positions",]]
+    # AND the norm behind the blocks goes first, when it is done
+    assert reduced[0].moved_bytes < min(op.moved_bytes for op in reduced[1:-1])
+
+
+def test_sides_of_a_split_root_are_those_of_definition():
+    # GIVEN a model whose last norm is defined before its blocks, as OPT's  WHEN what is beside them is split off
+    trace = gpt(4)
+    norm = next(s.module for s in trace.storages.values() if s.kind is Kind.PARAM and s.module[0] not in BESIDE)
+    moved = sorted(trace.modules, key=lambda module: module.path != norm)
+    groups = find_groups(replace(trace, modules=tuple(moved)), split_root=True)
+    # THEN the norm and the positions are one group
+    beside = [{trace.storages[i].module for i in group.params} for group in groups if group.path[0] != "blocks"]
+    assert {("positions",), norm} in beside
 
 
 def test_gradients_at_rest_come_from_the_pool_of_their_sums_one_storage_a_group():
