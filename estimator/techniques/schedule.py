@@ -10,7 +10,7 @@ from dnnmem.estimator.techniques import Scope, Technique
 ORDER = 22
 GROUP = "pp"
 
-_CHUNKS, _MOST_CHUNKS = (2, 3, 4, 6, 8), 20
+_CHUNKS, _MOST_CHUNKS = (2, 3, 4, 6, 8), 9
 """Chunks of a rank under the interleaved schedule; and the most of them among thousands of GPUs, where every number is
 looked at: one may deal the blocks evenly."""
 _MANY = 1024

@@ -13,8 +13,8 @@ from dnnmem.estimator.techniques import Scope, schedule
     ("gpus", "pp", "expected"),
     [
         (8, 2, [2, 3, 4, 6, 8]),
-        (16384, 4, [*range(2, 21)]),  # at every number blocks may be dealt evenly
-        (16384, 8, [*range(2, 16)]),  # 15 x 8 = 120 of 126 blocks
+        (16384, 4, [*range(2, 10)]),  # at every number blocks may be dealt evenly
+        (16384, 16, [*range(2, 8)]),  # 7 x 16 = 112 of 126 blocks
     ],
 )
 def test_stages_have_as_many_chunks_as_there_are_blocks_for(gpus, pp, expected):
