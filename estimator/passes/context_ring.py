@@ -147,25 +147,33 @@ class _Buffers:
         )  # fmt: skip
         sent.gives = self.last = t.new(self.pair * times)
 
-    def turn(self, i: int) -> None:
-        """Round `i` reads what has arrived, and passes it on unless it is the last one."""
+    def turn(self, i: int) -> tuple[int, ...]:
+        """Round `i` reads what has arrived, and passes it on unless it is the last one.
+
+        Returns what the kernel of the last round still holds, where that is `late`.
+        """
         t, old = self.t, self.flat
         t.piece("copy", 2 * self.pair, takes=self.last)
         if not self.late:
             t.drop(old)
+        before, self.copies = (*self.copies, self.arrived), []
         if i == self.sizes.rounds - 1:
-            t.drop(*self.copies, self.arrived)
             self.arrived = 0
-            return
+            return self._behind(before)
         self.flat = t.new(self.pair)
         if self.sizes.gathers:
-            t.drop(*(() if self.late else (self.flat,)), old, *self.copies)
-            return
+            t.drop(*(() if self.late else (self.flat,)), old)
+            return self._behind(before)
         t.drop(old)
         sent = t.piece("send", self.pair * self.sizes.messages, takes=self.flat)
         sent.gives = t.new(self.pair)
-        t.drop(*self.copies, self.arrived)
         self.arrived, self.last = self.last, sent.gives
+        return self._behind(before)
+
+    def _behind(self, before: tuple[int, ...]) -> tuple[int, ...]:
+        if not self.late:
+            self.t.drop(*before)
+        return before
 
     def left(self) -> tuple[int, int, int]:
         """What is there at the end."""
@@ -184,12 +192,10 @@ def ring_backward(sizes: Sizes, kernel: Sequence[Event], gradients: Sequence[int
     sent = passed = lse = 0
     for i in range(sizes.rounds):
         early = sizes.has_early_keys(i)
-        if i:
-            buffers.turn(i)
+        behind = buffers.turn(i) if i else ()
         t.piece("attention", takes=passed)
-        if i and sizes.causal:
-            t.drop(lse)
-            lse = 0 if early else t.new(sizes.logsumexp // 2)
+        before, lse = lse, t.new(sizes.logsumexp // 2) if i and sizes.causal and not early else 0
+        t.drop(*behind, before)
         made = t.kernel(_halves(sizes, kernel, gradients, early=early) if i else kernel)
         t.drop(*old, sent, *(sums if i else ()))
         last, old = passed, list(made.values())
@@ -211,7 +217,8 @@ def ring_backward(sizes: Sizes, kernel: Sequence[Event], gradients: Sequence[int
     t.piece("copy", 2 * pair, takes=passed)
     query = _replaced(t, total, sizes.query) if sizes.wide > 1 else total
     both = t.new(sizes.pair) if sizes.wide > 1 else passed
-    t.drop(sent, *sums, *old, lse, *(() if both == passed else (passed,)), *buffers.left())
+    flat, *others = buffers.left()
+    t.drop(sent, *sums, flat, *old, *(() if both == passed else (passed,)), *others, lse)
     return t, {gradients[0]: query, gradients[1]: both, gradients[2]: both}
 
 

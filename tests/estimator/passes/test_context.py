@@ -15,7 +15,7 @@ from dnnmem.estimator.keep_text import is_attention
 from dnnmem.estimator.local_step import local_step, step_of
 from dnnmem.estimator.passes import rewrite
 from dnnmem.estimator.passes.context import apply, split_storages
-from dnnmem.estimator.passes.context_ring import ROUNDS
+from dnnmem.estimator.passes.context_ring import ROUNDS, Sizes, ring_backward
 from dnnmem.estimator.plan import Context, Mesh, Plan, check
 from dnnmem.estimator.plan_text import change
 from dnnmem.estimator.replay import replay_on
@@ -23,7 +23,7 @@ from dnnmem.estimator.simulate import simulate
 from dnnmem.estimator.stage_memory import stage_peak
 from dnnmem.estimator.step_time import time_step
 from dnnmem.estimator.time_model import load
-from dnnmem.estimator.trace import Kind, Lane, Phase
+from dnnmem.estimator.trace import Event, Kind, Lane, Phase
 from dnnmem.estimator.work import DTYPES
 from tests.estimator.passes.steps import LLAMA, WRITTEN, gpt, passes_peak, plain
 
@@ -239,3 +239,22 @@ def test_attention_is_timed_in_the_type_that_it_multiplies(method):
         DTYPES[i] for i, op in zip(step.chunks[0].work.dtype, step.local.ops, strict=True) if is_attention(op.name)
     ]
     assert set(kinds) == {"bfloat16"}
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_what_a_round_read_goes_when_the_next_one_has_its_logsumexp(rank):
+    # GIVEN the backward pass of a ring of four, whose loop binds all that a kernel reads at once
+    size = 4096
+    sizes = Sizes(
+        query=size, out=size, key=size, value=size, logsumexp=256, wide=2, ranks=4, rank=rank, gathers=False,
+        causal=True,
+    )  # fmt: skip
+    tape, _ = ring_backward(sizes, [Event(size, 0, i) for i in range(3)], range(3))
+    # WHEN rounds of half of the queries are looked at
+    rounds = [piece.events for piece in tape.pieces if piece.kind == "attention"]
+    late = [events for i, events in enumerate(rounds) if i > rank]
+    # THEN each makes its part of the logsumexp first, and lets go of what the last one read after that
+    assert [events[0].nbytes for events in late] == [128] * (3 - rank)
+    assert all(events[0].nbytes > 0 for events in rounds[:1])
+    for events in rounds[2:]:
+        assert -2 * size in [nbytes for nbytes, _, _ in events[:3]]
