@@ -47,7 +47,9 @@ weights that a rank holds.
 `dnnmem estimate` prices all but TeraPipe: the grid is simulated with the seconds of each stage, and each rank's
 allocations are played in the order of its row. PyTorch has those marked so, and dnnmem does them to a model as it is:
 a stage runs the model's own code, with the blocks of other stages left out. What a rank sends is not free when the
-program lets go of it: its memory waits until the GPU is past the send, about 1,024 kernels behind the host.
+program lets go of it: its memory waits until the GPU is past the send, about 1,024 kernels behind the host. Where a
+whole step is shorter than that (a few small blocks a rank), that may be a step sooner or later than predicted: reserved
+memory is then within 5 %, what is allocated is not in doubt.
 
 | beside stages | with |
 |---|---|
